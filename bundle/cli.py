@@ -1,0 +1,62 @@
+"""`fieldmark bundle show|verify`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bundle.folder import Bundle, describe
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+verbs = typer.Typer(no_args_is_help=True, help="Show or verify a bundle.")
+app.add_typer(verbs, name="bundle")
+
+
+@app.callback()
+def _root() -> None:
+    """Keep `bundle` a named verb, whatever else this application holds."""
+
+
+@verbs.command()
+def show(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    json: Annotated[bool, typer.Option("--json", help="Print the whole manifest as JSON.")] = False,
+) -> None:
+    """Verify a bundle and print what it holds."""
+    bundle = Bundle.open(path)
+    if json:
+        sys.stdout.write(describe(bundle) + "\n")
+        return
+    manifest, console = bundle.manifest, Console()
+    size = f"{manifest.image.width}x{manifest.image.height} px"
+    console.print(f"[bold]{manifest.name}[/]  {len(manifest.labels)} labels, {size}")
+    console.print(f"bundle id  {bundle.bundle_id}", highlight=False)
+    for key, value in manifest.training.items():
+        console.print(f"{key}  {value}", highlight=False)
+    table = Table("network", "output", "type", "shape", "largest difference from PyTorch")
+    for name, network in manifest.networks.items():
+        for tensor in network.outputs:
+            shape = "x".join(["N", *map(str, tensor.shape)])
+            difference = network.parity.get(tensor.name, float("nan"))
+            table.add_row(name, tensor.name, tensor.dtype, shape, f"{difference:.1e}")
+    console.print(table)
+    table = Table("network", "detector layers", "alpha", "calibration images")
+    for name, network in manifest.networks.items():
+        detector = network.detector
+        table.add_row(name, " ".join(detector.layers), f"{detector.alpha:g}", str(detector.calibration_n))
+    console.print(table)
+
+
+@verbs.command()
+def verify(path: Annotated[Path, typer.Argument(metavar="BUNDLE")]) -> None:
+    """Check every file of a bundle against its manifest."""
+    bundle = Bundle.open(path)
+    total = sum(entry.bytes for entry in bundle.manifest.files.values())
+    Console().print(
+        f"{path}: {len(bundle.manifest.files)} files, {total / 1e6:.1f} MB, all match. id {bundle.bundle_id}",
+        highlight=False,
+        soft_wrap=True,
+    )

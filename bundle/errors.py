@@ -1,0 +1,117 @@
+"""Every error a user can meet, drawn once.
+
+FieldmarkError                what was wrong, where, what to do; the CLI prints one sentence and exits non-zero
+├── InputError                something handed in cannot be used
+│   ├── ImageError            one image: unreadable, too large, too small, animated        -> an error row, or exit 1
+│   ├── DatasetError          a dataset folder: missing file, dangling index, empty class
+│   └── OptionError           a value on the command line: unknown preset, eps out of range
+├── BundleError               an artifact on disk that must not be used
+│   ├── BundleMissing         no bundle, or a file of it, at this path
+│   ├── BundleCorrupt         a checksum, a size or a path does not match the manifest
+│   └── BundleUnsupported     a schema or a feature that this version does not know
+├── CheckpointError           a training run that cannot be resumed or exported
+├── TrainingError             training cannot go on (a loss that is not finite)
+├── ExportError               a graph that cannot be exported, or does not equal its source
+├── ServerError               the server could not start, or died
+├── EndpointError             the endpoint cannot be reached, is not ready, or serves another bundle
+├── DiskFull                  no space left; nothing half-written stays behind
+├── ScoringError              offline scoring cannot go on (disk full, output of another bundle)
+└── MissingExtra              an optional dependency is not installed; names the extra
+"""
+
+
+class FieldmarkError(Exception):
+    """`what` is the problem and where it is; `hint` is what to do about it. Both are sentences without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what.rstrip('.')}. {self.hint}" if self.hint else self.what
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.what, self.hint)
+
+
+def _rebuild(kind: type[FieldmarkError], what: str, hint: str) -> FieldmarkError:
+    """Errors cross process borders (data-loading workers), so they must survive pickling."""
+    return kind(what, hint=hint)
+
+
+class InputError(FieldmarkError):
+    """Something handed in cannot be used."""
+
+
+class ImageError(InputError):
+    """One image cannot be decoded within the limits of the image spec."""
+
+
+class DatasetError(InputError):
+    """A dataset folder is not what its format promises."""
+
+
+class OptionError(InputError):
+    """A value on the command line is not one of the allowed ones."""
+
+    exit_code = 2
+
+
+class BundleError(FieldmarkError):
+    """An artifact on disk that must not be used."""
+
+
+class BundleMissing(BundleError):
+    """There is no bundle, or one of its files is absent."""
+
+
+class BundleCorrupt(BundleError):
+    """A checksum, a size or a path does not match the manifest."""
+
+
+class BundleUnsupported(BundleError):
+    """The bundle asks for something that this version does not know."""
+
+
+class CheckpointError(FieldmarkError):
+    """A training run that cannot be resumed or exported."""
+
+
+class TrainingError(FieldmarkError):
+    """Training cannot go on."""
+
+
+class ExportError(FieldmarkError):
+    """A graph that cannot be exported, or does not equal its source."""
+
+
+class ServerError(FieldmarkError):
+    """The server could not start, or died."""
+
+
+class EndpointError(FieldmarkError):
+    """The endpoint cannot be reached, is not ready, or serves another bundle."""
+
+
+class DiskFull(FieldmarkError):
+    """No space left; nothing half-written stays behind."""
+
+
+class ScoringError(FieldmarkError):
+    """Offline scoring cannot go on; what was written stays valid."""
+
+
+class MissingExtra(FieldmarkError):
+    """An optional dependency is not installed."""
+
+    exit_code = 3
+
+    @classmethod
+    def named(cls, extra: str, verb: str, cause: ImportError) -> "MissingExtra":
+        return cls(
+            f"{verb} needs the '{extra}' extra ({cause.name or cause} is not installed)",
+            hint=f"Install it with: pip install 'fieldmark[{extra}]'",
+        )

@@ -1,0 +1,124 @@
+"""From image bytes to the UINT8 [H, W, 3] tensor the served graph takes; the same code in training, client and scoring.
+
+Limits are checked on the header, before any pixel is decoded. What is accepted becomes RGB in one defined way:
+EXIF orientation is applied, palettes are expanded, alpha is laid over white, CMYK is converted, 16-bit grey keeps its
+upper byte. What has no single meaning (an animation, 32-bit pixels) is refused.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from bundle.errors import ImageError
+
+# Pillow warns of large images while opening them; the spec's own limit refuses them in the next line.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """How bytes become a tensor. Sizes in pixels; `resize='stretch'` ignores the aspect ratio, as the paper does."""
+
+    height: int
+    width: int
+    resize: str = "stretch"
+    interpolation: str = "bilinear"
+    max_bytes: int = 64 * 1024 * 1024
+    max_pixels: int = 50_000_000
+    min_side: int = 8
+
+    def __post_init__(self) -> None:
+        if not (8 <= self.height <= 4096 and 8 <= self.width <= 4096):
+            raise ValueError(f"image size {self.width}x{self.height} is outside 8..4096 pixels")
+        if self.resize != "stretch":
+            raise ValueError(f"unknown resize {self.resize!r}; this version knows 'stretch'")
+        if self.interpolation != "bilinear":
+            raise ValueError(f"unknown interpolation {self.interpolation!r}; this version knows 'bilinear'")
+        if min(self.max_bytes, self.max_pixels, self.min_side) < 1:
+            raise ValueError("image limits must be positive")
+
+    def read(self, path: Path, box: Box | None = None) -> npt.NDArray[np.uint8]:
+        """Read one file; raises ImageError that names the path."""
+        try:
+            if not path.is_file():
+                raise ImageError("no such file" if not path.exists() else "not a regular file")
+            if path.stat().st_size > self.max_bytes:
+                raise ImageError(f"{path.stat().st_size:,} bytes are more than the limit of {self.max_bytes:,}")
+            return self.decode(path.read_bytes(), box)
+        except ImageError as problem:
+            raise ImageError(f"{path}: {problem.what}", hint=problem.hint) from None
+        except OSError as problem:
+            raise ImageError(f"{path}: {problem.strerror or problem}") from None
+        except ValueError as problem:  # an embedded NUL in the name
+            raise ImageError(f"{str(path)!r}: {problem}") from None
+
+    def decode(self, data: bytes, box: Box | None = None) -> npt.NDArray[np.uint8]:
+        """Decode one encoded image, crop it to `box` = (left, top, width, height) and resize it: uint8 [H, W, 3]."""
+        if len(data) > self.max_bytes:
+            raise ImageError(f"{len(data):,} bytes are more than the limit of {self.max_bytes:,}")
+        if not data:
+            raise ImageError("the file is empty")
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                self._check_header(image)
+                if box is None:
+                    # JPEG can decode at a half, quarter or eighth of its size; stay at twice the target or more.
+                    image.draft("RGB", (2 * self.width, 2 * self.height))
+                rgb = _to_rgb(image)
+        except ImageError:
+            raise
+        except Image.DecompressionBombError:
+            raise ImageError(f"the image has more than the limit of {self.max_pixels:,} pixels") from None
+        except UnidentifiedImageError:
+            raise ImageError("not an image, or an unknown format", hint=f"Accepted are {', '.join(FORMATS)}.") from None
+        except Exception as problem:  # decoders raise whatever their library raises on damaged data
+            raise ImageError(f"the image is damaged ({problem})") from None
+        if box is not None:
+            rgb = rgb.crop(_clip(box, rgb.size))
+        if rgb.size != (self.width, self.height):
+            rgb = rgb.resize((self.width, self.height), Image.Resampling.BILINEAR)
+        return np.asarray(rgb, dtype=np.uint8)
+
+    def _check_header(self, image: Image.Image) -> None:
+        width, height = image.size
+        if width * height > self.max_pixels:
+            raise ImageError(f"{width}x{height} pixels are more than the limit of {self.max_pixels:,}")
+        if min(width, height) < self.min_side:
+            raise ImageError(f"{width}x{height} pixels are too few; each side needs at least {self.min_side}")
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise ImageError(
+                f"the image is animated or has several pages ({getattr(image, 'n_frames', 1)})",
+                hint="Send one frame as an image of its own.",
+            )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8), mode="L").convert("RGB")
+    if upright.mode in ("I", "F"):
+        raise ImageError(f"32-bit pixels (mode {upright.mode}) have no defined range", hint="Save it with 8 bits each.")
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        layered = upright.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+    return upright.convert("RGB")
+
+
+def _clip(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom in whole pixels inside an image of `size` = (width, height)."""
+    left, top, width, height = box
+    x0, y0 = max(0, round(left)), max(0, round(top))
+    x1, y1 = min(size[0], round(left + width)), min(size[1], round(top + height))
+    if x1 <= x0 or y1 <= y0:
+        raise ImageError(f"the bounding box {box} lies outside the {size[0]}x{size[1]} image")
+    return x0, y0, x1, y1

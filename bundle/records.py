@@ -1,0 +1,93 @@
+"""Frozen dataclasses to JSON and back, strictly: an unknown or missing key or a wrong type is an error with its place.
+
+Understands str, int, float, bool, None, `X | None`, tuple[X, ...], dict[str, X], Any and nested dataclasses.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class RecordError(ValueError):
+    """`place` is a dotted path into the document, such as `networks.full.detector.alpha`."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"{place or 'document'}: {problem}")
+        self.place = place
+
+
+def to_plain(record: Any) -> Any:
+    """Dataclasses, tuples and dicts as JSON's own types."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {field.name: to_plain(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    if isinstance(record, Mapping):
+        return {str(key): to_plain(value) for key, value in record.items()}
+    if isinstance(record, (tuple, list)):
+        return [to_plain(value) for value in record]
+    return record
+
+
+def from_plain(kind: type[T], value: Any, place: str = "") -> T:
+    """Build `kind` from JSON types; raises RecordError."""
+    result: T = _convert(kind, value, place)
+    return result
+
+
+def _convert(kind: Any, value: Any, place: str) -> Any:
+    origin = typing.get_origin(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(kind)
+        if value is None and type(None) in options:
+            return None
+        (inner,) = [option for option in options if option is not type(None)]
+        return _convert(inner, value, place)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise RecordError(place, f"expected a list, found {_name(value)}")
+        item = typing.get_args(kind)[0]
+        return tuple(_convert(item, element, f"{place}[{index}]") for index, element in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise RecordError(place, f"expected an object, found {_name(value)}")
+        item = typing.get_args(kind)[1]
+        return {key: _convert(item, element, _join(place, key)) for key, element in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _convert_record(kind, value, place)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise RecordError(place, f"expected {kind.__name__}, found {_name(value)}")
+    return value
+
+
+def _convert_record(kind: Any, value: Any, place: str) -> Any:
+    if not isinstance(value, dict):
+        raise RecordError(place, f"expected an object, found {_name(value)}")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(value) - set(fields)):
+        raise RecordError(place, f"unknown key {unknown[0]!r}")
+    arguments = {}
+    for name, field in fields.items():
+        if name in value:
+            arguments[name] = _convert(hints[name], value[name], _join(place, name))
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise RecordError(place, f"missing key {name!r}")
+    try:
+        return kind(**arguments)
+    except ValueError as problem:  # a __post_init__ that refuses its values
+        raise RecordError(place, str(problem)) from None
+
+
+def _join(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name
+
+
+def _name(value: Any) -> str:
+    return "null" if value is None else type(value).__name__

@@ -1,0 +1,78 @@
+"""The one command: `fieldmark VERB`. Each verb lives in its room's `cli.py` and is imported only when it is called."""
+
+import importlib
+import os
+import sys
+import traceback
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bundle.errors import FieldmarkError
+
+# verb -> (module whose `app` is a Typer application with a command of that name, one line of help)
+VERBS: dict[str, tuple[str, str]] = {
+    "data": ("training.data.cli", "Draw the built-in set of birds, or look at any dataset."),
+    "train": ("training.cli", "Train a robust classifier on a dataset folder."),
+    "attack": ("training.cli", "Attack a trained classifier; write the attacked images as 8-bit files."),
+    "export": ("export.cli", "Turn a training run into a bundle: ONNX graphs with preprocessing and detector inside."),
+    "bundle": ("bundle.cli", "Show or verify a bundle."),
+    "serve": ("serving.cli", "Serve a bundle on a real Triton."),
+    "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
+    "score": ("serving.cli", "Score a folder of images into Parquet shards."),
+}
+VERSION = "0.1.0"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one verb; every failure ends in one sentence on stderr and a non-zero exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _print_help()
+        sys.exit(0)
+    if arguments[0] in ("-V", "--version"):
+        sys.stdout.write(f"fieldmark {VERSION}\n")
+        sys.exit(0)
+    if arguments[0] not in VERBS:
+        errors.print(f"[bold red]error:[/] unknown verb {escape(repr(arguments[0]))}. Verbs: {', '.join(VERBS)}.")
+        sys.exit(2)
+    try:
+        importlib.import_module(VERBS[arguments[0]][0]).app(args=arguments, prog_name="fieldmark")
+    except FieldmarkError as problem:
+        errors.print(f"[bold red]error:[/] {escape(str(problem))}")
+        sys.exit(problem.exit_code)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as problem:
+        where = f"{problem.filename}: " if problem.filename else ""
+        errors.print(f"[bold red]error:[/] {escape(where + (problem.strerror or str(problem)))}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("stopped; nothing half-written was left behind")
+        sys.exit(130)
+    except Exception as problem:
+        if os.environ.get("FIELDMARK_DEBUG"):
+            raise
+        place = traceback.extract_tb(problem.__traceback__)[-1]
+        errors.print(
+            f"[bold red]error:[/] this is a bug in fieldmark: {escape(f'{type(problem).__name__}: {problem}')} "
+            f"({escape(f'{place.filename}:{place.lineno}')}). Run it with FIELDMARK_DEBUG=1 and report what it prints."
+        )
+        sys.exit(70)
+
+
+def _print_help() -> None:
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for verb, (_, line) in VERBS.items():
+        table.add_row(f"[bold cyan]{verb}[/]", line)
+    console = Console()
+    console.print("Fine-grained image recognition that stays right under attack, and says when it is being attacked.\n")
+    console.print("[bold]usage:[/] fieldmark VERB [OPTIONS]    (fieldmark VERB --help explains one)\n", highlight=False)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What an answer is, whoever computed it: the served graph in process, or Triton over gRPC."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle import tensors
+from bundle.manifest import Manifest
+
+Outputs = Mapping[str, npt.NDArray[Any]]
+
+
+class Inference(Protocol):
+    """Something that runs a bundle's graphs. `serving.local.LocalInference` and `serving.client.TritonInference` do."""
+
+    manifest: Manifest
+    bundle_id: str
+
+    def infer(self, images: npt.NDArray[np.uint8], network: str) -> Outputs:
+        """Run `network` on images : (N, H, W, 3) uint8; returns every output of the network by name."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One image's answer. `top` holds (label, probability), best first; scores are squared distances per layer."""
+
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+    instance_score: float
+    p_value: float
+    is_adversarial: bool
+    layer_scores: tuple[float, ...]
+    network: str
+    bundle_id: str
+
+
+def predictions(
+    outputs: Outputs, manifest: Manifest, network: str, *, alpha: float | None = None, top: int = 1
+) -> list[Prediction]:
+    """Turn a batch of graph outputs into predictions; `alpha` replaces the bundle's default false-positive rate."""
+    probabilities = outputs[tensors.PROBABILITIES]
+    p_values = outputs[tensors.P_VALUE]
+    flags = outputs[tensors.IS_ADVERSARIAL] if alpha is None else p_values <= alpha
+    ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    bundle_id = manifest.bundle_id
+    return [
+        Prediction(
+            label=manifest.labels[int(ranked[row, 0])],
+            probability=float(probabilities[row, ranked[row, 0]]),
+            top=tuple((manifest.labels[int(k)], float(probabilities[row, k])) for k in ranked[row]),
+            instance_score=float(outputs[tensors.INSTANCE_SCORE][row]),
+            p_value=float(p_values[row]),
+            is_adversarial=bool(flags[row]),
+            layer_scores=tuple(float(value) for value in outputs[tensors.LAYER_SCORES][row]),
+            network=network,
+            bundle_id=bundle_id,
+        )
+        for row in range(len(probabilities))
+    ]
