@@ -1,0 +1,165 @@
+"""From samples to tensors: decode by the image spec, once into memory where it fits, in a reproducible order.
+
+The only file of this folder that needs PyTorch.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import Progress
+
+from bundle.errors import ImageError, MissingExtra
+from bundle.image import ImageSpec
+from training.data.index import Sample
+
+try:
+    import torch
+    from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+except ImportError as error:
+    raise MissingExtra.named("training", "Loading images for training", error) from None
+
+Samples = tuple[Sample, ...]
+Item = tuple[torch.Tensor, int, int]
+CACHE_BYTES = 2**31
+SLOW_SECONDS = 2.0
+
+
+def images_array(samples: Samples, spec: ImageSpec) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Decode every sample, cropped to its box: images (n, H, W, 3) uint8 and labels (n,) int64, in the given order.
+
+    The first image that cannot be decoded raises an ImageError that names its file.
+    """
+    images = np.empty((len(samples), spec.height, spec.width, 3), dtype=np.uint8)
+
+    def decode(index: int) -> None:
+        images[index] = spec.read(samples[index].path, samples[index].box)
+
+    # Pillow releases the GIL while it decodes and resizes, so threads suffice.
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
+        _shown(pool.map(decode, range(len(samples))), len(samples))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return images, np.array([sample.label for sample in samples], dtype=np.int64)
+
+
+class ImageParts(Dataset[Item]):
+    """One part of a dataset: item i is (uint8 tensor [H, W, 3], label, i), from memory or from its file."""
+
+    def __init__(self, samples: Samples, spec: ImageSpec, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self.samples = samples
+        self.spec = spec
+        self.in_memory = len(samples) * spec.height * spec.width * 3 <= cache_bytes
+        self._images = torch.from_numpy(images_array(samples, spec)[0]) if self.in_memory else None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Item:
+        sample = self.samples[index]
+        if self._images is not None:
+            return self._images[index], sample.label, index
+        return torch.from_numpy(self.spec.read(sample.path, sample.box).copy()), sample.label, index
+
+
+def load_part(samples: Samples, spec: ImageSpec, *, cache_bytes: int = CACHE_BYTES) -> ImageParts:
+    """Decode a part once into memory if it takes at most `cache_bytes`; else each item is decoded when it is asked."""
+    return ImageParts(samples, spec, cache_bytes=cache_bytes)
+
+
+class EpochOrder(Sampler[int]):
+    """A new order each epoch that depends on seed + epoch alone, so a resumed run sees the order it would have seen."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass; without a call each pass takes the next epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        self.epoch += 1
+        return iter(torch.randperm(self.length, generator=generator).tolist())
+
+
+class ImageLoader(DataLoader[Any]):
+    """A DataLoader whose workers hand an ImageError over whole; the usual one would wrap it in a traceback text."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, ImageError):
+                raise batch
+            yield batch
+
+
+def image_loader(
+    samples: Samples | ImageParts,
+    spec: ImageSpec,
+    *,
+    batch_size: int,
+    shuffle_seed: int | None,
+    workers: int = 0,
+    drop_last: bool = False,
+    cache_bytes: int = CACHE_BYTES,
+) -> ImageLoader:
+    """Batches (images [B, H, W, 3] uint8, labels [B] int64, indices [B] int64), deterministic by `shuffle_seed`.
+
+    None keeps the order of the samples. `workers` is used only where the part does not fit into memory. An ImageParts
+    that was loaded before may stand for its samples, so that several loaders share one decoding.
+    """
+    part = samples if isinstance(samples, ImageParts) else load_part(samples, spec, cache_bytes=cache_bytes)
+    return ImageLoader(
+        _Guarded(part),
+        batch_size=batch_size,
+        sampler=None if shuffle_seed is None else EpochOrder(len(part), shuffle_seed),
+        num_workers=0 if part.in_memory else workers,
+        drop_last=drop_last,
+        collate_fn=_collate,
+    )
+
+
+class _Guarded(Dataset[Item | ImageError]):
+    """Returns an ImageError as an item, where raising it in a worker would lose its type and text."""
+
+    def __init__(self, part: ImageParts) -> None:
+        self.part = part
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, index: int) -> Item | ImageError:
+        try:
+            return self.part[index]
+        except ImageError as problem:
+            return problem
+
+
+def _collate(items: list[Item | ImageError]) -> Any:
+    problem = next((item for item in items if isinstance(item, ImageError)), None)
+    return default_collate(items) if problem is None else problem
+
+
+def _shown(steps: Iterable[None], total: int) -> None:
+    """Take every step; a progress bar on stderr appears once this has lasted SLOW_SECONDS."""
+    start = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        bar: Progress | None = None
+        for done, _ in enumerate(steps, start=1):
+            if bar is None and time.monotonic() - start > SLOW_SECONDS:
+                bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+                bar.add_task("decoding images", total=total)
+            if bar is not None:
+                bar.update(bar.task_ids[0], completed=done)
