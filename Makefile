@@ -1,0 +1,80 @@
+# Everything a person or CI does here. Two environments, each made from a lock of names, versions and hashes:
+#   .venv         training, export, scoring, tests: PyTorch, about 6 GB
+#   .venv-triton  the server: NVIDIA Triton and no PyTorch, about 0.5 GB
+# `make setup` is instant when nothing changed. Other commands set up what they need first.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+# The first Python here that is 3.11 or 3.12; `make setup PYTHON=/path/to/python3.12` chooses another.
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+	"$$python" -c '$(SUPPORTED)' 2>/dev/null && echo "$$python" && break; done)
+
+LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--custom-compile-command 'make lock' --constraints requirements/constraints.in --group editable \
+	$(if $(UPGRADE),--upgrade) pyproject.toml
+LINE := printf '==> %s\n'
+
+.PHONY: help setup demo test check bench lock clean distclean
+
+help: ## Show this list
+	@echo "usage: make TARGET"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: .venv/.ready .venv-triton/.ready ## Make both environments (about 3 minutes, 6 GB; instant when they exist)
+
+demo: setup ## The whole job: draw, train, export, serve, attack, score. DATA=FOLDER and PRESET=NAME take your own
+	.venv/bin/python -m demo $${DATA:+--data "$$DATA"} $${PRESET:+--preset "$$PRESET"}
+
+test: setup ## Run all tests. TESTS="-m hostile" or TESTS=tests/bundle runs a part
+	.venv/bin/python -m pytest $(TESTS)
+
+check: .venv/.ready ## Lint, formatting, strict types, locks and the Dockerfile
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/python requirements/check.py
+	.venv/bin/hadolint Dockerfile
+
+bench: setup ## Measure every number of the README again
+	.venv/bin/python -m benchmarks
+
+lock: .venv/.ready ## Choose versions again for pyproject.toml and write both locks. UPGRADE=1 takes the newest of everything
+	$(LOCK) --extra dev --output-file requirements/dev.lock >/dev/null
+	$(LOCK) --extra server --output-file requirements/server.lock >/dev/null
+	.venv/bin/python requirements/check.py
+
+clean: ## Remove what the demo, tests and builds wrote
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean ## Remove the environments too
+	rm -rf .venv .venv-triton
+
+# An environment carries `.whole` from the moment when everything in its lock is installed. Without that stamp the folder
+# is half-made and starts anew; with it, a changed lock is installed over what is there. `.ready` adds this project.
+define environment
+	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null; then \
+		echo "error: Fieldmark needs Python 3.11 or 3.12, and $(or $(PYTHON),none of python3, python3.12, python3.11) is not." \
+			"Install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@$(LINE) "Making $(@D) from $<: $(1)"
+	@[ -e $@ ] && rm $@ || "$(PYTHON)" -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install -qq --no-input --disable-pip-version-check --progress-bar off \
+		--require-hashes --only-binary :all: -r $<
+	@touch $@
+endef
+
+.venv/.whole: requirements/dev.lock
+	$(call environment,about 6 GB with PyTorch; a few minutes)
+
+.venv-triton/.whole: requirements/server.lock
+	$(call environment,about 0.5 GB with Triton; half a minute)
+
+# `--no-deps`: the lock has said it all. `--no-build-isolation`: builds with the locked hatchling, fetches nothing.
+%/.ready: %/.whole pyproject.toml
+	@$*/bin/python -m pip install -qq --no-input --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+	@$(LINE) "$* is ready"
