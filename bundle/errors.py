@@ -11,6 +11,7 @@ FieldmarkError                what was wrong, where, what to do; the CLI prints 
 │   └── BundleUnsupported     a schema or a feature that this version does not know
 ├── CheckpointError           a training run that cannot be resumed or exported
 ├── TrainingError             training cannot go on (a loss that is not finite)
+├── DetectorError             features or scores that no detector can be fitted on
 ├── ExportError               a graph that cannot be exported, or does not equal its source
 ├── ServerError               the server could not start, or died
 ├── EndpointError             the endpoint cannot be reached, is not ready, or serves another bundle
@@ -82,6 +83,10 @@ class CheckpointError(FieldmarkError):
 
 class TrainingError(FieldmarkError):
     """Training cannot go on."""
+
+
+class DetectorError(FieldmarkError):
+    """Features or scores that no detector can be fitted on."""
 
 
 class ExportError(FieldmarkError):

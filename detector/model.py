@@ -1,0 +1,99 @@
+"""The fitted detector: features -> squared distances per layer -> score -> p-value -> decision."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.errors import BundleCorrupt, DetectorError
+from bundle.files import atomic_file
+from detector.combination import Combination
+from detector.conformal import check_calibration_size, p_values
+from detector.gaussian import ClassGaussians, fit_gaussians
+
+Features = Mapping[str, npt.NDArray[np.floating]]  # layer name -> (n, D_layer)
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detector:
+    """L layers; `calibration` : (n,) ascending scores of clean held-out images; `alpha` the default decision."""
+
+    layers: tuple[str, ...]
+    gaussians: tuple[ClassGaussians, ...]
+    combination: Combination
+    calibration: Float32
+    alpha: float
+
+    def layer_scores(self, features: Features) -> Float32:
+        """Squared distance to the nearest class mean, per layer: (n, L) float32."""
+        return layer_scores(self.layers, self.gaussians, features)
+
+    def score(self, features: Features) -> Float32:
+        """Adversarial score, (n,) float32; higher is more suspicious."""
+        return self.combination.score(self.layer_scores(features))
+
+    def p_values(self, scores: Float32) -> Float32:
+        """Conformal p-values of scores : (n,)."""
+        return p_values(scores, self.calibration)
+
+    def calibrated(self, scores: Float32, alpha: float) -> "Detector":
+        """The same detector, calibrated on `scores` : (n,) of clean held-out images."""
+        check_calibration_size(len(scores), alpha)
+        if not np.isfinite(scores).all():
+            raise DetectorError(f"{int((~np.isfinite(scores)).sum())} calibration scores are not finite")
+        return replace(self, calibration=np.sort(scores.astype(np.float32)), alpha=alpha)
+
+    def save(self, path: Path) -> None:
+        """Write an .npz without pickled objects."""
+        arrays = {
+            "layers": np.array(self.layers),
+            "weights": self.combination.weights,
+            "bias": np.float64(self.combination.bias),
+            "calibration": self.calibration,
+            "alpha": np.float64(self.alpha),
+        }
+        for layer, gaussians in zip(self.layers, self.gaussians, strict=True):
+            arrays[f"{layer}/whitening"] = gaussians.whitening
+            arrays[f"{layer}/center"] = gaussians.center
+            arrays[f"{layer}/means"] = gaussians.means
+            arrays[f"{layer}/shrinkage"] = np.float64(gaussians.shrinkage)
+        with atomic_file(path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: Path) -> "Detector":
+        """Read what `save` wrote; never unpickles."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                layers = tuple(str(name) for name in arrays["layers"])
+                return cls(
+                    layers=layers,
+                    gaussians=tuple(
+                        ClassGaussians(
+                            whitening=arrays[f"{layer}/whitening"],
+                            center=arrays[f"{layer}/center"],
+                            means=arrays[f"{layer}/means"],
+                            shrinkage=float(arrays[f"{layer}/shrinkage"]),
+                        )
+                        for layer in layers
+                    ),
+                    combination=Combination(weights=arrays["weights"], bias=float(arrays["bias"])),
+                    calibration=arrays["calibration"],
+                    alpha=float(arrays["alpha"]),
+                )
+        except (OSError, ValueError, KeyError, EOFError) as problem:
+            raise BundleCorrupt(f"{path} is not a detector ({problem})", hint="Export the bundle again.") from None
+
+
+def layer_scores(layers: tuple[str, ...], gaussians: tuple[ClassGaussians, ...], features: Features) -> Float32:
+    """(n, L) squared distances to the nearest class mean."""
+    columns = [fitted.nearest(features[layer]) for layer, fitted in zip(layers, gaussians, strict=True)]
+    return np.stack(columns, axis=1)
+
+
+def fit_layers(features: Features, labels: npt.NDArray[np.integer]) -> dict[str, ClassGaussians]:
+    """Class Gaussians of every layer, fitted on training features."""
+    return {layer: fit_gaussians(values, labels, layer=layer) for layer, values in features.items()}

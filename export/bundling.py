@@ -1,0 +1,188 @@
+"""The export verb: a finished run becomes a bundle, both networks proved equal to PyTorch."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from PIL import Image
+from rich.console import Console
+
+from bundle import tensors
+from bundle.errors import CheckpointError
+from bundle.files import sha256_of
+from bundle.folder import Bundle, write_bundle
+from bundle.image import ImageSpec
+from bundle.manifest import SCHEMA, DetectorInfo, NetworkInfo, PrototypeInfo
+from bundle.records import to_plain
+from bundle.tensors import DTYPES, TensorSpec
+from detector.conformal import check_calibration_size
+from export.fitting import Images, Labels, fit_detector
+from export.graph import GraphSession, set_calibration, to_onnx
+from export.parity import prove
+from export.served import ServedNetwork
+from training.adversaries import run_dataset
+from training.attacks import attack_named
+from training.data import Sample
+from training.data.loading import images_array
+from training.networks import Network
+from training.run import PrototypeSource, Run, RunRecord, image_spec
+
+PARITY_IMAGES = 7
+CELLS = 1  # a prototype's box reaches this many feature-map cells beyond its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """`attacks` teach the detector's combination; `alpha` is the default false-positive rate of `is_adversarial`."""
+
+    attacks: tuple[str, ...] = ("fgsm-8", "pgd10-2", "pgd10-8")
+    alpha: float = 0.05
+    seed: int = 0
+
+
+def export_run(
+    run_path: Path, out: Path, settings: ExportSettings, console: Console, *, data: Path | None, replace: bool
+) -> Bundle:
+    """Fit the detectors, export both graphs, calibrate them on their own outputs, prove parity, write the bundle."""
+    run = Run(run_path)
+    record, network = run.load_network()
+    for name in settings.attacks:
+        attack_named(name)
+    root = data if data is not None else Path(record.dataset.root)
+    dataset = run_dataset(record, root)
+    check_calibration_size(len(dataset.parts["calibration"]), settings.alpha)
+    spec = image_spec(record.config)
+    parts = {name: images_array(dataset.parts[name], spec) for name in ("train", "validation", "calibration")}
+    by_key = {sample.key: sample for sample in dataset.parts["train"]}
+    with tempfile.TemporaryDirectory(prefix="fieldmark-export-") as folder:
+        staged = Path(folder)
+        networks = {
+            served: _export_network(network, served, spec, parts, settings, staged, console)
+            for served in tensors.NETWORKS
+        }
+        prototypes = _prototype_files(run.read_prototypes(), by_key, spec, network, staged)
+        return write_bundle(
+            out,
+            staged,
+            {
+                "schema": SCHEMA,
+                "name": record.dataset.name,
+                "labels": record.labels,
+                "image": spec,
+                "networks": networks,
+                "prototypes": prototypes,
+                "training": _provenance(record, run_path, settings),
+            },
+            replace=replace,
+        )
+
+
+def _export_network(
+    network: Network,
+    served: str,
+    spec: ImageSpec,
+    parts: dict[str, tuple[Images, Labels]],
+    settings: ExportSettings,
+    staged: Path,
+    console: Console,
+) -> NetworkInfo:
+    with console.status(f"{served}: fitting the detector"):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        detector = fit_detector(
+            network.to(device),
+            served,
+            train=parts["train"],
+            validation=parts["validation"],
+            attacks=settings.attacks,
+            alpha=settings.alpha,
+            seed=settings.seed,
+        )
+    with console.status(f"{served}: writing the ONNX graph"):
+        module = ServedNetwork(network.cpu(), served, detector)
+        model = to_onnx(module, served, spec)
+    with console.status(f"{served}: calibrating the graph on {len(parts['calibration'][0])} images"):
+        detector = detector.calibrated(GraphSession(model).scores(parts["calibration"][0]), settings.alpha)
+        set_calibration(model, module, detector.calibration)
+    session = GraphSession(model)
+    parity = prove(module, session, served, parts["validation"][0][:PARITY_IMAGES])
+    answer = session.run(parts["validation"][0][:1])
+    model_file, detector_file = f"{served}/model.onnx", f"detector/{served}.npz"
+    (staged / served).mkdir()
+    onnx.save_model(model, staged / model_file)
+    detector.save(staged / detector_file)
+    worst = max(value for name, value in parity.items() if DTYPES[name] == "FP32")
+    console.print(
+        f"{served}: equal to PyTorch at batch 1, 2, 7 (largest difference {worst:.1e}); "
+        f"detector on {' '.join(detector.layers)}",
+        highlight=False,
+    )
+    return NetworkInfo(
+        model=model_file,
+        inputs=(TensorSpec(name=tensors.IMAGE, dtype="UINT8", shape=(spec.height, spec.width, 3)),),
+        outputs=tuple(
+            TensorSpec(name=name, dtype=DTYPES[name], shape=tuple(answer[name].shape[1:]))
+            for name in tensors.OUTPUTS[served]
+        ),
+        detector=DetectorInfo(
+            file=detector_file,
+            layers=detector.layers,
+            alpha=detector.alpha,
+            calibration_n=len(detector.calibration),
+        ),
+        parity=parity,
+    )
+
+
+def _prototype_files(
+    sources: list[PrototypeSource], by_key: dict[str, Sample], spec: ImageSpec, network: Network, staged: Path
+) -> tuple[PrototypeInfo, ...]:
+    """Save each source image once, at the network's input size, and the box of the patch in it."""
+    stride = network.backbone.stride
+    limit = (spec.width, spec.height)
+    folder = staged / "prototypes"
+    folder.mkdir()
+    files: dict[str, str] = {}
+    infos = []
+    for source in sources:
+        if source.source not in by_key:
+            raise CheckpointError(f"prototype image {source.source!r} is not in the training part of this dataset")
+        if source.source not in files:
+            files[source.source] = f"prototypes/{len(files):05d}.jpg"
+            sample = by_key[source.source]
+            Image.fromarray(spec.read(sample.path, sample.box)).save(
+                staged / files[source.source], quality=92, subsampling=0
+            )
+        low = [max(0, (cell - CELLS) * stride) for cell in (source.column, source.row)]
+        high = [
+            min(edge, (cell + 1 + CELLS) * stride)
+            for cell, edge in zip((source.column, source.row), limit, strict=True)
+        ]
+        infos.append(
+            PrototypeInfo(
+                label=source.label,
+                source=source.source,
+                image=files[source.source],
+                row=source.row,
+                column=source.column,
+                box=(*low, *high),
+            )
+        )
+    return tuple(infos)
+
+
+def _provenance(record: RunRecord, run_path: Path, settings: ExportSettings) -> dict[str, Any]:
+    results = {key: value for key, value in record.results.items() if key != "history"}
+    config = json.loads(json.dumps(to_plain(record.config)))
+    return {
+        "preset": record.config.preset,
+        "config": config,
+        "dataset": {key: value for key, value in to_plain(record.dataset).items() if key != "root"},
+        "results": results,
+        "versions": record.versions,
+        "weights_sha256": sha256_of(run_path / "model.pt"),
+        "detector": to_plain(settings),
+    }

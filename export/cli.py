@@ -1,0 +1,52 @@
+"""`fieldmark export`."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bundle.errors import MissingExtra, OptionError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _root() -> None:
+    """Keep `export` a named verb."""
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished training run.")],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    data: Annotated[Path | None, typer.Option(help="The dataset, if it has moved since training.")] = None,
+    alpha: Annotated[float, typer.Option(help="Default false-positive rate of is_adversarial.")] = 0.05,
+    attacks: Annotated[str, typer.Option(help="Attacks the detector's combination learns from.")] = (
+        "fgsm-8,pgd10-2,pgd10-8"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of noise and random starts.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Write both networks as ONNX graphs with preprocessing and detector inside, proved equal to PyTorch."""
+    try:
+        from bundle.folder import describe
+        from export.bundling import ExportSettings, export_run
+    except ImportError as problem:
+        raise MissingExtra.named("export", "fieldmark export", problem) from None
+    if not 0 < alpha < 1:
+        raise OptionError(f"alpha {alpha:g} is not between 0 and 1")
+    if out.exists() and not force:
+        raise OptionError(f"{out} exists already", hint="Choose another --out, or pass --force to replace it.")
+    names = tuple(name.strip() for name in attacks.split(",") if name.strip())
+    settings = ExportSettings(attacks=names, alpha=alpha, seed=seed)
+    console, started = Console(stderr=json), time.perf_counter()
+    bundle = export_run(run, out, settings, console, data=data, replace=force)
+    if json:
+        sys.stdout.write(describe(bundle) + "\n")
+        return
+    seconds = time.perf_counter() - started
+    console.print(f"{out}: bundle {bundle.bundle_id}  {seconds:.0f} s", highlight=False, soft_wrap=True)

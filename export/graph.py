@@ -1,0 +1,104 @@
+"""PyTorch module -> ONNX graph in memory, and ONNX Runtime on it."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from onnx import numpy_helper
+
+from bundle import tensors
+from bundle.errors import ExportError
+from bundle.image import ImageSpec
+from export.served import ServedNetwork
+
+OPSET = 18
+BATCH = 64
+
+
+def to_onnx(module: ServedNetwork, served: str, spec: ImageSpec) -> onnx.ModelProto:
+    """Export with a free batch dimension; the graph is checked and carries its weights inside."""
+    names = tensors.OUTPUTS[served]
+    example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                (example,),
+                dynamo=True,
+                input_names=[tensors.IMAGE],
+                output_names=list(names),
+                dynamic_shapes=({0: torch.export.Dim("N", min=1, max=4096)},),
+                opset_version=OPSET,
+                verbose=False,
+            )
+        except Exception as problem:  # the exporter raises many kinds
+            first_line = (str(problem).splitlines() or [type(problem).__name__])[0]
+            raise ExportError(f"the {served} network cannot be exported to ONNX ({first_line})") from None
+    if program is None:
+        raise ExportError(f"the {served} network could not be exported to ONNX")
+    model: onnx.ModelProto = program.model_proto
+    model.producer_name = "fieldmark"
+    for value in (*model.graph.node,):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    found = [output.name for output in model.graph.output]
+    if found != list(names):
+        raise ExportError(f"the exported {served} graph has outputs {found}, expected {list(names)}")
+    return model
+
+
+def set_calibration(model: onnx.ModelProto, module: ServedNetwork, scores: npt.NDArray[np.float32]) -> None:
+    """Put calibration scores : (n,) into the graph and the module. Recalibrating is a change of this one initializer."""
+    for initializer in model.graph.initializer:
+        if initializer.name == "calibration":
+            initializer.CopyFrom(numpy_helper.from_array(scores[None, :].astype(np.float32), "calibration"))
+            module.calibration = torch.from_numpy(scores[None, :].astype(np.float32))
+            return
+    raise ExportError("the exported graph has no initializer named 'calibration'")
+
+
+class GraphSession:
+    """ONNX Runtime on a graph in memory."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def run(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+        """images : (n, H, W, 3) uint8 as one batch -> every output by name."""
+        return dict(zip(self._names, self._session.run(None, {tensors.IMAGE: images}), strict=True))
+
+    def scores(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """instance_score of any number of images, in batches: (n,)."""
+        parts = [
+            self.run(images[start : start + BATCH])[tensors.INSTANCE_SCORE] for start in range(0, len(images), BATCH)
+        ]
+        return np.concatenate(parts)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints progress and warns of its own internals; a user can act on none of it."""
+    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

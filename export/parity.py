@@ -1,0 +1,68 @@
+"""The proof that a graph computes what PyTorch computes: every output, several batch sizes, real images."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bundle import tensors
+from bundle.errors import ExportError
+from export.graph import GraphSession
+from export.served import ServedNetwork
+
+BATCHES = (1, 2, 7)
+# Largest difference allowed, as atol + rtol * |PyTorch|; float32 rounding in other orders stays far below.
+TOLERANCES: dict[str, tuple[float, float]] = {
+    tensors.PROBABILITIES: (1e-4, 1e-3),
+    tensors.INSTANCE_SCORE: (1e-3, 1e-3),
+    tensors.LAYER_SCORES: (1e-2, 2e-3),
+    tensors.ATTENTION: (1e-3, 1e-3),
+    tensors.PROTOTYPE_SIMILARITIES: (1e-3, 1e-3),
+}
+
+
+@torch.no_grad()
+def prove(module: ServedNetwork, session: GraphSession, served: str, images: npt.NDArray[np.uint8]) -> dict[str, float]:
+    """Largest absolute difference of each output over batches of 1, 2 and 7 images; raises ExportError beyond bounds."""
+    if len(images) < max(BATCHES):
+        images = np.resize(images, (max(BATCHES), *images.shape[1:]))
+    worst = dict.fromkeys(tensors.OUTPUTS[served], 0.0)
+    module.eval()
+    for batch in BATCHES:
+        expected = dict(zip(worst, module(torch.from_numpy(images[:batch])), strict=True))
+        found = session.run(images[:batch])
+        for name, tensor in expected.items():
+            want, have = tensor.numpy(), found[name]
+            if want.shape != have.shape or want.dtype != have.dtype:
+                raise ExportError(
+                    f"{served}.{name} at batch {batch}: the graph gives {have.dtype} {have.shape}, "
+                    f"PyTorch {want.dtype} {want.shape}"
+                )
+            difference = np.abs(have.astype(np.float64) - want.astype(np.float64))
+            allowed = _allowed(name, expected, module)
+            if not np.all(difference <= allowed):
+                raise ExportError(
+                    f"{served}.{name} at batch {batch}: the graph differs from PyTorch by {difference.max():.3g}"
+                )
+            worst[name] = max(worst[name], float(difference.max()))
+    return worst
+
+
+def _allowed(name: str, expected: dict[str, torch.Tensor], module: ServedNetwork) -> npt.NDArray[np.float64] | float:
+    if name in TOLERANCES:
+        atol, rtol = TOLERANCES[name]
+        return atol + rtol * np.abs(expected[name].numpy().astype(np.float64))
+    if name == tensors.PROTOTYPE_INDICES:
+        # Two prototypes whose similarities are equal to rounding may change places.
+        values = expected[tensors.PROTOTYPE_SIMILARITIES].numpy()
+        gaps = np.abs(np.diff(values, axis=1, prepend=np.inf, append=-np.inf))
+        tied = np.minimum(gaps[:, :-1], gaps[:, 1:]) < 1e-3
+        return np.where(tied, np.inf, 0.0)
+    # p-value and flag step where a calibration score lies within rounding of the score; count those steps.
+    score = expected[tensors.INSTANCE_SCORE].numpy()[:, None]
+    atol, rtol = TOLERANCES[tensors.INSTANCE_SCORE]
+    close = np.abs(module.calibration.numpy() - score) <= atol + rtol * np.abs(score)
+    steps = close.sum(1) / (module.calibration.shape[1] + 1)
+    if name == tensors.P_VALUE:
+        return steps + 1e-6
+    near_alpha = np.abs(expected[tensors.P_VALUE].numpy() - module.alpha) <= steps + 1e-6
+    return np.where(near_alpha, 1.0, 0.0)

@@ -1,0 +1,73 @@
+"""The graph we serve, as a PyTorch module: uint8 image -> network -> detector, in one piece.
+
+N images, K classes, L detector layers, n calibration scores, t prototypes shown. Detector arithmetic stays in float32.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from bundle import tensors
+from detector.combination import FLOOR
+from detector.model import Detector
+from training.networks import Network, detector_features
+
+PROTOTYPES_SHOWN = 5
+
+
+class Gaussians(nn.Module):
+    """Squared Mahalanobis distance to the nearest class mean: detector.gaussian.ClassGaussians as matrix products."""
+
+    def __init__(self, whitening: Tensor, center: Tensor, means: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("whitening", whitening.T.contiguous())  # [D, D]
+        self.register_buffer("center", center)  # [D]
+        self.register_buffer("means", means.T.contiguous())  # [D, K]
+        self.register_buffer("norms", means.square().sum(1))  # [K]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, D] -> [N]."""
+        z = (features - self.center) @ self.whitening
+        squared = z.square().sum(1, keepdim=True) + self.norms - 2 * (z @ self.means)
+        return squared.clamp_min(0).amin(1)
+
+
+class ServedNetwork(nn.Module):
+    """One network with its detector; outputs in the order of bundle.tensors.OUTPUTS[served]."""
+
+    calibration: Tensor
+
+    def __init__(self, network: Network, served: str, detector: Detector) -> None:
+        super().__init__()
+        self.full = served == tensors.FULL
+        self.backbone, self.attention_head = network.backbone, network.attention_head
+        self.prototype_head = network.prototype_head if self.full else None
+        self.layers, self.alpha = detector.layers, detector.alpha
+        self.shown = min(PROTOTYPES_SHOWN, len(network.prototype_head.prototypes))
+        # The image stays in 0..255 until here: (x / 255 - mean) / std as one multiply and one add.
+        self.register_buffer("scale", 1 / (255 * network.std))
+        self.register_buffer("shift", -network.mean / network.std)
+        self.gaussians = nn.ModuleList(
+            Gaussians(*(torch.from_numpy(array) for array in (fitted.whitening, fitted.center, fitted.means)))
+            for fitted in detector.gaussians
+        )
+        self.register_buffer("weights", torch.from_numpy(detector.combination.weights)[:, None])
+        self.register_buffer("bias", torch.tensor(detector.combination.bias, dtype=torch.float32))
+        self.register_buffer("calibration", torch.from_numpy(detector.calibration)[None, :].clone())
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """image : uint8 [N, H, W, 3], RGB."""
+        stages = self.backbone(image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift)
+        logits, attention = self.attention_head(stages[-1])
+        local = None
+        explanation: tuple[Tensor, ...] = ()
+        if self.prototype_head is not None:
+            local, _, similarities, logits = self.prototype_head(stages[-1], attention)
+            strongest = similarities.topk(self.shown, dim=1)
+            explanation = (strongest.indices, strongest.values)
+        features = detector_features(stages, attention, local)
+        distances = [fit(features[layer]) for layer, fit in zip(self.layers, self.gaussians, strict=True)]
+        layer_scores = torch.stack(distances, dim=1)
+        score = (torch.log(layer_scores + FLOOR) @ self.weights).squeeze(1) + self.bias
+        at_least = (self.calibration >= score[:, None]).to(torch.float32).sum(1)
+        p_value = (1 + at_least) / (self.calibration.shape[1] + 1)
+        return logits.softmax(1), score, p_value, p_value <= self.alpha, layer_scores, attention, *explanation

@@ -1,0 +1,140 @@
+"""Fully convolutional backbones: an image tensor becomes one feature map per stage, the last of which feeds the heads.
+
+H, W: image pixels. Every stage map is [B, C_s, H_s, W_s] and non-negative (after a ReLU).
+"""
+
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bundle.errors import CheckpointError, OptionError
+
+
+class Backbone(nn.Module):
+    """A chain of stages. `channels` holds C_s of each stage, `stride` the pixels per cell of the last map."""
+
+    def __init__(self, stages: Sequence[nn.Module], channels: tuple[int, ...], stride: int) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.channels = channels
+        self.stride = stride
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """images : [B, 3, H, W], normalised -> one map per stage."""
+        maps = []
+        for stage in self.stages:
+            images = stage(images)
+            maps.append(images)
+        return maps
+
+
+class Residual(nn.Module):
+    """The basic residual block (He et al. 2016): two 3x3 convolutions, a projection where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.relu(self.body(maps) + self.shortcut(maps))
+
+
+def _small() -> Backbone:
+    """Four stages of total stride 8: 64 px give an 8x8 map. About 0.1 GMAC at 64 px, for training on a CPU."""
+    stem = nn.Sequential(nn.Conv2d(3, 24, 3, 1, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU())
+    return Backbone([stem, Residual(24, 48, 2), Residual(48, 96, 2), Residual(96, 128, 2)], (24, 48, 96, 128), 8)
+
+
+def _vgg(depth: int) -> Backbone:
+    import torchvision
+
+    layers = list(getattr(torchvision.models, f"vgg{depth}")(weights=None).features)
+    stages, block = [], []
+    for layer in layers:
+        block.append(layer)
+        if isinstance(layer, nn.MaxPool2d):  # all five blocks with the last max-pool: 7x7x512 at 224 px
+            stages.append(nn.Sequential(*block))
+            block = []
+    return Backbone(stages, (64, 128, 256, 512, 512), 32)
+
+
+def _resnet34() -> Backbone:
+    import torchvision
+
+    net = torchvision.models.resnet34(weights=None)
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1)
+    return Backbone([stem, net.layer2, net.layer3, net.layer4], (64, 128, 256, 512), 32)
+
+
+BACKBONES: dict[str, Callable[[], Backbone]] = {
+    "small": _small,
+    "vgg16": lambda: _vgg(16),
+    "vgg19": lambda: _vgg(19),
+    "resnet34": _resnet34,
+}
+
+
+def make_backbone(name: str) -> Backbone:
+    """A backbone with random weights; raises OptionError that lists the valid names."""
+    if name not in BACKBONES:
+        raise OptionError(f"unknown backbone {name!r}", hint=f"Choose one of: {', '.join(BACKBONES)}.")
+    return BACKBONES[name]()
+
+
+def load_weights(backbone: Backbone, name: str, weights: str) -> None:
+    """`imagenet` loads through torchvision's hub, anything else is a local state dict in torchvision's names."""
+    if name == "small":
+        raise OptionError("the small backbone has no ImageNet weights", hint="Leave --weights out.")
+    if weights == "imagenet":
+        state = _download(name)
+    else:
+        path = Path(weights)
+        if not path.is_file():
+            raise OptionError(f"no weights file at {path}", hint="Give a torchvision state dict, or 'imagenet'.")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as problem:
+            first_line = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+            raise CheckpointError(f"{path} is not a PyTorch state dict ({first_line})") from None
+    reference = _torchvision_names(backbone, name)
+    missing = [key for key in reference if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise CheckpointError(f"the weights do not belong to {name}: {missing[0]!r} is missing")
+    try:
+        backbone.load_state_dict({ours: state[theirs] for theirs, ours in reference.items()}, strict=False)
+    except RuntimeError as problem:
+        raise CheckpointError(f"the weights do not belong to {name}: {str(problem).splitlines()[-1].strip()}") from None
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    import torchvision
+
+    try:
+        state: dict[str, Tensor] = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True)
+    except (OSError, RuntimeError) as problem:
+        raise CheckpointError(
+            f"ImageNet weights of {name} could not be downloaded ({problem})",
+            hint="Fetch torchvision's file on a connected machine and pass --weights FILE, or pass --weights none.",
+        ) from None
+    return state
+
+
+def _torchvision_names(backbone: Backbone, name: str) -> dict[str, str]:
+    """torchvision's parameter name -> ours, found by running the same modules through both containers in order."""
+    import torchvision
+
+    net = getattr(torchvision.models, name)(weights=None)
+    source = net.features if name.startswith("vgg") else net
+    prefix = "features." if name.startswith("vgg") else ""
+    theirs = [f"{prefix}{key}" for key in source.state_dict() if not key.startswith("fc.")]
+    return dict(zip(theirs, backbone.state_dict(), strict=True))

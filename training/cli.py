@@ -1,0 +1,125 @@
+"""`fieldmark train` and `fieldmark attack`."""
+
+import json as jsonlib
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bundle import tensors
+from bundle.errors import MissingExtra, OptionError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _root() -> None:
+    """Keep the verbs named."""
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="CUB-200-2011, Stanford Cars-196 or a folder of class folders.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    preset: Annotated[str, typer.Option(help="Starting point of all settings; an unknown name lists them.")] = "small",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training part, warm-up included.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the square input in pixels.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="small, vgg16, vgg19 or resnet34.")] = None,
+    weights: Annotated[str | None, typer.Option(help="'imagenet', 'none', or a torchvision state dict.")] = None,
+    adversarial: Annotated[str | None, typer.Option(help="'fast': fast adversarial training; 'none'.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation and data division.")] = None,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Lightning Fabric's names: 32-true, bf16-mixed, 16-mixed.")
+    ] = "32-true",
+    workers: Annotated[int, typer.Option(min=0, help="Decoding processes for sets larger than memory.")] = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a run that is there already.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train attention and prototype heads, project the prototypes, and keep the best epoch on validation."""
+    try:
+        from training.config import preset as preset_named
+        from training.data import open_dataset
+        from training.fit import Devices, Trainer
+        from training.run import Run
+    except ImportError as problem:
+        raise MissingExtra.named("training", "fieldmark train", problem) from None
+    config = preset_named(
+        preset,
+        epochs=epochs,
+        batch_size=batch_size,
+        image_size=image_size,
+        backbone=backbone,
+        weights=weights,
+        adversarial=adversarial,
+        seed=seed,
+    )
+    if config.weights == "none":
+        config = replace(config, weights=None)
+    run, console = Run(out), Console(stderr=json)
+    if run.finished and resume:
+        console.print(f"{out} is finished; nothing to do")
+        return
+    if (out / "run.json").exists() and not resume:
+        if not force:
+            raise OptionError(f"{out} holds a run already", hint="Pass --resume to go on, or --force to start anew.")
+        run.clear()
+    elif out.exists() and any(out.iterdir()) and not (out / "run.json").exists():
+        raise OptionError(f"{out} is not empty and holds no run", hint="Choose another --out.")
+    dataset = open_dataset(data, seed=config.seed)
+    counts = ", ".join(f"{len(samples)} {name}" for name, samples in dataset.parts.items())
+    console.print(f"{dataset.name}: {len(dataset.labels)} classes; {counts}", highlight=False)
+    started = time.perf_counter()
+    record = Trainer(
+        run, dataset, config, Devices(accelerator=accelerator, precision=precision, workers=workers), console
+    ).fit(resume=resume)
+    seconds = time.perf_counter() - started
+    validation = record.results["validation"]
+    if json:
+        sys.stdout.write(jsonlib.dumps({"run": str(out), "seconds": seconds, "validation": validation}) + "\n")
+        return
+    console.print(
+        f"{out}: validation accuracy full {validation[tensors.FULL]:.1%}, "
+        f"attention {validation[tensors.ATTENTION_ONLY]:.1%}, {seconds:.0f} s",
+        highlight=False,
+    )
+
+
+@app.command()
+def attack(
+    run: Annotated[Path, typer.Argument(help="A finished training run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the images and index.csv.")],
+    data: Annotated[Path | None, typer.Option(help="The dataset, if it has moved since training.")] = None,
+    attacks: Annotated[str, typer.Option(help="Comma-separated: clean, noise, fgsm-8, pgd10-2, pgd10-8 ...")] = (
+        "clean,noise,fgsm-8,pgd10-2,pgd10-8"
+    ),
+    network: Annotated[str, typer.Option(help="full, attention or both.")] = "both",
+    part: Annotated[str, typer.Option(help="Part of the dataset to attack.")] = "test",
+    count: Annotated[int, typer.Option(min=1, help="Images at most, spread over the classes.")] = 400,
+    seed: Annotated[int, typer.Option(help="Seed of noise and random starts.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there already.")] = False,
+) -> None:
+    """White-box attacks on a run, written as PNG files an attacker could upload."""
+    try:
+        from training.adversaries import write_attacks
+        from training.run import Run
+    except ImportError as problem:
+        raise MissingExtra.named("training", "fieldmark attack", problem) from None
+    networks = tensors.NETWORKS if network == "both" else (network,)
+    if unknown := set(networks) - set(tensors.NETWORKS):
+        raise OptionError(f"unknown network {unknown.pop()!r}", hint="Choose one of: full, attention, both.")
+    record, model = Run(run).load_network()
+    names = tuple(name.strip() for name in attacks.split(",") if name.strip())
+    if not names:
+        raise OptionError("--attacks names nothing", hint="Name some, such as: clean,pgd10-8")
+    root = data if data is not None else Path(record.dataset.root)
+    written = write_attacks(
+        record, model, root, out, attacks=names, networks=networks, part=part, count=count, seed=seed, replace=force
+    )
+    Console().print(f"{out}: {written} images and index.csv", highlight=False)

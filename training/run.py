@@ -1,0 +1,149 @@
+"""A training run on disk: what was asked (run.json), where it stands (state.pt), what came out (model.pt).
+
+run.json        config, labels, dataset, versions, results; plain JSON
+state.pt        everything needed to go on: weights, optimiser, epoch, history; loaded with weights_only
+model.pt        the finished network's state dict
+prototypes.json which training image, and where in it, each prototype was projected onto
+"""
+
+import json
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bundle.errors import CheckpointError
+from bundle.files import atomic_file, write_text
+from bundle.image import ImageSpec
+from bundle.records import RecordError, from_plain, to_plain
+from training.config import TrainingConfig
+from training.networks import Network, NetworkConfig
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecord:
+    """Which data a run saw; `digest` changes when a file, label, box or part does."""
+
+    name: str
+    format: str
+    root: str
+    digest: str
+    seed: int
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The content of run.json."""
+
+    schema: int
+    config: TrainingConfig
+    labels: tuple[str, ...]
+    dataset: DatasetRecord
+    versions: dict[str, str]
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrototypeSource:
+    """The training patch that a prototype equals after projection: cell (row, column) of the feature map."""
+
+    label: int
+    source: str  # key of the training image
+    row: int
+    column: int
+
+
+class Run:
+    """The folder of one run. Files are replaced whole, so a killed run keeps its last complete state."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "model.pt").is_file() and (self.path / "prototypes.json").is_file()
+
+    def clear(self) -> None:
+        """Remove this run's files, and only them."""
+        for name in ("model.pt", "prototypes.json", "state.pt", "best.pt", "run.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def write_record(self, record: RunRecord) -> None:
+        write_text(self.path / "run.json", json.dumps(to_plain(record), indent=2, ensure_ascii=False) + "\n")
+
+    def read_record(self) -> RunRecord:
+        """Raises CheckpointError when there is no run here or it is of another version."""
+        path = self.path / "run.json"
+        if not path.is_file():
+            raise CheckpointError(
+                f"there is no training run at {self.path}", hint="Make one: fieldmark train DATA --out RUN"
+            )
+        try:
+            record = from_plain(RunRecord, json.loads(path.read_text(encoding="utf-8")))
+        except (RecordError, ValueError) as problem:
+            raise CheckpointError(f"{path} cannot be read ({problem})", hint="Train the run again.") from None
+        if record.schema != SCHEMA:
+            raise CheckpointError(f"{path} has schema {record.schema}, and this version reads {SCHEMA}")
+        return record
+
+    def write_state(self, name: str, state: dict[str, Any]) -> None:
+        with atomic_file(self.path / name) as temporary:
+            torch.save(state, temporary)
+
+    def read_state(self, name: str) -> dict[str, Any]:
+        """Load a state with weights_only, so that a checkpoint can never run code."""
+        path = self.path / name
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is missing", hint="The run did not finish: fieldmark train --resume goes on."
+            )
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as problem:
+            first_line = (str(problem).splitlines() or [type(problem).__name__])[0]
+            raise CheckpointError(f"{path} is damaged ({first_line})", hint="Train the run again.") from None
+        return state
+
+    def write_prototypes(self, sources: list[PrototypeSource]) -> None:
+        write_text(self.path / "prototypes.json", json.dumps(to_plain(sources)) + "\n")
+
+    def read_prototypes(self) -> list[PrototypeSource]:
+        path = self.path / "prototypes.json"
+        try:
+            items = json.loads(path.read_text(encoding="utf-8"))
+            return [from_plain(PrototypeSource, item) for item in items]
+        except (OSError, ValueError) as problem:
+            raise CheckpointError(f"{path} cannot be read ({problem})", hint="Train the run again.") from None
+
+    def load_network(self) -> tuple[RunRecord, Network]:
+        """The finished network in evaluation mode, on the CPU."""
+        record = self.read_record()
+        network = Network(network_config(record.config, len(record.labels)))
+        try:
+            network.load_state_dict(self.read_state("model.pt"))
+        except RuntimeError as problem:
+            raise CheckpointError(
+                f"{self.path / 'model.pt'} does not fit its config ({str(problem).splitlines()[-1].strip()})"
+            ) from None
+        return record, network.eval()
+
+
+def network_config(config: TrainingConfig, classes: int) -> NetworkConfig:
+    """The network's part of a training config."""
+    return NetworkConfig(
+        backbone=config.backbone,
+        classes=classes,
+        prototypes_per_class=config.prototypes_per_class,
+        prototype_channels=config.prototype_channels,
+        attention_dropout=config.attention_dropout,
+    )
+
+
+def image_spec(config: TrainingConfig) -> ImageSpec:
+    """How images of this run become tensors, in training and in serving alike."""
+    return ImageSpec(height=config.image_size, width=config.image_size)
