@@ -19,7 +19,8 @@ from bundle.errors import ImageError
 # Pillow warns of large images while opening them; the spec's own limit refuses them in the next line.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# JPEG opens MPO too, what phones write: a JPEG with a second picture behind the first, which is the one we take.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 Box = tuple[float, float, float, float]
