@@ -1,0 +1,52 @@
+"""`fieldmark data make|show`."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from training.data.cub_writer import Recipe, write_birds
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+verbs = typer.Typer(no_args_is_help=True, help="Draw the built-in set of birds, or look at any dataset.")
+app.add_typer(verbs, name="data")
+
+
+@app.callback()
+def _root() -> None:
+    """Keep `data` a named verb, whatever else this application holds."""
+
+
+@verbs.command()
+def make(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; CUB-200-2011's on-disk format.")],
+    species: Annotated[int, typer.Option(help="How many species.")] = 20,
+    size: Annotated[int, typer.Option(help="Longer side of a bird's box in pixels, roughly.")] = 64,
+    images_train: Annotated[int, typer.Option(help="Training images a species.")] = 210,
+    images_test: Annotated[int, typer.Option(help="Test images a species.")] = 30,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same set.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes; 0 takes one for each core.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier set in DIR.")] = False,
+) -> None:
+    """Draw birds whose species differ only by local field marks."""
+    recipe = Recipe(species=species, size=size, images_train=images_train, images_test=images_test, seed=seed)
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("drawing birds", total=recipe.images)
+        write_birds(
+            path,
+            recipe,
+            workers=workers or len(os.sched_getaffinity(0)),
+            force=force,
+            tick=lambda images: progress.advance(task, images),
+        )
+    console.print(
+        f"{path}: {recipe.species} species, {recipe.species * recipe.images_train} training images, "
+        f"{recipe.species * recipe.images_test} test images, birds of about {recipe.size} px, seed {recipe.seed}",
+        highlight=False,
+        soft_wrap=True,
+    )

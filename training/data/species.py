@@ -1,0 +1,144 @@
+"""Species of the built-in birds: a species is one value for each field mark, and a name made from those marks.
+
+All species share everything else (body, pose, colours, background), so nothing but the marks tells them apart. Species
+number `i` looks the same in a set of any size: the list is grown one species at a time, each as far as possible from
+all before it, so a small set is well separated and a large one is fine-grained.
+"""
+
+import functools
+import itertools
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+MAX_SPECIES = 400
+MIN_SPECIES = 2
+
+# mark -> its values. A bird has at least BOLD[0] and at most BOLD[1] of the marks that can be absent ("plain").
+MARKS: dict[str, tuple[str, ...]] = {
+    "crown": ("plain", "black", "white", "red", "golden", "blue"),
+    "beak": ("cone", "needle", "sickle"),
+    "beak_colour": ("slate", "orange", "ivory"),
+    "wing": ("plain", "white_bar", "two_white_bars", "golden_bar", "two_golden_bars", "blue_patch"),
+    "breast": ("plain", "spots", "streaks", "band", "rufous"),
+    "eye": ("plain", "ring", "mask", "brow"),
+    "tail": ("plain", "white_tip", "black_band", "rufous"),
+    "throat": ("plain", "black", "ruby", "golden"),
+    "legs": ("slate", "orange"),
+}
+BOLD = (2, 4)
+
+# How much of a difference a mark makes: its area on the bird, roughly. Used only to choose well-separated species.
+WEIGHTS: dict[str, float] = {
+    "crown": 2.0,
+    "beak": 1.5,
+    "beak_colour": 1.0,
+    "wing": 2.0,
+    "breast": 2.0,
+    "eye": 1.0,
+    "tail": 1.5,
+    "throat": 1.5,
+    "legs": 0.5,
+}
+
+_FAMILIES = {"cone": "Finch", "needle": "Warbler", "sickle": "Sicklebill"}
+_ADJECTIVES: dict[tuple[str, str], str] = {
+    ("crown", "black"): "Black_capped",
+    ("crown", "white"): "White_crowned",
+    ("crown", "red"): "Red_crowned",
+    ("crown", "golden"): "Golden_crowned",
+    ("crown", "blue"): "Blue_crowned",
+    ("breast", "spots"): "Spotted",
+    ("breast", "streaks"): "Streaked",
+    ("breast", "band"): "Collared",
+    ("breast", "rufous"): "Rufous_breasted",
+    ("wing", "white_bar"): "White_barred",
+    ("wing", "two_white_bars"): "Double_barred",
+    ("wing", "golden_bar"): "Golden_barred",
+    ("wing", "two_golden_bars"): "Golden_winged",
+    ("wing", "blue_patch"): "Blue_winged",
+    ("throat", "black"): "Black_throated",
+    ("throat", "ruby"): "Ruby_throated",
+    ("throat", "golden"): "Golden_throated",
+    ("eye", "ring"): "Spectacled",
+    ("eye", "mask"): "Masked",
+    ("eye", "brow"): "White_browed",
+    ("tail", "white_tip"): "White_tailed",
+    ("tail", "black_band"): "Band_tailed",
+    ("tail", "rufous"): "Rufous_tailed",
+    ("beak_colour", "slate"): "Slate_billed",
+    ("beak_colour", "orange"): "Orange_billed",
+    ("beak_colour", "ivory"): "Ivory_billed",
+    ("legs", "slate"): "Slate_footed",
+    ("legs", "orange"): "Orange_footed",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Species:
+    """One species: a name in CUB's style (`Red_crowned_Finch`) and the value of each field mark (see `MARKS`)."""
+
+    name: str
+    crown: str
+    beak: str
+    beak_colour: str
+    wing: str
+    breast: str
+    eye: str
+    tail: str
+    throat: str
+    legs: str
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """Mark -> value, in the order of `MARKS`."""
+        values = asdict(self)
+        return {mark: values[mark] for mark in MARKS}
+
+
+@functools.lru_cache(maxsize=1)
+def all_species() -> tuple[Species, ...]:
+    """Every species there is, `MAX_SPECIES` of them; a set of n species takes the first n."""
+    taken: set[str] = set()
+    species = []
+    for code in _codes(MAX_SPECIES):
+        marks = {mark: MARKS[mark][value] for mark, value in zip(MARKS, code, strict=True)}
+        name = next(name for name in _names(marks) if name not in taken)
+        taken.add(name)
+        species.append(Species(name=name, **marks))
+    return tuple(species)
+
+
+def _codes(count: int) -> list[tuple[int, ...]]:
+    """Farthest-point choice among all allowed codes; ties go to the earlier candidate, so the result is the same
+    everywhere."""
+    sizes = [len(values) for values in MARKS.values()]
+    total = math.prod(sizes)
+    step = 1_000_003  # a prime that divides no size: walks the codes in a scattered but fixed order
+    order = (np.arange(total, dtype=np.int64) * step) % total
+    candidates = np.stack(np.unravel_index(order, sizes), axis=1)  # (total, marks)
+    can_be_plain = [values[0] == "plain" for values in MARKS.values()]
+    bold = (candidates[:, can_be_plain] > 0).sum(axis=1)
+    candidates = candidates[(bold >= BOLD[0]) & (bold <= BOLD[1])][:8000]
+    weights = np.array(list(WEIGHTS.values()))
+    nearest = np.full(len(candidates), np.inf)
+    chosen: list[tuple[int, ...]] = []
+    index = 0
+    for _ in range(count):
+        chosen.append(tuple(int(value) for value in candidates[index]))
+        nearest = np.minimum(nearest, (candidates != candidates[index]) @ weights)
+        index = int(np.argmax(nearest))
+    return chosen
+
+
+def _names(marks: dict[str, str]) -> list[str]:
+    """Names a bird with these marks could bear, the shortest first."""
+    words = [_ADJECTIVES[mark, marks[mark]] for mark in ("crown", "breast", "throat", "wing", "tail", "eye")
+             if marks[mark] != "plain"]  # fmt: skip
+    words += [_ADJECTIVES[mark, marks[mark]] for mark in ("beak_colour", "legs")]
+    return [
+        "_".join([*some, _FAMILIES[marks["beak"]]])
+        for length in range(1, len(words) + 1)
+        for some in itertools.combinations(words, length)
+    ]
