@@ -53,7 +53,8 @@ def open_dataset(
         ) from None
     _check(index)
     wanted = {"validation": validation, "calibration": calibration, "test": test}
-    parts = _divide(index, seed, {part: share for part, share in wanted.items() if part not in index.given})
+    shares = {part: share for part, share in wanted.items() if share > 0 and part not in index.given}
+    parts = divide(index, seed, shares)
     return Dataset(
         name=name,
         format=index.format,
@@ -117,11 +118,10 @@ def _check(index: Index) -> None:
                 )
 
 
-def _divide(index: Index, seed: int, shares: dict[str, float]) -> dict[str, tuple[Sample, ...]]:
-    """Carve `shares` (part -> fraction) out of the training data, class by class."""
+def divide(index: Index, seed: int, shares: dict[str, float]) -> dict[str, tuple[Sample, ...]]:
+    """Carve `shares` (part -> fraction above 0) out of the training data, class by class."""
     parts = {part: list(index.given.get(part, ())) for part in PARTS if part != "train"} | {"train": []}
-    wanted = {part: share for part, share in shares.items() if share > 0}
-    needed = 1 + len(wanted)
+    needed = 1 + len(shares)
     classes: defaultdict[int, list[Sample]] = defaultdict(list)
     for sample in index.given["train"]:
         classes[sample.label].append(sample)
@@ -130,10 +130,10 @@ def _divide(index: Index, seed: int, shares: dict[str, float]) -> dict[str, tupl
             raise DatasetError(
                 f"{index.root}: the class {index.labels[label]!r} has {len(samples)} training "
                 f"image{'s' * (len(samples) != 1)}, but each class needs {needed}",
-                hint=f"One each for {', '.join(['train', *wanted])} is the least; more are much better.",
+                hint=f"One each for {', '.join(['train', *shares])} is the least; more are much better.",
             )
         rest = sorted(samples, key=lambda sample: _rank(seed, sample.key))
-        for part, size in _sizes(len(rest), wanted).items():
+        for part, size in _sizes(len(rest), shares).items():
             parts[part] += rest[:size]
             rest = rest[size:]
         parts["train"] += rest
@@ -153,7 +153,7 @@ def _sizes(total: int, shares: dict[str, float]) -> dict[str, int]:
 
 
 def _rank(seed: int, key: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{key}".encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(f"{seed}\0{key}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _digest(labels: tuple[str, ...], parts: dict[str, tuple[Sample, ...]]) -> str:

@@ -19,7 +19,7 @@ Identity = tuple[int, int]
 def read(root: Path) -> Index:
     """List the images of each class folder; nothing is decoded."""
     sources = _sources(root)
-    labels = tuple(sorted(entry.name for entry in _folders(sources["train"])))
+    labels = tuple(entry.name for entry in _folders(sources["train"]))
     if not labels:
         raise DatasetError(_nothing_found(sources["train"]), hint="Put the images of each class into DIR/<class>/.")
     seen: dict[Identity, str] = {}
@@ -30,7 +30,7 @@ def read(root: Path) -> Index:
 def _sources(root: Path) -> dict[str, Path]:
     """Where each given part lies. A folder `train` that holds images itself is a class, not a part."""
     train = root / "train"
-    if not (train.is_dir() and _folders(train)) or any(_is_image(entry) for entry in os.scandir(train)):
+    if not (train.is_dir() and _folders(train)) or any(_is_image(entry) for entry in _entries(train)):
         return {"train": root}
     sources = {"train": train}
     if (root / "test").is_dir():
@@ -47,7 +47,7 @@ def _sources(root: Path) -> dict[str, Path]:
 
 def _read_part(root: Path, source: Path, labels: tuple[str, ...], seen: dict[Identity, str]) -> list[Sample]:
     samples: list[Sample] = []
-    for folder in sorted(_folders(source), key=lambda entry: entry.name):
+    for folder in _folders(source):
         if folder.name not in labels:
             raise DatasetError(
                 f"{folder.path} is a class without training images",
@@ -72,10 +72,8 @@ def _images(folder: Path, passed: set[Identity], seen: dict[Identity, str]) -> l
         return []
     passed.add(identity)
     found: list[Path] = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
+    for entry in _entries(folder):
+        if _is_folder(entry):
             found += _images(Path(entry.path), passed, seen)
         elif _is_image(entry):
             path = Path(entry.path)
@@ -90,12 +88,23 @@ def _images(folder: Path, passed: set[Identity], seen: dict[Identity, str]) -> l
     return found
 
 
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is not hidden, by name: the order must not depend on the file system."""
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
 def _folders(folder: Path) -> list[os.DirEntry[str]]:
-    return [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    return [entry for entry in _entries(folder) if _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Also through a link; a link to itself is no folder, where `DirEntry.is_dir` would raise."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and not entry.is_dir()
+    return entry.name.lower().endswith(SUFFIXES) and not _is_folder(entry)
 
 
 def _identity(status: os.stat_result) -> Identity:
@@ -103,6 +112,6 @@ def _identity(status: os.stat_result) -> Identity:
 
 
 def _nothing_found(folder: Path) -> str:
-    if any(_is_image(entry) for entry in os.scandir(folder)):
+    if any(_is_image(entry) for entry in _entries(folder)):
         return f"{folder} holds images but no class folders"
     return f"{folder} holds no dataset: no class folders with images, no CUB index files, no Stanford Cars annotations"
