@@ -1,0 +1,133 @@
+"""The state of a scoring job, in `_fieldmark.json`: what it is pinned to, what is finished, and who may write now."""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import IO
+
+from bundle.errors import DiskFull, ScoringError
+from bundle.files import write_text
+from bundle.records import RecordError, from_plain, to_plain
+
+STATE = "_fieldmark.json"
+LOCK = ".fieldmark.lock"
+FORMAT = 1
+ANOTHER = "Use another --out, or pass --restart to throw away what is there and score everything again."
+_WORDS = {
+    "source": "SOURCE",
+    "source_at": "SOURCE's place",
+    "bundle_id": "bundle",
+    "network": "network",
+    "alpha": "alpha",
+    "shard_rows": "number of rows a shard",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a score folder is pinned to. `source` is as given; `source_at` is where that is, from the root."""
+
+    source: str
+    source_at: str
+    bundle_id: str
+    network: str
+    alpha: float
+    shard_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """A finished shard: size of its file, what its rows are, and the SHA-256 of its list of paths."""
+
+    bytes: int
+    rows: int
+    errors: int
+    flagged: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """The state file. The totals are set when the job is complete."""
+
+    format: int
+    version: str
+    job: Job
+    shards: tuple[ShardRecord, ...] = ()
+    complete: bool = False
+    rows: int | None = None
+    errors: int | None = None
+    flagged: int | None = None
+
+    def total(self, what: str) -> int:
+        """Sum of `rows`, `errors` or `flagged` over the finished shards."""
+        return sum(getattr(record, what) for record in self.shards)
+
+
+def read_state(out: Path) -> State:
+    """The state of a score folder; raises ScoringError when there is none, or it cannot be understood."""
+    path = out / STATE
+    try:
+        state = from_plain(State, json.loads(path.read_text("utf-8")))
+        if state.format != FORMAT:
+            raise RecordError("format", f"this version reads {FORMAT}, found {state.format}")
+    except FileNotFoundError:
+        raise ScoringError(
+            f"{out} holds no scores", hint="Give the folder that 'fieldmark score --out' wrote."
+        ) from None
+    except (ValueError, RecursionError) as problem:
+        raise ScoringError(f"{path} is damaged ({problem})", hint=ANOTHER) from None
+    return state
+
+
+def write_state(out: Path, state: State) -> None:
+    """Replace the state file. It is ASCII, because a source's name may hold bytes that are not UTF-8."""
+    write_text(out / STATE, json.dumps(to_plain(state), indent=1, ensure_ascii=True) + "\n")
+
+
+def refuse_other_job(path: Path, old: Job, new: Job) -> None:
+    """Raise ScoringError when the folder at `path` is pinned to `old` and the run asks for `new`."""
+    for field in fields(Job):
+        before, now = getattr(old, field.name), getattr(new, field.name)
+        if before != now:
+            raise ScoringError(
+                f"{path} holds scores of another job: its {_WORDS[field.name]} is {before!r}, and this run has {now!r}",
+                hint=ANOTHER,
+            )
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Make the folder and hold its lock; raises ScoringError when another process holds it."""
+    stream: IO[bytes] | None = None
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        stream = (path / LOCK).open("ab")
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        if stream is not None:
+            stream.close()
+        if isinstance(problem, BlockingIOError):
+            raise ScoringError(
+                f"another process is scoring into {path}", hint="Wait until it ends, or use another --out."
+            ) from None
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"no space left on the disk for {path}", hint="Free some space and run it again.") from None
+        raise ScoringError(f"cannot write to {path} ({problem.strerror})", hint="Use another --out.") from None
+    with stream:
+        yield
+
+
+@functools.cache
+def version() -> str:
+    """Fieldmark's version, or `unknown` when it runs from a folder that was never installed."""
+    try:
+        return importlib.metadata.version("fieldmark")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

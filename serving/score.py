@@ -1,0 +1,249 @@
+"""Score every image of a source, each exactly once, however often the job is stopped and started again.
+
+Decoding runs ahead in threads (Pillow releases the GIL), inference runs in the calling thread, and rows go to disk a
+shard at a time. A shard that is not finished is scored again, so a stop costs at most one shard of work.
+"""
+
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.errors import EndpointError, ImageError, InputError, OptionError, ScoringError
+from bundle.image import ImageSpec
+from serving.jobs import ANOTHER, Job
+from serving.prediction import Inference, Outputs, predictions
+from serving.shards import Answer, ScoreFolder, digest_of, part_name
+from serving.sources import Source, SourceFile
+
+MAX_SHARD_ROWS = 1_000_000  # a shard's rows are held in memory
+MAX_AHEAD_BYTES = 512 * 1024 * 1024  # of decoded images that wait for inference
+AGAIN = "run the same command again to continue"
+
+Pixels = npt.NDArray[np.uint8]
+OnProgress = Callable[[int, int], None]
+
+
+class _Item(NamedTuple):
+    """A file on its way: the index of its shard, and its image or the sentence why there is none."""
+
+    shard: int
+    file: SourceFile
+    image: Future[Pixels | str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """How to score. Nothing but `network`, `alpha` and `shard_rows` changes what is written.
+
+    `alpha` replaces the bundle's false-positive rate of `is_adversarial`; `batch` is images a call; `shard_rows` is
+    files a shard; `workers` is decoding threads (default: one a core); `restart` throws away what `out` holds; `pauses`
+    are the seconds to wait before a call is repeated that the endpoint did not answer.
+    """
+
+    network: str = "full"
+    alpha: float | None = None
+    batch: int = 64
+    shard_rows: int = 4096
+    workers: int | None = None
+    restart: bool = False
+    pauses: tuple[float, ...] = (1.0, 2.0, 4.0)
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not 0.0 < self.alpha < 1.0:
+            raise OptionError(f"--alpha {self.alpha:g} is not between 0 and 1")
+        if self.batch < 1:
+            raise OptionError(f"--batch {self.batch} is not at least 1")
+        if not 1 <= self.shard_rows <= MAX_SHARD_ROWS:
+            raise OptionError(f"--shard-rows {self.shard_rows} is not between 1 and {MAX_SHARD_ROWS:,}")
+        if self.workers is not None and not 1 <= self.workers <= 256:
+            raise OptionError(f"--workers {self.workers} is not between 1 and 256")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a finished job holds, and what this run did of it: `scored` files in `seconds`."""
+
+    rows: int
+    errors: int
+    flagged: int
+    shards: int
+    scored: int
+    seconds: float
+    images_per_second: float
+    out: Path
+
+
+def score_source(
+    path: Path,
+    inference: Inference,
+    out: Path,
+    options: ScoreOptions,
+    *,
+    on_progress: OnProgress = lambda done, scored: None,
+    check: Callable[[], None] = lambda: None,
+) -> Summary:
+    """Score all images of `path` into `out`, or what is missing there.
+
+    `on_progress(done, scored)` is called with the files done so far, and those of them that this run has scored. It is
+    never called during a write, so it may raise KeyboardInterrupt to stop the job cleanly.
+    `check()` is called before each shard is written and raises EndpointError when `inference` is no longer what it was.
+    An unreadable image is a row with status `error`; whatever else goes wrong raises, and what is finished stays.
+    """
+    if options.network not in inference.manifest.networks:
+        have = ", ".join(inference.manifest.networks)
+        raise OptionError(f"the bundle carries no network {options.network!r}", hint=f"It carries: {have}.")
+    source = Source.open(path)
+    if next(source.files(), None) is None:
+        raise InputError(f"{path} {'holds' if source.is_folder else 'names'} no images")
+    alpha = options.alpha
+    job = Job(
+        source=os.fspath(path),
+        source_at=os.path.abspath(path),
+        bundle_id=inference.bundle_id,
+        network=options.network,
+        alpha=inference.manifest.networks[options.network].detector.alpha if alpha is None else alpha,
+        shard_rows=options.shard_rows,
+    )
+    begun = time.perf_counter()
+    with ScoreFolder.open(out, job, restart=options.restart) as folder:
+        scored = _Run(source, inference, folder, options, on_progress).run(check)
+        if not folder.state.complete:
+            folder.finish()
+        state = folder.state
+    seconds = time.perf_counter() - begun
+    return Summary(
+        rows=state.total("rows"),
+        errors=state.total("errors"),
+        flagged=state.total("flagged"),
+        shards=len(state.shards),
+        scored=scored,
+        seconds=seconds,
+        images_per_second=scored / seconds,
+        out=out,
+    )
+
+
+class _Run:
+    """One pass over the source. `skipped` counts files of shards that were there, `written` those of new shards."""
+
+    def __init__(
+        self,
+        source: Source,
+        inference: Inference,
+        folder: ScoreFolder,
+        options: ScoreOptions,
+        on_progress: OnProgress,
+    ) -> None:
+        self.source, self.inference, self.folder, self.options = source, inference, folder, options
+        self.on_progress = on_progress
+        self.skipped = self.written = 0
+
+    def run(self, check: Callable[[], None]) -> int:
+        """Score every shard that is not there; returns how many files that were."""
+        workers = self.options.workers or len(os.sched_getaffinity(0))
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        try:
+            for index, items in itertools.groupby(self._decoded(pool, workers), key=lambda item: item.shard):
+                rows = self._answers(items)
+                check()
+                self.folder.write(index, rows)
+                self.written += len(rows)
+        except EndpointError as problem:
+            shards = len(self.folder.state.shards)
+            safe = f"{self.folder.state.total('rows'):,} files in {shards} shards are safe in {self.folder.path}"
+            raise EndpointError(problem.what, hint=f"{safe}; {AGAIN}.") from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        return self.written
+
+    def _missing(self) -> Iterator[tuple[int, SourceFile]]:
+        """Shard index and file, for the files of all shards that are not there. Those that are there get verified."""
+        files = self.source.files()
+        for index in itertools.count():
+            chunk = list(itertools.islice(files, self.options.shard_rows))
+            known = self.folder.state.shards[index].digest if index < len(self.folder.state.shards) else None
+            if known not in (None, digest_of(chunk)):
+                self.source.check_present()
+                raise ScoringError(
+                    f"shard {index} ({part_name(index)}, from file {index * self.options.shard_rows + 1:,} on) was"
+                    f" scored from other files than {self.source.path} names now: some were added, removed or renamed",
+                    hint=ANOTHER,
+                )
+            if not chunk:
+                return
+            if self.folder.is_whole(index):
+                self.skipped += len(chunk)
+                self._report(0)
+            else:
+                yield from ((index, file) for file in chunk)
+
+    def _decoded(self, pool: ThreadPoolExecutor, workers: int) -> Iterator[_Item]:
+        """The same files, each with its image on the way; a bounded number of them is ahead of the caller."""
+        spec = self.inference.manifest.image
+        room = MAX_AHEAD_BYTES // (spec.height * spec.width * 3)
+        limit = max(workers, min(2 * self.options.batch, room))
+        ahead: deque[_Item] = deque()
+        for shard, file in self._missing():
+            ahead.append(_Item(shard, file, pool.submit(_read, spec, file)))
+            if len(ahead) > limit:
+                yield ahead.popleft()
+        while ahead:  # popped, so that an image is freed as soon as it is used
+            yield ahead.popleft()
+
+    def _answers(self, items: Iterator[_Item]) -> list[tuple[SourceFile, Answer]]:
+        """One shard's rows, in order."""
+        rows: list[tuple[SourceFile, Answer]] = []
+        waiting: dict[int, Pixels] = {}  # row -> image, until a batch is full
+        for item in items:
+            result = item.image.result()
+            if isinstance(result, str):
+                self.source.check_present()
+                rows.append((item.file, result))
+            else:
+                waiting[len(rows)] = result
+                rows.append((item.file, ""))
+            if len(waiting) == self.options.batch:
+                self._fill(rows, waiting)
+        self._fill(rows, waiting)
+        return rows
+
+    def _fill(self, rows: list[tuple[SourceFile, Answer]], waiting: dict[int, Pixels]) -> None:
+        """Run the images that wait, and put the answers into their rows."""
+        if waiting:
+            network, alpha = self.options.network, self.options.alpha
+            outputs = self._infer(np.stack(list(waiting.values())))
+            answers = predictions(outputs, self.inference.manifest, network, alpha=alpha)
+            for row, answer in zip(waiting, answers, strict=True):
+                rows[row] = (rows[row][0], answer)
+            waiting.clear()
+        self._report(len(rows))
+
+    def _infer(self, images: Pixels) -> Outputs:
+        """One call. A full queue or a restarting server passes; a night's job should not end with it."""
+        for pause in self.options.pauses:
+            try:
+                return self.inference.infer(images, self.options.network)
+            except EndpointError:
+                time.sleep(pause)
+        return self.inference.infer(images, self.options.network)
+
+    def _report(self, unwritten: int) -> None:
+        scored = self.written + unwritten
+        self.on_progress(self.skipped + scored, scored)
+
+
+def _read(spec: ImageSpec, file: SourceFile) -> "Pixels | str":
+    """Decode one file; an unreadable one gives its sentence."""
+    try:
+        return file.problem or spec.read(Path(file.location))
+    except ImageError as problem:
+        return str(problem)

@@ -1,0 +1,204 @@
+"""`fieldmark score`: what the analyst sees of a scoring job."""
+
+import json as jsonlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Table
+
+from bundle.errors import FieldmarkError, ScoringError
+from bundle.folder import Bundle
+
+if TYPE_CHECKING:
+    from serving.prediction import Inference
+    from serving.score import Summary
+
+OnProgress = Callable[[int, int], None]
+
+
+def score(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="A folder of images (recursive), or a text file with a path a line."),
+    ],
+    bundle: Annotated[Path, typer.Option("--bundle", metavar="BUNDLE", help="The bundle to score with.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the Parquet shards.")],
+    network: Annotated[str, typer.Option("--network", help="full or attention.")] = "full",
+    url: Annotated[
+        str | None,
+        typer.Option("--url", metavar="HOST:PORT", help="Ask this Triton instead of ONNX Runtime in this process."),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Images a call.")] = 64,
+    shard_rows: Annotated[
+        int, typer.Option("--shard-rows", help="Files a shard; a stop costs at most one shard.")
+    ] = 4096,
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", help="False-positive rate of is_adversarial, instead of the bundle's.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Threads that decode images. Default: one a core.")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away the scores in --out and begin anew.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON summary.")] = False,
+) -> None:
+    """Score a folder or a list of images into Parquet shards. Run the same command again after a stop: it continues."""
+    from serving.score import AGAIN, ScoreOptions, score_source
+
+    options = ScoreOptions(
+        network=network, alpha=alpha, batch=batch, shard_rows=shard_rows, workers=workers, restart=restart
+    )
+    try:
+        opened = Bundle.open(bundle)
+        inference = open_inference(opened, url)
+        with _progress(source, quiet=json) as show, _stopping(show) as on_progress:
+            summary = score_source(
+                source, inference, out, options, on_progress=on_progress, check=lambda: check_served(opened, url)
+            )
+    except KeyboardInterrupt as stop:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"stopped; {_safe(out)}{AGAIN}.", markup=False)
+        raise typer.Exit(128 + (stop.args[0] if stop.args else signal.SIGINT)) from None
+    if json:
+        sys.stdout.write(jsonlib.dumps({**asdict(summary), "out": str(out)}) + "\n")
+    else:
+        _show(summary)
+
+
+def open_inference(bundle: Bundle, url: str | None) -> "Inference":
+    """ONNX Runtime in this process, or the Triton at `url` when it serves exactly this bundle."""
+    if url is None:
+        from serving.local import LocalInference
+
+        return LocalInference(bundle)
+    from serving.client import TritonInference
+
+    return TritonInference.connect(url, expect_bundle=bundle.bundle_id)
+
+
+def check_served(bundle: Bundle, url: str | None) -> None:
+    """Raise EndpointError when `url` serves another bundle by now: a gRPC channel reconnects to whatever is there."""
+    if url is not None:
+        from serving.client import TritonInference
+
+        TritonInference.connect(url, expect_bundle=bundle.bundle_id).close()
+
+
+@contextmanager
+def _stopping(on_progress: OnProgress) -> Iterator[OnProgress]:
+    """Let Ctrl-C and SIGTERM stop the job between two batches, never inside a write; a second one stops it at once."""
+    caught: list[int] = []
+
+    def remember(number: int, frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt(number)
+        caught.append(number)
+
+    def stop_or_go_on(done: int, scored: int) -> None:
+        if caught:
+            raise KeyboardInterrupt(caught[0])
+        on_progress(done, scored)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop_or_go_on
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextmanager
+def _progress(source: Path, *, quiet: bool) -> Iterator[OnProgress]:
+    """A bar on stderr. It spins until a second walk over the source, beside the first, has counted the files."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda done, scored: None
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("scoring"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("scoring", total=None, rate="")
+        stop = threading.Event()
+        threading.Thread(target=_count, args=(source, bar, task, stop), daemon=True).start()
+        begun = time.monotonic()
+
+        def on_progress(done: int, scored: int) -> None:
+            rate = scored / max(time.monotonic() - begun, 1e-3)
+            left = (bar.tasks[0].total or done) - done
+            eta = f"  {_duration(left / rate)} left" if rate and left else ""
+            bar.update(task, completed=done, rate=f"{rate:,.1f} images/s{eta}" if scored else "checking what is there")
+
+        try:
+            yield on_progress
+        finally:
+            stop.set()
+
+
+def _count(source: Path, bar: Progress, task: TaskID, stop: threading.Event) -> None:
+    from serving.sources import Source
+
+    total = 0
+    try:
+        for _ in Source.open(source).files():
+            total += 1
+            if stop.is_set():
+                return
+    except (FieldmarkError, OSError):  # the job itself meets it and reports it
+        return
+    bar.update(task, total=total)
+
+
+def _show(summary: "Summary") -> None:
+    console = Console()
+    ok = summary.rows - summary.errors
+    if not summary.scored:
+        console.print("This job was complete already; nothing was left to score.")
+    table = Table("files", "ok", "errors", "flagged", "images/s", "seconds", "shards")
+    table.add_row(
+        f"{summary.rows:,}",
+        f"{ok:,}",
+        f"{summary.errors:,}",
+        f"{summary.flagged / ok:.1%}" if ok else "-",
+        f"{summary.images_per_second:,.1f}" if summary.scored else "-",
+        f"{summary.seconds:,.1f}",
+        f"{summary.shards:,}",
+    )
+    console.print(table)
+    console.print(f"scores: {escape(readable(summary.out))}", highlight=False, soft_wrap=True)
+
+
+def readable(path: Path) -> str:
+    """A path that standard output can print, whatever bytes it holds."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _safe(out: Path) -> str:
+    """What an interrupted job has finished, as a half sentence."""
+    from serving.jobs import read_state
+
+    try:
+        state = read_state(out)
+    except (ScoringError, OSError):
+        return ""
+    return f"{state.total('rows'):,} files in {len(state.shards):,} shards are safe in {out}; "
+
+
+def _duration(seconds: float) -> str:
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"
