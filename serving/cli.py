@@ -1,0 +1,229 @@
+"""`fieldmark serve`, `fieldmark classify`, and `fieldmark score` from its own file."""
+
+import contextlib
+import json as jsonlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from bundle import Bundle
+from bundle.errors import OptionError
+from serving.score_cli import readable, score
+
+if TYPE_CHECKING:
+    from serving.classify import Answer
+    from serving.server import TritonServer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(score)
+
+WATCH_SECONDS = 0.25
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port.")]
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    grpc_port: Port = 8001,
+    http_port: Port = 8000,
+    metrics_port: Port = 8002,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
+    triton_python: Annotated[
+        Path | None,
+        typer.Option(
+            help="Python of the server environment. Default: $FIELDMARK_TRITON_PYTHON, else this Python, else "
+            ".venv-triton beside its environment."
+        ),
+    ] = None,
+    start_timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait until the networks answer.")] = 120.0,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Pass on tritonserver's own log, on stderr.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the endpoints as one line of JSON when ready.")] = False,
+) -> None:
+    """Serve a bundle on a real Triton until Ctrl-C or SIGTERM. It is ready when every network has answered."""
+    from serving.server import EVERYWHERE, TritonServer
+
+    talk = Console(stderr=True, soft_wrap=True, highlight=False)
+    with _asked_to_stop() as signals:
+        opened = Bundle.open(bundle)
+        server = TritonServer(
+            opened,
+            host=host,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            metrics_port=metrics_port,
+            triton_python=triton_python,
+            start_seconds=start_timeout,
+            on_log=(lambda line: print(line, file=sys.stderr, flush=True)) if verbose else None,
+        )
+        with talk.status("starting Triton"):
+            server.start(cancelled=lambda: bool(signals))
+        try:
+            if signals:
+                talk.print("stopped before the server was ready; nothing was left behind")
+                raise typer.Exit(130)
+            _announce(server, json)
+            if host == EVERYWHERE:
+                talk.print("[yellow]note:[/] whoever reaches this machine can call it: Triton asks nobody who they are")
+            while not signals:
+                time.sleep(WATCH_SECONDS)
+                server.check()
+        finally:
+            with talk.status("stopping Triton"):
+                server.stop()
+
+
+@app.command()
+def classify(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...")],
+    url: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server's gRPC address.")] = "localhost:8001",
+    network: Annotated[str, typer.Option(help="full or attention.")] = "full",
+    alpha: Annotated[
+        float | None, typer.Option(help="False-positive rate of is_adversarial, instead of the bundle's.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Labels to give for each image, best first.")] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object an image, one a line.")] = False,
+    explain: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw attention and the most similar prototypes here.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="Insist on this bundle, and take prototype images from it.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, max=86400, help="Seconds to wait for an answer.")] = 30.0,
+) -> None:
+    """Classify images over gRPC: label, probability, and whether each looks adversarial."""
+    from serving.classify import check_options, classify_files
+    from serving.client import TritonInference
+
+    _check_picture(explain, len(images))
+    expected = Bundle.open(bundle) if bundle else None
+    with TritonInference.connect(
+        url, timeout=timeout, expect_bundle=expected.bundle_id if expected else None
+    ) as inference:
+        check_options(inference.manifest, network, alpha, top)
+        answers = []
+        for answer in classify_files(inference, images, network, alpha=alpha, top=top):
+            answers.append(answer)
+            if json:
+                _print_record(answer)
+    used = inference.manifest.networks[network].detector.alpha if alpha is None else alpha
+    if not json:
+        _print_table(
+            answers, f"network {network}, alpha {used:g}, bundle {inference.bundle_id[:12]} at {inference.url}"
+        )
+    if explain and any(answer.prediction for answer in answers):
+        _draw(explain, answers, inference, expected, used)
+    if any(answer.error for answer in answers):
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """Collects SIGINT, SIGTERM and SIGHUP instead of dying of them, so that starting and stopping end in good order."""
+    signals: list[int] = []
+    previous: dict[signal.Signals, Any] = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means: stay
+            previous[number] = signal.signal(number, lambda received, _: signals.append(received))
+    try:
+        yield signals
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _announce(server: "TritonServer", json: bool) -> None:
+    facts = {
+        "grpc_url": server.grpc_url,
+        "http_url": server.http_url,
+        "metrics_url": server.metrics_url,
+        "networks": list(server.bundle.manifest.networks),
+        "bundle_id": server.bundle.bundle_id,
+        "triton_version": server.triton_version,
+        "pid": os.getpid(),
+        "triton_pid": server.pid,
+    }
+    if json:
+        print(jsonlib.dumps(facts), flush=True)
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("gRPC", f"[bold]{escape(server.grpc_url)}[/]")
+    grid.add_row("HTTP", escape(server.http_url))
+    grid.add_row("metrics", escape(server.metrics_url))
+    grid.add_row("networks", ", ".join(server.bundle.manifest.networks))
+    grid.add_row("bundle", server.bundle.bundle_id)
+    grid.add_row("Triton", server.triton_version)
+    name = escape(server.bundle.manifest.name)
+    Console(highlight=False).print(
+        Panel(grid, title=f"serving [bold]{name}[/]", subtitle="Ctrl-C stops it", title_align="left", expand=False)
+    )
+
+
+def _print_record(answer: "Answer") -> None:
+    from serving.classify import as_record
+
+    print(jsonlib.dumps(as_record(answer, readable(answer.path))), flush=True)
+
+
+def _print_table(answers: "list[Answer]", caption: str) -> None:
+    table = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("file", overflow="fold")
+    table.add_column("label", overflow="fold")
+    for number in ("probability", "instance_score", "p_value"):
+        table.add_column(number, justify="right", no_wrap=True)
+    table.add_column("is_adversarial", no_wrap=True)
+    for answer in answers:
+        if (found := answer.prediction) is None:
+            continue
+        table.add_row(
+            escape(readable(answer.path)),
+            escape(found.label),
+            f"{found.probability:.3f}",
+            f"{found.instance_score:.3f}",
+            f"{found.p_value:.4f}",
+            "[bold red]true[/]" if found.is_adversarial else "false",
+        )
+        for label, probability in found.top[1:]:
+            table.add_row("", escape(label), f"{probability:.3f}")
+    if table.rows:
+        # What is written to a file or a pipe must not be cut to the width of a terminal that is not there.
+        Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    for answer in answers:
+        if answer.error:
+            errors.print(f"[bold red]error:[/] {escape(answer.error)}")
+
+
+def _check_picture(explain: Path | None, count: int) -> None:
+    """What can be wrong with --explain, said before anything is sent."""
+    if explain is None:
+        return
+    from serving.explain import MAX_ROWS
+
+    if explain.suffix.lower() != ".png":
+        raise OptionError(f"--explain {explain} does not end in .png, and the picture is a PNG")
+    if explain.is_dir():
+        raise OptionError(f"--explain {explain} is a folder")
+    if count > MAX_ROWS:
+        raise OptionError(f"--explain draws at most {MAX_ROWS} images, and {count} are given")
+
+
+def _draw(explain: Path, answers: "list[Answer]", inference: Any, expected: Bundle | None, alpha: float) -> None:
+    from serving.classify import prototype_images
+    from serving.explain import draw_explanations
+
+    drawn = [answer for answer in answers if answer.prediction]
+    names = [readable(Path(answer.path.name)) for answer in drawn]
+    look_up = prototype_images(expected, inference.bundle_path, inference.manifest)
+    draw_explanations(explain, drawn, inference.manifest, names, look_up, alpha)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"picture: {escape(readable(explain))}")
