@@ -98,6 +98,7 @@ def _export_network(
             train=parts["train"],
             validation=parts["validation"],
             attacks=settings.attacks,
+            calibration_n=len(parts["calibration"][0]),
             alpha=settings.alpha,
             seed=settings.seed,
         )

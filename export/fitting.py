@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from bundle import tensors
-from bundle.errors import DetectorError
 from detector.combination import fit_combination
 from detector.model import Detector, fit_layers, layer_scores
 from training.adversaries import CLEAN, NOISE, perturb
@@ -20,6 +19,7 @@ from training.attacks import from_bytes
 from training.networks import Network, detector_features
 
 BATCH = 64
+MIN_FOOLED = 20  # images; fewer successful attacks than this teach nothing stable
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
@@ -31,10 +31,11 @@ def fit_detector(
     train: tuple[Images, Labels],
     validation: tuple[Images, Labels],
     attacks: Sequence[str],
+    calibration_n: int,
     alpha: float,
     seed: int,
 ) -> Detector:
-    """Everything but the p-values: the calibration scores are one zero until the graph itself has been calibrated.
+    """Everything but the p-values: the `calibration_n` scores are zeros until the graph itself has been calibrated.
 
     As Lee et al. (2018): positives are attacked images that the network now gets wrong, negatives the same images
     clean and noisy, and only images that it gets right both ways take part.
@@ -51,20 +52,18 @@ def fit_detector(
     clean, clean_right = scores(validation[0])
     noisy, noisy_right = scores(attacked(NOISE, network, served, validation, generator))
     kept = clean_right & noisy_right
-    negatives, positives = [clean[kept], noisy[kept]], []
+    fooled, every = [], []
     for name in attacks:
         adversarial, right = scores(attacked(name, network, served, validation, generator))
-        positives.append(adversarial[kept & ~right])
-    if not positives or sum(map(len, positives)) < 2:
-        raise DetectorError(
-            f"the attacks {', '.join(attacks)} fooled the {served} network on fewer than two validation images",
-            hint="Name stronger attacks with --attacks, such as pgd10-8.",
-        )
+        fooled.append(adversarial[kept & ~right])
+        every.append(adversarial[kept])
+    # A network that no attack fools still has something to say of attacked images: then all of them are positives.
+    positives = np.concatenate(fooled if sum(map(len, fooled)) >= MIN_FOOLED else every)
     return Detector(
         layers=layers,
         gaussians=tuple(gaussians.values()),
-        combination=fit_combination(np.concatenate(negatives), np.concatenate(positives)),
-        calibration=np.zeros(1, np.float32),
+        combination=fit_combination(np.concatenate([clean[kept], noisy[kept]]), positives),
+        calibration=np.zeros(calibration_n, np.float32),
         alpha=alpha,
     )
 

@@ -57,13 +57,17 @@ def to_onnx(module: ServedNetwork, served: str, spec: ImageSpec) -> onnx.ModelPr
 
 
 def set_calibration(model: onnx.ModelProto, module: ServedNetwork, scores: npt.NDArray[np.float32]) -> None:
-    """Put calibration scores : (n,) into the graph and the module. Recalibrating is a change of this one initializer."""
+    """Put calibration scores : (n,) into the graph and the module. Recalibrating changes this one initializer.
+
+    n is the graph's own: its p-value divides by n + 1.
+    """
+    value = scores[None, :].astype(np.float32)
     for initializer in model.graph.initializer:
-        if initializer.name == "calibration":
-            initializer.CopyFrom(numpy_helper.from_array(scores[None, :].astype(np.float32), "calibration"))
-            module.calibration = torch.from_numpy(scores[None, :].astype(np.float32))
+        if initializer.name == "calibration" and tuple(initializer.dims) == value.shape:
+            initializer.CopyFrom(numpy_helper.from_array(value, "calibration"))
+            module.calibration = torch.from_numpy(value)
             return
-    raise ExportError("the exported graph has no initializer named 'calibration'")
+    raise ExportError(f"the exported graph has no initializer 'calibration' of shape {value.shape}")
 
 
 class GraphSession:

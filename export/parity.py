@@ -22,7 +22,7 @@ TOLERANCES: dict[str, tuple[float, float]] = {
 
 @torch.no_grad()
 def prove(module: ServedNetwork, session: GraphSession, served: str, images: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """Largest absolute difference of each output over batches of 1, 2 and 7 images; raises ExportError beyond bounds."""
+    """Largest absolute difference of each output over batches of 1, 2 and 7; raises ExportError beyond bounds."""
     if len(images) < max(BATCHES):
         images = np.resize(images, (max(BATCHES), *images.shape[1:]))
     worst = dict.fromkeys(tensors.OUTPUTS[served], 0.0)
@@ -63,6 +63,6 @@ def _allowed(name: str, expected: dict[str, torch.Tensor], module: ServedNetwork
     close = np.abs(module.calibration.numpy() - score) <= atol + rtol * np.abs(score)
     steps = close.sum(1) / (module.calibration.shape[1] + 1)
     if name == tensors.P_VALUE:
-        return steps + 1e-6
+        return np.asarray(steps + 1e-6, dtype=np.float64)
     near_alpha = np.abs(expected[tensors.P_VALUE].numpy() - module.alpha) <= steps + 1e-6
     return np.where(near_alpha, 1.0, 0.0)

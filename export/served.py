@@ -17,6 +17,11 @@ PROTOTYPES_SHOWN = 5
 class Gaussians(nn.Module):
     """Squared Mahalanobis distance to the nearest class mean: detector.gaussian.ClassGaussians as matrix products."""
 
+    whitening: Tensor
+    center: Tensor
+    means: Tensor
+    norms: Tensor
+
     def __init__(self, whitening: Tensor, center: Tensor, means: Tensor) -> None:
         super().__init__()
         self.register_buffer("whitening", whitening.T.contiguous())  # [D, D]
@@ -34,6 +39,10 @@ class Gaussians(nn.Module):
 class ServedNetwork(nn.Module):
     """One network with its detector; outputs in the order of bundle.tensors.OUTPUTS[served]."""
 
+    scale: Tensor
+    shift: Tensor
+    weights: Tensor
+    bias: Tensor
     calibration: Tensor
 
     def __init__(self, network: Network, served: str, detector: Detector) -> None:

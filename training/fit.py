@@ -79,7 +79,7 @@ class Trainer:
         with Progress(*columns, console=self.console, transient=True) as progress:
             for epoch in range(len(self.history), self.config.epochs):
                 task = progress.add_task(f"epoch {epoch + 1}/{self.config.epochs}", total=self.steps_per_epoch)
-                row = self._epoch(epoch, lambda task=task: progress.advance(task))  # type: ignore[misc]
+                row = self._epoch(epoch, lambda task=task: progress.advance(task))
                 progress.remove_task(task)
                 self.console.print(
                     f"epoch {epoch + 1:3d}/{self.config.epochs}  loss {row['loss']:8.4f}  validation: "

@@ -1,0 +1,66 @@
+"""`python -m benchmarks [NAME...]`: measure, print, and write benchmarks/results/NAME.json."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from benchmarks import detector, endpoint
+from benchmarks.record import save
+from bundle.errors import FieldmarkError, OptionError
+
+DEMO = Path("build/demo")
+
+
+def demo(_: Path) -> dict[str, Any]:
+    """The figures of the last `make demo`: seconds of each stage, accuracy, flagged shares, AUROC."""
+    report: dict[str, Any] = json.loads((DEMO / "report.json").read_text(encoding="utf-8"))
+    if report["reused"]:
+        report["note"] = f"stages {', '.join(report['reused'])} were reused; their seconds are those of their first run"
+    return report
+
+
+def footprint(_: Path) -> dict[str, Any]:
+    """Disk taken by each environment and by the bundle, in MB."""
+    return {name: _megabytes(path) for name, path in (("server", ".venv-triton"), ("development", ".venv"))}
+
+
+MEASURES = {"demo": demo, "endpoint": endpoint.measure, "detector": detector.measure, "footprint": footprint}
+
+
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(help="Which to run; all of them by default.")] = None,
+    bundle: Annotated[Path, typer.Option(help="The bundle to measure.")] = DEMO / "bundle",
+) -> None:
+    """Measure side by side in one run and keep the results with device, versions and commit."""
+    console = Console()
+    for name in names or MEASURES:
+        if name not in MEASURES:
+            raise OptionError(f"unknown benchmark {name!r}", hint=f"Choose from: {', '.join(MEASURES)}.")
+        if not bundle.exists():
+            raise OptionError(f"there is no bundle at {bundle}", hint="Run 'make demo' first, or pass --bundle.")
+        result = MEASURES[name](bundle)
+        console.print(f"[bold]{name}[/] -> {save(name, result)}")
+        console.print_json(json.dumps(result))
+
+
+def _megabytes(path: str) -> float:
+    done = subprocess.run(["du", "-sk", path], capture_output=True, text=True, check=False)
+    return round(int(done.stdout.split()[0]) / 1024, 1) if done.returncode == 0 else float("nan")
+
+
+def main() -> None:
+    """One sentence for every failure, as the command does."""
+    try:
+        typer.run(bench)
+    except FieldmarkError as problem:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {problem}")
+        sys.exit(problem.exit_code)
+
+
+if __name__ == "__main__":
+    main()

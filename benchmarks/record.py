@@ -1,0 +1,81 @@
+"""Where and with what a number was measured, and how pairs are timed."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bundle.files import write_text
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "onnxruntime", "onnx", "numpy", "scikit-learn", "tritonclient")
+
+
+def environment() -> dict[str, Any]:
+    """Device, versions and commit of this measurement."""
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "changed_files": len(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def save(name: str, result: dict[str, Any]) -> Path:
+    """Write benchmarks/results/NAME.json."""
+    path = RESULTS / f"{name}.json"
+    write_text(path, json.dumps({"environment": environment(), **result}, indent=2) + "\n")
+    return path
+
+
+def paired(first: Callable[[], Any], second: Callable[[], Any], *, rounds: int, warmup: int = 10) -> dict[str, Any]:
+    """Time two calls turn by turn in one run, so that drift hits both: milliseconds, and the ratio second / first.
+
+    The ratio's spread is the 5th and 95th percentile over 200 bootstrap medians.
+    """
+    for _ in range(warmup):
+        first(), second()
+    times = np.empty((rounds, 2))
+    for index in range(rounds):
+        for column, call in enumerate((first, second) if index % 2 else (second, first)):
+            started = time.perf_counter()
+            call()
+            times[index, column if index % 2 else 1 - column] = time.perf_counter() - started
+    times *= 1e3
+    rng = np.random.default_rng(0)
+    medians = np.median(times[rng.integers(0, rounds, (200, rounds))], axis=1)
+    ratios = medians[:, 1] / medians[:, 0]
+    return {
+        "rounds": rounds,
+        "first_ms": _percentiles(times[:, 0]),
+        "second_ms": _percentiles(times[:, 1]),
+        "ratio": round(float(np.median(times[:, 1]) / np.median(times[:, 0])), 4),
+        "ratio_5_95": [round(float(value), 4) for value in np.percentile(ratios, (5, 95))],
+    }
+
+
+def _percentiles(values: Any) -> dict[str, float]:
+    return {f"p{q}": round(float(np.percentile(values, q)), 4) for q in (50, 90, 95, 99)}
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    return done.stdout.strip()
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()

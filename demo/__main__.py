@@ -1,0 +1,160 @@
+"""`python -m demo`: draw or take a dataset, train, export, serve, classify clean and attacked images, score."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bundle import tensors
+from bundle.errors import FieldmarkError
+from bundle.files import write_text
+from bundle.folder import Bundle
+from demo.archive import make_archive, score_archive
+from demo.endpoint import Answers, ask, served
+from demo.figure import Panel, draw
+from demo.stages import Stages, fieldmark
+from serving.client import TritonInference
+
+ATTACKS = ("clean", "noise", "fgsm-8", "pgd10-2", "pgd10-8")
+TITLES = ("clean", "Gaussian noise", "FGSM 8/255", "PGD-10 2/255", "PGD-10 8/255")
+SHOWN = 6  # birds in demo.png
+
+
+def demo(
+    data: Annotated[Path | None, typer.Option(help="Your dataset: CUB, Cars or class folders.")] = None,
+    preset: Annotated[str, typer.Option(help="Training preset.")] = "small",
+    out: Annotated[Path | None, typer.Option(help="Where everything goes; build/demo, or build/demo-NAME.")] = None,
+    count: Annotated[int, typer.Option(min=2, help="Test images to attack, for each attack and network.")] = 400,
+) -> None:
+    """Run the whole job; finished stages are reused."""
+    console = Console()
+    out = out or Path("build") / ("demo" if data is None else f"demo-{data.resolve().name}")
+    out.mkdir(parents=True, exist_ok=True)
+    stages = Stages(out, console)
+    run, bundle_path, attacked = out / "run", out / "bundle", out / "attacked"
+    if data is None:
+        data = out / "birds"
+        birds, key = data, "birds 20 64 0"
+        stages.run("data", key, birds, lambda: fieldmark("data", "make", birds, "--force"))
+        stages.run(
+            "sheet", key, out / "birds.png", lambda: fieldmark("data", "show", birds, "--out", out / "birds.png")
+        )
+    key = f"{data.resolve()} {preset}"
+    resume = ("--resume",) if stages.interrupted("train", key) else ("--force",)
+    stages.run(
+        "train", key, run / "model.pt", lambda: fieldmark("train", data, "--out", run, "--preset", preset, *resume)
+    )
+    key = f"{key} {stages.stamp('train')}"
+    stages.run(
+        "export", key, bundle_path, lambda: fieldmark("export", run, "--out", bundle_path, "--data", data, "--force")
+    )
+    bundle = Bundle.open(bundle_path)
+    arguments = ("--out", attacked, "--data", data, "--attacks", ",".join(ATTACKS), "--count", str(count), "--force")
+    stages.run("attack", f"{key} {count}", attacked, lambda: fieldmark("attack", run, *arguments))
+    console.rule("[bold]serve and classify[/]", align="left")
+    answers: dict[str, dict[str, Answers]] = {}
+    with stages.timed("serve"), served(bundle_path) as endpoint:
+        console.print(f"Triton {endpoint['triton_version']} answers at {endpoint['grpc']} (gRPC)", highlight=False)
+        inference = TritonInference.connect(endpoint["grpc"], expect_bundle=bundle.bundle_id)
+        with stages.timed("classify"):
+            for network in tensors.NETWORKS:
+                answers[network] = ask(inference, attacked, network)
+    stages.seconds["serve"] = round(stages.seconds["serve"] - stages.seconds["classify"], 2)
+    console.rule("[bold]score a folder[/]", align="left")
+    with stages.timed("score"):
+        archive = make_archive(attacked / tensors.FULL, out / "archive")
+        scored = score_archive(archive, bundle_path, out / "scores")
+    report = {
+        "seconds": {**_setup_seconds(), **stages.seconds},
+        "reused": stages.reused,
+        "triton_version": endpoint["triton_version"],
+        "bundle_id": bundle.bundle_id,
+        "networks": {network: _measure(by_attack) for network, by_attack in answers.items()},
+        "scored": scored,
+    }
+    write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
+    _figure(answers[tensors.FULL], out / "demo.png")
+    _print(report, console)
+    console.print(f"\nreport   {out / 'report.json'}\npicture  {out / 'demo.png'}", highlight=False)
+    console.print(f"bundle   {bundle_path}   serve it: fieldmark serve {bundle_path}", highlight=False)
+
+
+def _measure(by_attack: dict[str, Answers]) -> dict[str, Any]:
+    from sklearn.metrics import roc_auc_score
+
+    clean = by_attack["clean"].scores
+    measured: dict[str, Any] = {
+        attack: {"n": len(said.labels), "accuracy": round(said.accuracy, 4), "flagged": round(said.flagged, 4)}
+        for attack, said in by_attack.items()
+    }
+    measured["auroc"] = {
+        attack: round(float(roc_auc_score([0] * len(clean) + [1] * len(said.scores), clean + said.scores)), 4)
+        for attack, said in by_attack.items()
+        if attack != "clean"
+    }
+    return measured
+
+
+def _setup_seconds() -> dict[str, float]:
+    """How long `make setup` took, where it has left a note."""
+    try:
+        return {"setup": float(Path("build/setup-seconds").read_text(encoding="utf-8"))}
+    except (OSError, ValueError):
+        return {}
+
+
+def _figure(by_attack: dict[str, Answers], path: Path) -> None:
+    clean, attacked = by_attack["clean"], by_attack["pgd10-8"]
+    step = max(1, len(clean.labels) // SHOWN)
+    rows = []
+    for index in range(step // 2, len(clean.labels), step)[:SHOWN]:
+        panels = [
+            (
+                name,
+                Panel(pixels=said.pixels[index], attention=said.attention[index], prediction=said.predictions[index]),
+            )
+            for name, said in (("clean", clean), ("attacked, PGD-10 8/255", attacked))
+        ]
+        rows.append((clean.labels[index], panels))
+    draw(rows, path)
+
+
+def _print(report: dict[str, Any], console: Console) -> None:
+    table = Table("images", title="answers over gRPC (flagged: p-value at most alpha)", title_justify="left")
+    for network in report["networks"]:
+        for column in ("accuracy", "flagged", "AUROC"):
+            table.add_column(f"{network}\n{column}", justify="right")
+    for attack, title in zip(ATTACKS, TITLES, strict=True):
+        cells = []
+        for measured in report["networks"].values():
+            auroc = measured["auroc"].get(attack)
+            row = measured[attack]
+            cells += [f"{row['accuracy']:.1%}", f"{row['flagged']:.1%}", "" if auroc is None else f"{auroc:.3f}"]
+        table.add_row(title, *cells)
+    console.print(table)
+    n = report["networks"][tensors.FULL]["clean"]["n"]
+    scored = report["scored"]
+    console.print(
+        f"{n} test images for each row; attacks are white-box against the network that answers; "
+        f"the detector has seen these kinds of attack, on other images.\n"
+        f"scored {scored['rows']} files of a folder into Parquet, {scored['errors']} unreadable.\n"
+        f"seconds: " + ", ".join(f"{stage} {seconds:g}" for stage, seconds in report["seconds"].items()),
+        highlight=False,
+    )
+
+
+def main() -> None:
+    """One sentence for every failure, as the command does."""
+    try:
+        typer.run(demo)
+    except FieldmarkError as problem:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {problem}")
+        sys.exit(problem.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""demo.png: clean beside attacked images, where the network looked, what it said, and whether it was believed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bundle.files import atomic_file
+from serving.prediction import Prediction
+
+GOOD, BAD, QUIET = "#1b7837", "#b2182b", "#555555"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One image as the endpoint saw it. pixels : (H, W, 3) uint8, attention : (h, w) in [0, 1]."""
+
+    pixels: npt.NDArray[np.uint8]
+    attention: npt.NDArray[np.float32]
+    prediction: Prediction
+
+
+def draw(rows: Sequence[tuple[str, Sequence[tuple[str, Panel]]]], path: Path) -> None:
+    """Each row: the true label and (condition, panel) pairs; every panel shows the image and its attention."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    conditions = len(rows[0][1])
+    figure, axes = pyplot.subplots(
+        len(rows), 2 * conditions, figsize=(2 * 2.05 * conditions, 2.75 * len(rows)), squeeze=False, dpi=120
+    )
+    for row, (truth, panels) in zip(axes, rows, strict=True):
+        for index, (condition, panel) in enumerate(panels):
+            _panel(row[2 * index], row[2 * index + 1], truth, condition, panel)
+    figure.suptitle(
+        "Clean and attacked images, the network's attention, and the endpoint's verdict", fontsize=13, weight="bold"
+    )
+    figure.tight_layout(rect=(0, 0, 1, 0.975), h_pad=1.6, w_pad=0.6)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+    pyplot.close(figure)
+
+
+def _panel(left: Any, right: Any, truth: str, condition: str, panel: Panel) -> None:
+    answer = panel.prediction
+    correct = answer.label == truth
+    left.imshow(panel.pixels, interpolation="lanczos")
+    left.set_title(f"{condition}\n{truth}", fontsize=8, color=QUIET)
+    right.imshow(overlay(panel.pixels, panel.attention), interpolation="lanczos")
+    right.set_title(
+        f"{'✓' if correct else '✗'} {answer.label}\n{answer.probability:.0%}",
+        fontsize=8,
+        color=GOOD if correct else BAD,
+    )
+    verdict = "ADVERSARIAL" if answer.is_adversarial else "looks clean"
+    expected = (condition == "clean") != answer.is_adversarial
+    right.set_xlabel(f"p = {answer.p_value:.3f}: {verdict}", fontsize=8, color=GOOD if expected else BAD, weight="bold")
+    for axis in (left, right):
+        axis.set_xticks([])
+        axis.set_yticks([])
+
+
+def overlay(pixels: npt.NDArray[np.uint8], attention: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Grey image, tinted where attention is high: (H, W, 3) uint8."""
+    from matplotlib import colormaps
+
+    height, width = pixels.shape[:2]
+    heat = Image.fromarray((np.clip(attention, 0, 1) * 255).astype(np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    strength = np.asarray(heat, dtype=np.float32)[..., None] / 255
+    grey = np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"), dtype=np.float32)
+    colour = np.asarray(colormaps["inferno"](strength[..., 0]))[..., :3] * 255
+    return (grey * (1 - 0.65 * strength) + colour * 0.65 * strength).clip(0, 255).astype(np.uint8)

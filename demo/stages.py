@@ -1,0 +1,79 @@
+"""Stages that run once: a stage whose inputs have not changed is reused, and its first duration stays in the report."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bundle.errors import FieldmarkError
+from bundle.files import write_text
+
+
+class StageFailed(FieldmarkError):
+    """A verb ended with an error, which it has printed itself."""
+
+
+class Stages:
+    """Remembers, in OUT/stages.json, what each stage was made from and how long it took."""
+
+    def __init__(self, out: Path, console: Console) -> None:
+        self.path, self.console = out / "stages.json", console
+        try:
+            self.done: dict[str, dict[str, Any]] = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.done = {}
+        self.seconds: dict[str, float] = {}
+        self.reused: list[str] = []
+
+    def run(self, name: str, key: str, product: Path, action: Callable[[], None]) -> None:
+        """Run `action`, which makes `product`, unless it was made from the same `key` before."""
+        known = self.done.get(name)
+        if known is not None and known["key"] == key and product.exists():
+            self.seconds[name] = known["seconds"]
+            self.reused.append(name)
+            self.console.rule(f"[dim]{name}: reused {product}[/]", align="left", style="dim")
+            return
+        self.console.rule(f"[bold]{name}[/]", align="left")
+        self.done[f"{name} begun"] = {"key": key}
+        self._save()
+        with self.timed(name):
+            action()
+        del self.done[f"{name} begun"]
+        self.done[name] = {"key": key, "seconds": self.seconds[name], "made": time.time()}
+        self._save()
+
+    def _save(self) -> None:
+        write_text(self.path, json.dumps(self.done, indent=2) + "\n")
+
+    def interrupted(self, name: str, key: str) -> bool:
+        """Whether this stage was begun with this very key and did not end."""
+        return self.done.get(f"{name} begun", {}).get("key") == key
+
+    def stamp(self, name: str) -> float:
+        """When a stage's product was made; part of the key of what is made from it."""
+        stamp: float = self.done[name]["made"]
+        return stamp
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Measure a stage that always runs."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 2)
+
+
+def fieldmark(*arguments: str | Path) -> None:
+    """Run one verb as a user would, output and all."""
+    command = [sys.executable, "-m", "fieldmark", *map(str, arguments)]
+    try:
+        code = subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        raise StageFailed("stopped", hint="Run the same command again; finished stages are kept.") from None
+    if code:
+        raise StageFailed(f"'fieldmark {arguments[0]}' ended with exit code {code}", hint="Its message stands above.")
