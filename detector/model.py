@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +85,7 @@ class Detector:
                     calibration=arrays["calibration"],
                     alpha=float(arrays["alpha"]),
                 )
-        except (OSError, ValueError, KeyError, EOFError) as problem:
+        except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, BadZipFile) as problem:
             raise BundleCorrupt(f"{path} is not a detector ({problem})", hint="Export the bundle again.") from None
 
 

@@ -1,0 +1,79 @@
+"""The combination and the whole detector: what it learns, what it keeps on disk, what it refuses."""
+
+import numpy as np
+import pytest
+
+from bundle.errors import BundleCorrupt, DetectorError
+from detector.combination import fit_combination
+from detector.model import Detector, fit_layers, layer_scores
+
+
+@pytest.fixture
+def detector():
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 4
+    features = {
+        "stage1": rng.normal(size=(200, 6)) + labels[:, None],
+        "stage2": rng.normal(size=(200, 9)) - labels[:, None],
+    }
+    gaussians = fit_layers(features, labels)
+    clean = layer_scores(tuple(gaussians), tuple(gaussians.values()), features)
+    fitted = Detector(
+        layers=tuple(gaussians),
+        gaussians=tuple(gaussians.values()),
+        combination=fit_combination(clean, clean * 4),
+        calibration=np.zeros(1, np.float32),
+        alpha=0.05,
+    )
+    return fitted.calibrated(fitted.score(features), 0.05), features
+
+
+def test_far_features_get_small_p_values_and_near_ones_do_not(detector):
+    fitted, features = detector
+    far = {layer: values + 30 for layer, values in features.items()}
+    assert fitted.p_values(fitted.score(far)).max() == pytest.approx(1 / 201)
+    assert fitted.p_values(fitted.score(features)).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_combination_uses_the_layer_that_tells():
+    rng = np.random.default_rng(1)
+    clean = rng.chisquare(5, size=(300, 2))
+    attacked = np.stack([clean[:, 0] * 6, rng.chisquare(5, size=300)], 1)
+    combination = fit_combination(clean, attacked)
+    assert combination.weights[0] > 5 * abs(combination.weights[1])
+    assert combination.score(attacked).mean() > combination.score(clean).mean()
+
+
+def test_saving_and_loading_gives_the_same_answers(detector, tmp_path):
+    fitted, features = detector
+    fitted.save(tmp_path / "detector.npz")
+    loaded = Detector.load(tmp_path / "detector.npz")
+    np.testing.assert_array_equal(loaded.score(features), fitted.score(features))
+    np.testing.assert_array_equal(loaded.calibration, fitted.calibration)
+    assert (loaded.layers, loaded.alpha) == (fitted.layers, fitted.alpha)
+
+
+def test_a_pickle_is_never_loaded(tmp_path):
+    np.savez(tmp_path / "evil.npz", layers=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(BundleCorrupt, match="is not a detector"):
+        Detector.load(tmp_path / "evil.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04broken"])
+def test_damaged_files_are_named(content, tmp_path):
+    (tmp_path / "d.npz").write_bytes(content)
+    with pytest.raises(BundleCorrupt, match=r"d\.npz is not a detector"):
+        Detector.load(tmp_path / "d.npz")
+
+
+def test_calibration_refuses_what_is_not_finite_and_what_is_too_few(detector):
+    fitted, _ = detector
+    with pytest.raises(DetectorError, match="2 calibration scores are not finite"):
+        fitted.calibrated(np.array([1.0] * 30 + [np.nan, np.inf], np.float32), 0.05)
+    with pytest.raises(DetectorError, match="At least 19"):
+        fitted.calibrated(np.ones(18, np.float32), 0.05)
+
+
+def test_nothing_to_learn_from_is_an_error():
+    with pytest.raises(DetectorError, match="too few"):
+        fit_combination(np.ones((5, 2)), np.ones((1, 2)))
