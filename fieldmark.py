@@ -2,14 +2,16 @@
 
 import importlib
 import os
+import signal
 import sys
 import traceback
+from types import FrameType
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bundle.errors import FieldmarkError
+from bundle.errors import FieldmarkError, MissingExtra, printable
 
 # verb -> (module whose `app` is a Typer application with a command of that name, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -21,6 +23,19 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("serving.cli", "Serve a bundle on a real Triton."),
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
     "score": ("serving.cli", "Score a folder of images into Parquet shards."),
+}
+# library -> the extra that brings it; the base install has none of them
+EXTRAS: dict[str, str] = {
+    "torch": "training",
+    "torchvision": "training",
+    "lightning_fabric": "training",
+    "sklearn": "training",
+    "scipy": "training",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "scoring",
+    "pyarrow": "scoring",
+    "matplotlib": "figures",
 }
 VERSION = "0.1.0"
 
@@ -38,17 +53,21 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments[0] not in VERBS:
         errors.print(f"[bold red]error:[/] unknown verb {escape(repr(arguments[0]))}. Verbs: {', '.join(VERBS)}.")
         sys.exit(2)
+    _clean_up_on_sigterm()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name may hold bytes that no encoding knows
+            stream.reconfigure(errors="backslashreplace")
     try:
-        importlib.import_module(VERBS[arguments[0]][0]).app(args=arguments, prog_name="fieldmark")
+        _run(arguments)
     except FieldmarkError as problem:
-        errors.print(f"[bold red]error:[/] {escape(str(problem))}")
+        errors.print(f"[bold red]error:[/] {escape(printable(str(problem)))}")
         sys.exit(problem.exit_code)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as problem:
         where = f"{problem.filename}: " if problem.filename else ""
-        errors.print(f"[bold red]error:[/] {escape(where + (problem.strerror or str(problem)))}")
+        errors.print(f"[bold red]error:[/] {escape(printable(where + (problem.strerror or str(problem))))}")
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("stopped; nothing half-written was left behind")
@@ -58,10 +77,38 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         place = traceback.extract_tb(problem.__traceback__)[-1]
         errors.print(
-            f"[bold red]error:[/] this is a bug in fieldmark: {escape(f'{type(problem).__name__}: {problem}')} "
-            f"({escape(f'{place.filename}:{place.lineno}')}). Run it with FIELDMARK_DEBUG=1 and report what it prints."
+            f"[bold red]error:[/] this is a bug in fieldmark: "
+            f"{escape(printable(f'{type(problem).__name__}: {problem} ({place.filename}:{place.lineno})'))}. "
+            f"Run it with FIELDMARK_DEBUG=1 and report what it prints."
         )
         sys.exit(70)
+
+
+def _run(arguments: list[str]) -> None:
+    try:
+        importlib.import_module(VERBS[arguments[0]][0]).app(args=arguments, prog_name="fieldmark")
+    except SystemExit as ended:
+        # Typer turns Ctrl-C into a silent exit; we say that it has been heard.
+        if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    except ModuleNotFoundError as problem:
+        if extra := EXTRAS.get((problem.name or "").partition(".")[0]):
+            raise MissingExtra.named(extra, f"fieldmark {arguments[0]}", problem) from None
+        raise
+
+
+def _clean_up_on_sigterm() -> None:
+    """Leave through every `finally` when a supervisor stops us, as on Ctrl-C; a verb may take the signal over."""
+    owner = os.getpid()
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if os.getpid() != owner:  # a worker process of ours owns nothing to clean up
+            os._exit(128 + number)
+        sys.exit(128 + number)
+
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, stop)
 
 
 def _print_help() -> None:

@@ -1,13 +1,16 @@
 """`fieldmark bundle show|verify`."""
 
+import json as jsonlib
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from bundle.errors import printable
 from bundle.folder import Bundle, describe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -32,21 +35,25 @@ def show(
         return
     manifest, console = bundle.manifest, Console()
     size = f"{manifest.image.width}x{manifest.image.height} px"
-    console.print(f"[bold]{manifest.name}[/]  {len(manifest.labels)} labels, {size}")
-    console.print(f"bundle id  {bundle.bundle_id}", highlight=False)
+    # A bundle comes from elsewhere: what it says of itself is text, neither markup nor control characters.
+    console.print(f"[bold]{escape(manifest.name)}[/]  {len(manifest.labels)} labels, {size}", highlight=False)
+    console.print(f"bundle id  {bundle.bundle_id}", highlight=False, soft_wrap=True)
     for key, value in manifest.training.items():
-        console.print(f"{key}  {value}", highlight=False)
+        text = f"{printable(key)}  {printable(jsonlib.dumps(value, ensure_ascii=False))}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     table = Table("network", "output", "type", "shape", "largest difference from PyTorch")
     for name, network in manifest.networks.items():
         for tensor in network.outputs:
             shape = "x".join(["N", *map(str, tensor.shape)])
-            difference = network.parity.get(tensor.name, float("nan"))
-            table.add_row(name, tensor.name, tensor.dtype, shape, f"{difference:.1e}")
+            difference = f"{network.parity[tensor.name]:.1e}" if tensor.name in network.parity else "not measured"
+            table.add_row(name, tensor.name, tensor.dtype, shape, difference)
     console.print(table)
     table = Table("network", "detector layers", "alpha", "calibration images")
     for name, network in manifest.networks.items():
         detector = network.detector
-        table.add_row(name, " ".join(detector.layers), f"{detector.alpha:g}", str(detector.calibration_n))
+        table.add_row(
+            name, escape(printable(" ".join(detector.layers))), f"{detector.alpha:g}", str(detector.calibration_n)
+        )
     console.print(table)
 
 
@@ -58,5 +65,6 @@ def verify(path: Annotated[Path, typer.Argument(metavar="BUNDLE")]) -> None:
     Console().print(
         f"{path}: {len(bundle.manifest.files)} files, {total / 1e6:.1f} MB, all match. id {bundle.bundle_id}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )

@@ -20,6 +20,16 @@ FieldmarkError                what was wrong, where, what to do; the CLI prints 
 └── MissingExtra              an optional dependency is not installed; names the extra
 """
 
+import unicodedata
+
+
+def printable(text: str) -> str:
+    """One line for a terminal: control characters and undecodable bytes, which others may have put in, are escaped."""
+    return "".join(
+        ascii(character)[1:-1] if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") else character
+        for character in text
+    )
+
 
 class FieldmarkError(Exception):
     """`what` is the problem and where it is; `hint` is what to do about it. Both are sentences without a traceback."""

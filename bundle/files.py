@@ -1,41 +1,70 @@
-"""Files and folders that exist whole or not at all."""
+"""Files and folders that exist whole or not at all, and reading that cannot be made to wait."""
 
 import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from bundle.errors import DiskFull, OptionError
 
 CHUNK_BYTES = 1 << 20
 
 
+def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
+    """Open a regular file for reading; OSError for anything else, at once: a pipe without a writer must not hang us."""
+    if not stat.S_ISREG(path.stat(follow_symlinks=follow).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    # What lies at the path may be exchanged between the question and the answer, so the open file is asked again.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    stream = os.fdopen(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return stream
+
+
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes, read in chunks."""
+    """Hex digest of a regular file's bytes, read in chunks."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 
 
+def flush(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk before anything relies on them."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as problem:
+        if problem.errno not in (errno.EINVAL, errno.EROFS, errno.ENOTSUP):  # this file system cannot: not our fault
+            raise
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and takes the name, else it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with _clear_disk_errors(path):
+    with _clear_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise OptionError(f"{path} is a folder, and a file is to be written there", hint="Choose another name.")
+        temporary = _beside(path)
+        try:
             yield temporary
-            with temporary.open("rb+") as stream:
-                os.fsync(stream.fileno())
+            flush(temporary)
             temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,28 +74,65 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace: bool = False, marker: str = "") -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes the name, else it is removed with all it holds.
 
-    An existing `path` is an error unless `replace`; then the old folder goes only after the new one is whole.
+    An existing `path` is an error unless `replace`; then the old folder goes only after the new one is whole. `marker`
+    names a file that the folders of this kind hold: what is neither empty nor holds it was made by somebody else and
+    is never replaced. Whole means whole when this process dies; who must survive a power cut flushes each file.
     """
-    if path.exists() and not replace:
-        raise OptionError(f"{path} exists already", hint="Choose another folder, or pass --force to replace it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        with _clear_disk_errors(path):
-            temporary.chmod(0o755)
+    target = Path(os.path.abspath(path))  # "." has no name that anything could stand beside
+    with _clear_disk_errors(path):
+        _refuse_taken(target, path, replace, marker)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _beside(target)
+        temporary.mkdir()
+        try:
             yield temporary
-            if path.exists():
-                aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-                path.replace(aside / path.name)
-                temporary.replace(path)
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            _refuse_taken(target, path, replace, marker)  # somebody else may have been faster
+            _take_name(temporary, target, replace)
+            flush(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name of its own in the same folder, for every process and thread; a very long name is cut."""
+    name = os.fsdecode(os.fsencode(path.name)[:200])
+    return path.with_name(f".{name}.{os.getpid()}{secrets.randbelow(10**9):09d}.tmp")
+
+
+def _refuse_taken(target: Path, path: Path, replace: bool, marker: str) -> None:
+    if not os.path.lexists(target):
+        return
+    if not replace:
+        raise OptionError(f"{path} exists already", hint="Choose another folder, or pass --force to replace it.")
+    if not target.is_dir():
+        raise OptionError(f"{path} is not a folder", hint="Choose another name, or remove it yourself.")
+    if marker and not (target / marker).exists() and any(target.iterdir()):
+        raise OptionError(
+            f"{path} holds other things and no {marker}, so it is not replaced",
+            hint="Choose another folder, or remove it yourself.",
+        )
+
+
+def _take_name(temporary: Path, target: Path, replace: bool) -> None:
+    if not replace:
+        temporary.rename(target)  # refuses a folder that is not empty
+        return
+    aside = _beside(target)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(aside)
+        temporary.rename(target)
+    except BaseException:  # Ctrl-C too: the old folder must not stay hidden
+        if os.path.lexists(aside) and not os.path.lexists(target):
+            aside.rename(target)
+        raise
+    if aside.is_symlink():
+        aside.unlink()
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextlib.contextmanager

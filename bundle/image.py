@@ -6,22 +6,38 @@ upper byte. What has no single meaning (an animation, 32-bit pixels) is refused.
 """
 
 import io
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from bundle.errors import ImageError
+from bundle.files import open_regular
 
-# Pillow warns of large images while opening them; the spec's own limit refuses them in the next line.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow warns of large images and damaged metadata. Our own limits refuse the first, and the second do not matter.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # JPEG opens MPO too, what phones write: a JPEG with a second picture behind the first, which is the one we take.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+# A progressive JPEG is decoded once for each scan, and a scan may be a few bytes long: encoders write about ten.
+START_OF_SCAN, MAX_SCANS = b"\xff\xda", 64
+
+# EXIF orientation -> what brings the image upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Box = tuple[float, float, float, float]
 
@@ -51,27 +67,29 @@ class ImageSpec:
     def read(self, path: Path, box: Box | None = None) -> npt.NDArray[np.uint8]:
         """Read one file; raises ImageError that names the path."""
         try:
-            if not path.is_file():
-                raise ImageError("no such file" if not path.exists() else "not a regular file")
-            if path.stat().st_size > self.max_bytes:
-                raise ImageError(f"{path.stat().st_size:,} bytes are more than the limit of {self.max_bytes:,}")
-            return self.decode(path.read_bytes(), box)
+            with open_regular(path) as stream:
+                data = stream.read(self.max_bytes + 1)
+            return self.decode(data, box)
         except ImageError as problem:
             raise ImageError(f"{path}: {problem.what}", hint=problem.hint) from None
+        except FileNotFoundError:
+            raise ImageError(f"{path}: no such file") from None
         except OSError as problem:
-            raise ImageError(f"{path}: {problem.strerror or problem}") from None
+            raise ImageError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
         except ValueError as problem:  # an embedded NUL in the name
             raise ImageError(f"{str(path)!r}: {problem}") from None
 
     def decode(self, data: bytes, box: Box | None = None) -> npt.NDArray[np.uint8]:
         """Decode one encoded image, crop it to `box` = (left, top, width, height) and resize it: uint8 [H, W, 3]."""
         if len(data) > self.max_bytes:
-            raise ImageError(f"{len(data):,} bytes are more than the limit of {self.max_bytes:,}")
+            raise ImageError(f"the file has more than the limit of {self.max_bytes:,} bytes")
         if not data:
             raise ImageError("the file is empty")
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 self._check_header(image)
+                if image.format in ("JPEG", "MPO") and data.count(START_OF_SCAN) > MAX_SCANS:
+                    raise ImageError(f"the JPEG has more than the limit of {MAX_SCANS} scans")
                 if box is None:
                     # JPEG can decode at a half, quarter or eighth of its size; stay at twice the target or more.
                     image.draft("RGB", (2 * self.width, 2 * self.height))
@@ -82,13 +100,15 @@ class ImageSpec:
             raise ImageError(f"the image has more than the limit of {self.max_pixels:,} pixels") from None
         except UnidentifiedImageError:
             raise ImageError("not an image, or an unknown format", hint=f"Accepted are {', '.join(FORMATS)}.") from None
+        except MemoryError:
+            raise ImageError("there is not enough memory to decode the image") from None
         except Exception as problem:  # decoders raise whatever their library raises on damaged data
             raise ImageError(f"the image is damaged ({problem})") from None
         if box is not None:
             rgb = rgb.crop(_clip(box, rgb.size))
         if rgb.size != (self.width, self.height):
             rgb = rgb.resize((self.width, self.height), Image.Resampling.BILINEAR)
-        return np.asarray(rgb, dtype=np.uint8)
+        return np.array(rgb, dtype=np.uint8)
 
     def _check_header(self, image: Image.Image) -> None:
         width, height = image.size
@@ -96,28 +116,40 @@ class ImageSpec:
             raise ImageError(f"{width}x{height} pixels are more than the limit of {self.max_pixels:,}")
         if min(width, height) < self.min_side:
             raise ImageError(f"{width}x{height} pixels are too few; each side needs at least {self.min_side}")
-        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        # MPO is a photograph with previews behind it. Counting frames could take minutes, so nothing counts them.
+        if image.format != "MPO" and getattr(image, "is_animated", False):
             raise ImageError(
-                f"the image is animated or has several pages ({getattr(image, 'n_frames', 1)})",
-                hint="Send one frame as an image of its own.",
+                "the image is animated or has several pages", hint="Send one frame as an image of its own."
             )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8), mode="L").convert("RGB")
-    if upright.mode in ("I", "F"):
-        raise ImageError(f"32-bit pixels (mode {upright.mode}) have no defined range", hint="Save it with 8 bits each.")
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        layered = upright.convert("RGBA")
+    image.load()
+    if (turn := TURNS.get(_orientation(image))) is not None:
+        image = image.transpose(turn)
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8), mode="L").convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageError(f"32-bit pixels (mode {image.mode}) have no defined range", hint="Save it with 8 bits each.")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        layered = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-    return upright.convert("RGB")
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8; metadata that cannot be read do not make the picture unreadable."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
 
 
 def _clip(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Left, top, right, bottom in whole pixels inside an image of `size` = (width, height)."""
     left, top, width, height = box
+    if not all(map(math.isfinite, box)):
+        raise ImageError(f"the bounding box {box} is not made of numbers")
     x0, y0 = max(0, round(left)), max(0, round(top))
     x1, y1 = min(size[0], round(left + width)), min(size[1], round(top + height))
     if x1 <= x0 or y1 <= y0:

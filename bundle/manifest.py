@@ -1,12 +1,17 @@
 """manifest.json: everything a reader must know of a bundle, in one canonical JSON document.
 
-The bundle id is the SHA-256 of the canonical document, so it changes with every file, label or limit.
+The file holds the canonical form byte for byte, and the bundle id is its SHA-256. So `sha256sum manifest.json` gives
+the id, and it changes with every file, label or limit.
 """
 
+import functools
 import hashlib
 import json
+import math
 import re
+import unicodedata
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from bundle import tensors
@@ -16,7 +21,9 @@ from bundle.records import RecordError, from_plain, to_plain
 from bundle.tensors import TensorSpec
 
 SCHEMA = 1
+MANIFEST = "manifest.json"
 AGAIN = "Fetch or export the bundle again."
+MAX_INTEGER = 2**63 - 1
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -28,6 +35,8 @@ class FileEntry:
     sha256: str
 
     def __post_init__(self) -> None:
+        if self.bytes < 0:
+            raise ValueError(f"a file cannot have {self.bytes} bytes")
         if not _HEX64.fullmatch(self.sha256):
             raise ValueError("sha256 is not 64 hexadecimal digits")
 
@@ -42,8 +51,12 @@ class DetectorInfo:
     calibration_n: int
 
     def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("a detector needs at least one layer")
         if not 0.0 < self.alpha < 1.0:
             raise ValueError(f"alpha {self.alpha} is not between 0 and 1")
+        if self.calibration_n < 1:
+            raise ValueError("calibration_n is not positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +69,10 @@ class NetworkInfo:
     detector: DetectorInfo
     parity: dict[str, float]
 
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.parity) - {tensor.name for tensor in self.outputs}):
+            raise ValueError(f"parity names {unknown[0][:80]!r}, which is no output")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrototypeInfo:
@@ -67,6 +84,12 @@ class PrototypeInfo:
     row: int
     column: int
     box: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if min(self.label, self.row, self.column) < 0:
+            raise ValueError("label, row and column cannot be negative")
+        if len(self.box) != 4 or not (0 <= self.box[0] < self.box[2] and 0 <= self.box[1] < self.box[3]):
+            raise ValueError("box is not left, top, right, bottom")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,21 +106,42 @@ class Manifest:
     files: dict[str, FileEntry]
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.networks) - set(tensors.NETWORKS)):
-            raise ValueError(f"unknown network {unknown[0]!r}")
         if len(self.labels) < 2:
             raise ValueError("fewer than two labels")
+        for text in (self.name, *self.labels):
+            if not text or not _printable(text):
+                raise ValueError(f"a name or label is empty or holds control characters: {text[:80]!r}")
+        for path in self.files:
+            if not _safe(path):
+                raise ValueError(f"files: unsafe path {path[:80]!r}")
+        if not self.networks:
+            raise ValueError("no networks")
+        if unknown := sorted(set(self.networks) - set(tensors.NETWORKS)):
+            raise ValueError(f"unknown network {unknown[0][:80]!r}")
         for name, network in self.networks.items():
+            sizes = {
+                tensors.IMAGE: (self.image.height, self.image.width, 3),
+                tensors.PROBABILITIES: (len(self.labels),),
+                tensors.LAYER_SCORES: (len(network.detector.layers),),
+            }
+            tensors.check(name, network.inputs, network.outputs, sizes)
             for path in (network.model, network.detector.file):
                 if path not in self.files:
-                    raise ValueError(f"networks.{name} names {path!r}, which is not in files")
+                    raise ValueError(f"networks.{name} names {path[:80]!r}, which is not in files")
+        for index, prototype in enumerate(self.prototypes):
+            if prototype.label >= len(self.labels):
+                raise ValueError(f"prototypes[{index}] has label {prototype.label}, and there are {len(self.labels)}")
+            if prototype.image not in self.files:
+                raise ValueError(f"prototypes[{index}] names {prototype.image[:80]!r}, which is not in files")
+        if tensors.FULL in self.networks and not self.prototypes:
+            raise ValueError(f"the network {tensors.FULL!r} needs prototypes")
 
     def to_json(self) -> str:
         """Canonical form: sorted keys, no spaces, UTF-8, a newline at the end."""
         plain = to_plain(self)
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
 
-    @property
+    @functools.cached_property
     def bundle_id(self) -> str:
         """Hex SHA-256 of the canonical document."""
         return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
@@ -106,17 +150,66 @@ class Manifest:
 def parse_manifest(text: str, where: str) -> Manifest:
     """Read a manifest; raises BundleUnsupported for another schema, BundleCorrupt for anything malformed."""
     try:
-        document = json.loads(text)
+        document = json.loads(
+            text, object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_float
+        )
     except (ValueError, RecursionError) as problem:
         raise BundleCorrupt(f"{where} is not valid JSON ({problem})", hint=AGAIN) from None
-    if not isinstance(document, dict) or not isinstance(document.get("schema"), int):
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if not isinstance(schema, int) or isinstance(schema, bool):
         raise BundleCorrupt(f"{where} has no schema number", hint=AGAIN)
-    if document["schema"] != SCHEMA:
+    if schema != SCHEMA:
         raise BundleUnsupported(
-            f"{where} has schema {document['schema']}, and this version reads schema {SCHEMA}",
+            f"{where} has schema {schema}, and this version reads schema {SCHEMA}",
             hint="Upgrade fieldmark, or export the bundle with this version.",
         )
     try:
-        return from_plain(Manifest, document)
-    except RecordError as problem:
+        manifest = from_plain(Manifest, document)
+        if manifest.to_json().encode("utf-8") != text.encode("utf-8"):
+            raise RecordError("", "not in canonical form (sorted keys, no spaces, one newline at the end)")
+    except UnicodeEncodeError:  # an escaped half of a surrogate pair
+        raise BundleCorrupt(f"{where} holds text that is not Unicode", hint=AGAIN) from None
+    except (RecordError, RecursionError) as problem:
         raise BundleCorrupt(f"{where}: {problem}", hint=AGAIN) from None
+    return manifest
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key appears twice in one object")
+    return found
+
+
+def _integer(text: str) -> int:
+    number = int(text) if len(text) < 32 else MAX_INTEGER + 1
+    if abs(number) > MAX_INTEGER:
+        raise ValueError(f"the number {text[:32]} does not fit in 64 bits")
+    return number
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:32]} is not finite")
+    return number
+
+
+def _printable(text: str) -> bool:
+    """No control characters, which could write over a terminal, and no halves of surrogate pairs."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
+def _safe(path: str) -> bool:
+    """A plain relative path of ordinary parts, spelt in the one way that names it."""
+    pure = PurePosixPath(path)
+    return (
+        _printable(path)
+        and "\\" not in path
+        and not pure.is_absolute()
+        and ".." not in pure.parts
+        and path == pure.as_posix() != "."
+        and path != MANIFEST
+        and all(len(part.encode("utf-8")) <= 255 for part in pure.parts)
+        and len(path.encode("utf-8")) <= 1024
+    )

@@ -1,9 +1,11 @@
 """Frozen dataclasses to JSON and back, strictly: an unknown or missing key or a wrong type is an error with its place.
 
-Understands str, int, float, bool, None, `X | None`, tuple[X, ...], dict[str, X], Any and nested dataclasses.
+Understands str, int, float, bool, None, `X | None`, tuple[X, ...], dict[str, X], Any and nested dataclasses. A bool is
+no int, and a float is finite.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -16,7 +18,7 @@ class RecordError(ValueError):
     """`place` is a dotted path into the document, such as `networks.full.detector.alpha`."""
 
     def __init__(self, place: str, problem: str) -> None:
-        super().__init__(f"{place or 'document'}: {problem}")
+        super().__init__(f"{place[:200] or 'document'}: {problem}")
         self.place = place
 
 
@@ -60,9 +62,14 @@ def _convert(kind: Any, value: Any, place: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _convert_record(kind, value, place)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise RecordError(place, "the number is too large") from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise RecordError(place, f"expected {kind.__name__}, found {_name(value)}")
+    if kind is float and not math.isfinite(value):
+        raise RecordError(place, f"expected a finite number, found {value}")
     return value
 
 
@@ -72,7 +79,7 @@ def _convert_record(kind: Any, value: Any, place: str) -> Any:
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := sorted(set(value) - set(fields)):
-        raise RecordError(place, f"unknown key {unknown[0]!r}")
+        raise RecordError(place, f"unknown key {unknown[0][:80]!r}")
     arguments = {}
     for name, field in fields.items():
         if name in value:
