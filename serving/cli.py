@@ -64,7 +64,7 @@ def serve(
             metrics_port=metrics_port,
             triton_python=triton_python,
             start_seconds=start_timeout,
-            on_log=(lambda line: print(line, file=sys.stderr, flush=True)) if verbose else None,
+            on_log=_pass_on if verbose else None,
         )
         with talk.status("starting Triton"):
             server.start(cancelled=lambda: bool(signals))
@@ -140,6 +140,11 @@ def _asked_to_stop() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _pass_on(line: str) -> None:
+    with contextlib.suppress(OSError):  # a log that nobody reads any more must not stop the server
+        print(line, file=sys.stderr, flush=True)
 
 
 def _announce(server: "TritonServer", json: bool) -> None:

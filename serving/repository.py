@@ -40,7 +40,7 @@ def write_repository(bundle: Bundle, folder: Path, *, cores: int | None = None) 
         version.mkdir(parents=True)
         shutil.copyfile(bundle.model(network), version / "model.onnx")
         shutil.copyfile(Path(__file__).with_name("triton_model.py"), version / "model.py")
-        write_text(version.parent / "labels.txt", "".join(f"{_one_line(name)}\n" for name in bundle.manifest.labels))
+        write_text(version.parent / "labels.txt", "".join(f"{label}\n" for label in bundle.manifest.labels))
         write_text(version.parent / "config.pbtxt", config_text(bundle, network, cores))
     return folder
 
@@ -114,7 +114,3 @@ def _data_type(dtype: str) -> int:
     from tritonclient.grpc import model_config_pb2 as protobuf
 
     return int(protobuf.DataType.Value(f"TYPE_{dtype}"))
-
-
-def _one_line(label: str) -> str:
-    return " ".join(label.split())

@@ -9,16 +9,11 @@ tritonserver to end, and the folder is swept by the next start.
 """
 
 import contextlib
-import fcntl
-import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -31,24 +26,14 @@ from bundle import Bundle
 from bundle.errors import EndpointError, OptionError, ServerError
 from serving.client import TritonInference
 from serving.environment import TritonEnvironment, find_environment
+from serving.processes import alive, end_group, exited, group, launch
 from serving.repository import write_repository
+from serving.workspace import Workspace, sweep
 
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
-PREFIX = "fieldmark-serve-"
-_SHARED_MEMORY = Path("/dev/shm")
 _RESTRICTED = "shared-memory,model-repository,trace,logging"
 EVERYWHERE = "0.0.0.0"
-
-# Run by a fresh Python, which then becomes tritonserver. 1 is PR_SET_PDEATHSIG: end when the parent does, however it
-# ends. The parent may have died before that call, so look at it once. A `preexec_fn` would fork this process with all
-# its gRPC threads instead.
-_LAUNCH = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]): sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class TritonServer:
@@ -73,10 +58,8 @@ class TritonServer:
         self._log: deque[str] = deque(maxlen=2000)
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
-        self._folder: Path | None = None
-        self._lock: int | None = None
+        self._workspace: Workspace | None = None
         self._workers: list[int] = []
-        self._extras: set[Path] = set()
 
     @property
     def grpc_url(self) -> str:
@@ -105,9 +88,11 @@ class TritonServer:
         environment = find_environment(self._triton_python)
         address = _resolve(self.host)
         try:
-            self._make_folder(environment)
             self._choose_ports(address)
-            self._spawn(environment, address)
+            sweep()
+            self._workspace = Workspace()
+            self._fill(self._workspace.path, environment)
+            self._spawn(self._workspace, environment, address)
             self._wait_until_ready(address, cancelled)
         except BaseException:
             self.stop()
@@ -117,36 +102,22 @@ class TritonServer:
 
     def check(self) -> None:
         """Raise ServerError if tritonserver or one of its stubs has died (its own health stays at 200 when one has)."""
-        if self._process is None or _exited(self._process.pid):
+        if self._process is None or exited(self._process.pid):
             raise ServerError(f"tritonserver died{self._last_words()}", hint="Start it again.")
-        if not all(_alive(worker, self._process.pid) for worker in self._workers):
+        if not all(alive(worker, self._process.pid) for worker in self._workers):
             raise ServerError("a worker process of the server died", hint="Start it again; see the machine's memory.")
 
     def stop(self) -> None:
         """End every process of the server and remove what it wrote; safe to call twice."""
         process, self._process = self._process, None
         if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-            deadline = time.monotonic() + STOP_SECONDS
-            while not _exited(process.pid) and time.monotonic() < deadline:
-                time.sleep(0.02)
-            # Until it is waited for, the leader's number cannot be given to strangers, so this hits only our stubs.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end_group(process, STOP_SECONDS)
         if self._reader is not None:
             self._reader.join(timeout=5)
             self._reader = None
-        if len(self._extras) == 1:  # surely ours, and not of a server that started beside it
-            with contextlib.suppress(OSError):
-                self._extras.pop().rmdir()
-        if self._folder is not None:
-            _remove(self._folder)
-            self._folder = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self._workspace is not None:
+            self._workspace.remove()
+            self._workspace = None
 
     def __enter__(self) -> "TritonServer":
         self.start()
@@ -155,18 +126,13 @@ class TritonServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _make_folder(self, environment: TritonEnvironment) -> None:
-        """The model repository and the Python backend with the stub of the environment's Python, in one folder."""
-        sweep()
-        self._folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        # The server's processes inherit this lock, so the folder counts as used until the last of them is gone.
-        self._lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        backend = self._folder / "backends" / "python"
+    def _fill(self, folder: Path, environment: TritonEnvironment) -> None:
+        """The model repository, and the Python backend with the stub of the environment's Python."""
+        backend = folder / "backends" / "python"
         shutil.copytree(environment.backend, backend, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(environment.stub, backend / environment.stub.name)
         (backend / environment.stub.name).chmod(0o755)  # installers do not always keep the executable bit
-        write_repository(self.bundle, self._folder / "models")
+        write_repository(self.bundle, folder / "models")
 
     def _choose_ports(self, address: str) -> None:
         """Turn 0 into a free port; raise ServerError for a port that is taken, before anything is started."""
@@ -187,10 +153,8 @@ class TritonServer:
                     ) from None
                 setattr(self, field, listener.getsockname()[1])
 
-    def _spawn(self, environment: TritonEnvironment, address: str) -> None:
-        folder = self._folder
-        if folder is None or self._lock is None:
-            raise ServerError("the server's folder is not ready")
+    def _spawn(self, workspace: Workspace, environment: TritonEnvironment, address: str) -> None:
+        folder = workspace.path
         secret = f"{_RESTRICTED}:fieldmark-key={secrets.token_urlsafe(24)}"
         options = {
             "model-repository": folder / "models",
@@ -211,36 +175,25 @@ class TritonServer:
             "grpc-restricted-protocol": secret,
             "http-restricted-api": secret,
         }
-        command = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), str(environment.binary)]
-        command += ["--disable-auto-complete-config", *(f"--{name}={value}" for name, value in options.items())]
-        self._extras = _extras()
-        self._process = subprocess.Popen(
-            command,
-            env=environment.variables(),
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # Ctrl-C reaches fieldmark alone, which then stops the server in good order
-            pass_fds=(self._lock,),
-        )
+        flags = ["--disable-auto-complete-config", *(f"--{name}={value}" for name, value in options.items())]
+        command = [str(environment.binary), *flags]
+        self._process = launch(command, environment=environment.variables(), folder=folder, lock=workspace.lock)
         self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
         self._reader.start()
 
     def _read_log(self, process: "subprocess.Popen[str]") -> None:
-        for line in process.stdout or ():
-            self._log.append(line.rstrip())
-            if self._on_log is not None:
-                self._on_log(line.rstrip())
+        with process.stdout or contextlib.nullcontext(()) as lines:
+            for line in lines:
+                self._log.append(line.rstrip())
+                if self._on_log is not None:
+                    self._on_log(line.rstrip())
 
     def _wait_until_ready(self, address: str, cancelled: Callable[[], bool]) -> None:
         """Ask each network for a real answer: READY alone is no proof that one can be had."""
         url = f"{'127.0.0.1' if address == EVERYWHERE else address}:{self.grpc_port}"
         deadline, last = time.monotonic() + self.start_seconds, "no answer yet"
         while not cancelled():
-            if self._process is None or _exited(self._process.pid):
+            if self._process is None or exited(self._process.pid):
                 raise ServerError(f"tritonserver could not start{self._last_words()}", hint="See 'serve --verbose'.")
             if time.monotonic() > deadline:
                 raise ServerError(
@@ -251,9 +204,10 @@ class TritonServer:
                 with TritonInference.connect(url, timeout=10, expect_bundle=self.bundle.bundle_id) as inference:
                     self._probe(inference)
                     self.triton_version = inference.triton_version
-                    self._workers = _group(self._process.pid)
-                    self._extras = _extras() - self._extras
-                    return
+                self._workers = group(self._process.pid)
+                if self._workspace is not None:
+                    self._workspace.note_extras()
+                return
             except EndpointError as problem:
                 last = problem.what
                 time.sleep(0.1)
@@ -284,51 +238,6 @@ def useful_line(log: "deque[str]") -> str:
     line = (loads or errors or plain or [""])[0]
     text = re.sub(r"^E\d{4} [\d:.]+ \d+ [\w.]+:\d+\] ", "", line)
     return text.strip().strip('"').replace('\\"', '"').replace("\\n", " ")[:300]
-
-
-def sweep() -> None:
-    """Remove the folders of servers whose every process is gone, which only a killed process leaves behind."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):
-            lock = os.open(folder / "lock", os.O_RDWR)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(folder)
-            finally:
-                os.close(lock)
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    for region in _SHARED_MEMORY.glob(f"{folder.name}*"):  # a killed tritonserver cannot remove its own
-        region.unlink(missing_ok=True)
-
-
-def _extras() -> set[Path]:
-    """Empty folders of this fixed name that every tritonserver makes for itself, and a killed one leaves behind."""
-    return set(Path("/tmp").glob("python_env_*"))
-
-
-def _exited(pid: int) -> bool:
-    """Whether a child has ended, without reaping it: its number stays ours."""
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True
-
-
-def _group(leader: int) -> list[int]:
-    """Living processes of a process group."""
-    everyone = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
-    return [pid for pid in everyone if _alive(pid, leader)]
-
-
-def _alive(pid: int, leader: int) -> bool:
-    try:
-        state, _, group = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:3]
-    except (OSError, ValueError):
-        return False
-    return int(group) == leader and state not in "ZX"
 
 
 def _resolve(host: str) -> str:

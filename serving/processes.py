@@ -1,0 +1,78 @@
+"""Processes of a server, as the kernel sees them."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# Run by a fresh Python, which then becomes the server. 1 is PR_SET_PDEATHSIG: end when the parent does, however it
+# ends. The parent may have died before that call, so look at it once. A `preexec_fn` would fork this process with all
+# its gRPC threads instead.
+_LAUNCH = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]): sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def launch(command: Sequence[str], *, environment: dict[str, str], folder: Path, lock: int) -> "subprocess.Popen[str]":
+    """Start `command` as the leader of its own group, stdout and stderr in one pipe; it ends with this thread.
+
+    In a group of its own, a server is not reached by Ctrl-C at the terminal; whoever started it stops it in good order.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command],
+        env=environment,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        pass_fds=(lock,),
+    )
+
+
+def end_group(process: "subprocess.Popen[str]", seconds: float) -> None:
+    """Ask the leader to end, wait at most `seconds`, then kill whatever is left of its group."""
+    _signal(os.kill, process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    while not exited(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    # Until the leader is waited for, its number cannot be given to strangers, so this hits only its own group.
+    _signal(os.killpg, process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def exited(child: int) -> bool:
+    """Whether a child has ended, without reaping it: its number stays ours."""
+    try:
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def group(leader: int) -> list[int]:
+    """Living processes of a process group."""
+    everyone = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in everyone if alive(pid, leader)]
+
+
+def alive(pid: int, leader: int) -> bool:
+    """Whether `pid` lives, and belongs to the group of `leader` (numbers are given out again)."""
+    try:
+        state, _, found = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:3]
+    except (OSError, ValueError):
+        return False
+    return int(found) == leader and state not in "ZX"
+
+
+def _signal(send: Callable[[int, int], None], pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        send(pid, number)
