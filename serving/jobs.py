@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO
 
 from bundle.errors import DiskFull, ScoringError
 from bundle.files import write_text
@@ -69,6 +68,11 @@ class State:
         """Sum of `rows`, `errors` or `flagged` over the finished shards."""
         return sum(getattr(record, what) for record in self.shards)
 
+    def safe_in(self, out: Path) -> str:
+        """What is finished, as a half sentence."""
+        count = len(self.shards)
+        return f"{self.total('rows'):,} files in {count:,} shard{'s' * (count != 1)} are safe in {out}"
+
 
 def read_state(out: Path) -> State:
     """The state of a score folder; raises ScoringError when there is none, or it cannot be understood."""
@@ -88,7 +92,26 @@ def read_state(out: Path) -> State:
 
 def write_state(out: Path, state: State) -> None:
     """Replace the state file. It is ASCII, because a source's name may hold bytes that are not UTF-8."""
-    write_text(out / STATE, json.dumps(to_plain(state), indent=1, ensure_ascii=True) + "\n")
+    path = out / STATE
+    with disk_errors(path):
+        write_text(path, json.dumps(to_plain(state), indent=1, ensure_ascii=True) + "\n")
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a disk says while `path` is written into DiskFull or ScoringError."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"no space left on the disk while writing {path}",
+                hint="Free some space and run the same command again.",
+            ) from None
+        raise ScoringError(
+            f"cannot write {path} ({problem.strerror or problem})",
+            hint="What was finished before is safe; run the same command again to continue, or use another --out.",
+        ) from None
 
 
 def refuse_other_job(path: Path, old: Job, new: Job) -> None:
@@ -105,22 +128,17 @@ def refuse_other_job(path: Path, old: Job, new: Job) -> None:
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Make the folder and hold its lock; raises ScoringError when another process holds it."""
-    stream: IO[bytes] | None = None
-    try:
+    with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         stream = (path / LOCK).open("ab")
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as problem:
-        if stream is not None:
-            stream.close()
-        if isinstance(problem, BlockingIOError):
-            raise ScoringError(
-                f"another process is scoring into {path}", hint="Wait until it ends, or use another --out."
-            ) from None
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"no space left on the disk for {path}", hint="Free some space and run it again.") from None
-        raise ScoringError(f"cannot write to {path} ({problem.strerror})", hint="Use another --out.") from None
     with stream:
+        with disk_errors(path):
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ScoringError(
+                    f"another process is scoring into {path}", hint="Wait until it ends, or use another --out."
+                ) from None
         yield
 
 

@@ -158,9 +158,7 @@ class _Run:
                 self.folder.write(index, rows)
                 self.written += len(rows)
         except EndpointError as problem:
-            shards = len(self.folder.state.shards)
-            safe = f"{self.folder.state.total('rows'):,} files in {shards} shards are safe in {self.folder.path}"
-            raise EndpointError(problem.what, hint=f"{safe}; {AGAIN}.") from None
+            raise EndpointError(problem.what, hint=f"{self.folder.state.safe_in(self.folder.path)}; {AGAIN}.") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         return self.written

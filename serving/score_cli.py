@@ -192,10 +192,9 @@ def _safe(out: Path) -> str:
     from serving.jobs import read_state
 
     try:
-        state = read_state(out)
+        return read_state(out).safe_in(out) + "; "
     except (ScoringError, OSError):
         return ""
-    return f"{state.total('rows'):,} files in {len(state.shards):,} shards are safe in {out}; "
 
 
 def _duration(seconds: float) -> str:

@@ -41,6 +41,7 @@ from serving.jobs import (
     Job,
     ShardRecord,
     State,
+    disk_errors,
     lock,
     read_state,
     refuse_other_job,
@@ -99,15 +100,10 @@ class ScoreFolder:
         """Write shard `index` and enter it in the state; a row is a file with its prediction or its error sentence."""
         table = to_table(rows, self.state.job)
         target = self.part(index)
-        try:
+        with disk_errors(target):
             with atomic_file(target) as temporary:
                 arrow().parquet.write_table(table, temporary, compression="zstd")
             _flush_folder(self.path)
-        except OSError as problem:
-            raise ScoringError(
-                f"cannot write {target} ({problem.strerror or problem})",
-                hint="The shards before it are safe; run the same command again to continue.",
-            ) from None
         predictions = [answer for _, answer in rows if isinstance(answer, Prediction)]
         record = ShardRecord(
             bytes=target.stat().st_size,

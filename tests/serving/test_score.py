@@ -1,5 +1,6 @@
 """Offline scoring: every file exactly once and in order, whatever stops the job, with the graph's own answers."""
 
+import contextlib
 import inspect
 import json
 import os
@@ -28,6 +29,7 @@ from bundle.errors import EndpointError, ImageError, InputError, MissingExtra, O
 from serving.local import LocalInference
 from serving.prediction import Outputs, predictions
 from serving.score import ScoreOptions, Summary, score_source
+from serving.score_cli import check_served, open_inference
 from serving.shards import STATE, arrow, read_scores, read_state
 from serving.sources import Source
 
@@ -485,6 +487,54 @@ def test_no_shard_is_written_once_the_endpoint_serves_another_bundle(
     with pytest.raises(EndpointError, match="serves another bundle"):
         score_source(photos, inference, tmp_path / "out", options(), check=check)
     assert len(parts(tmp_path / "out")) == 2
+
+
+@pytest.mark.triton
+def test_over_a_real_triton_that_changes_and_goes_away(
+    photos: Path,
+    toy_bundle: Bundle,
+    inference: LocalInference,
+    make_toy_bundle: Callable[..., Bundle],
+    tmp_path: Path,
+) -> None:
+    from serving.server import TritonServer
+
+    def serve(bundle: Bundle, port: int) -> TritonServer:
+        return TritonServer(bundle, grpc_port=port, http_port=0, metrics_port=0)
+
+    out, other = tmp_path / "out", make_toy_bundle(tmp_path / "other", name="other")
+    with contextlib.ExitStack() as servers:
+        first = servers.enter_context(serve(toy_bundle, 0))
+        url, port = first.grpc_url, first.grpc_port
+
+        def swap(done: int, scored: int) -> None:
+            if done == 8:
+                first.stop()
+                servers.enter_context(serve(other, port))
+
+        over_triton = open_inference(toy_bundle, url)
+        with pytest.raises(EndpointError, match=f"serves bundle {other.bundle_id[:12]}.*4 files in 1 shard are safe"):
+            score_source(
+                photos,
+                over_triton,
+                out,
+                options(pauses=(0.1, 1.0, 1.0, 1.0)),
+                on_progress=swap,
+                check=lambda: check_served(toy_bundle, url),
+            )
+        with pytest.raises(EndpointError, match=f"serves bundle {other.bundle_id[:12]}"):
+            open_inference(toy_bundle, url)
+    arguments = (photos, "--bundle", toy_bundle.path, "--out", out, "--shard-rows", 4, "--url", url, "--json")
+    lost = run(*arguments)
+    assert lost.returncode == 1
+    assert lost.stderr.startswith(f"error: no server answers at {url}")
+    assert read_state(out).total("rows") == 4
+
+    with serve(toy_bundle, port):
+        done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["scored"] == COUNT - 4
+    assert_rows(read_scores(out), naive(sorted(map(str, photos.iterdir())), inference))
 
 
 # the source
