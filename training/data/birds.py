@@ -7,6 +7,7 @@ field marks come from the species (`species.py`). The bird is seen from the side
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from training.data.canvas import Canvas, Colour, Points, ellipse, mixed, shaded, smooth, stripe
@@ -39,8 +40,10 @@ _HEAD = ((0.30, 0.02), (0.24, 0.18), (0.06, 0.29), (-0.14, 0.26), (-0.28, 0.10),
 _WING = ((0.36, 0.10), (0.24, 0.27), (-0.06, 0.30), (-0.44, 0.20), (-0.84, 0.02), (-1.12, -0.12), (-0.86, -0.14),
          (-0.48, -0.16), (-0.10, -0.20), (0.20, -0.12))
 _COVERTS = ((0.40, 0.12), (0.24, 0.30), (-0.06, 0.33), (-0.20, 0.22), (-0.24, 0.02), (-0.14, -0.22), (0.2, -0.14))
-_SCALLOPS = ((0.24, 0.17), (0.25, 0.05), (0.13, 0.22), (0.14, 0.11), (0.13, -0.01), (0.03, 0.17), (0.03, 0.05),
-             (0.03, -0.07), (-0.07, 0.22), (-0.07, 0.11), (-0.07, -0.01), (-0.07, -0.13))
+_SCALLOPS = (  # columns of wing coverts, back to front: each column lies over the one behind it
+    ((-0.07, 0.22), (-0.07, 0.11), (-0.07, -0.01), (-0.07, -0.13)), ((0.03, 0.17), (0.03, 0.05), (0.03, -0.07)),
+    ((0.13, 0.22), (0.14, 0.11), (0.13, -0.01)), ((0.24, 0.17), (0.25, 0.05)),
+)
 _TAIL = ((0.10, 0.08), (-0.40, 0.10), (-0.72, 0.11), (-0.69, 0.0), (-0.72, -0.11), (-0.40, -0.10), (0.10, -0.08))
 _TAIL_TIP = ((-0.48, 0.2), (-0.54, 0.0), (-0.48, -0.2), (-0.9, -0.2), (-0.9, 0.2))
 _CROWN = ((0.36, 0.06), (0.20, 0.115), (0.04, 0.115), (-0.12, 0.06), (-0.24, -0.05), (-0.36, -0.14), (-0.46, 0.10),
@@ -81,7 +84,9 @@ def draw_bird(species: Species, *, size: int, rng: np.random.Generator) -> Pictu
     picture = lay(picture, branch, light=pose.light, scale=pose.scale * 0.5)
     bird = _Painter(species, pose, factor)
     bird.paint(rng)
-    picture = lay(picture, bird.canvas, light=pose.light, scale=pose.scale, raised=bird.wing_stencil)
+    picture = lay(
+        picture, bird.canvas, light=pose.light, scale=pose.scale, raised=bird.wing_stencil, texture=bird.texture()
+    )
     box = _box(bird.canvas, size, rng)
     return Picture(image=photograph(picture, size=size, rng=rng), box=box, parts=_parts(pose, species.beak))
 
@@ -97,15 +102,25 @@ class _Painter:
         self.inks = {name: shaded(ink, 1 + 0.06 * pose.tint) for name, ink in INKS.items()}
         self.wing_outline = pose.body.place(smooth(_WING))
         self.wing_stencil = self.canvas.stencil(self.wing_outline)
+        self.torso = [pose.body.place(smooth(_BODY)), pose.head.place(smooth(_HEAD))]
+        self.beak = pose.head.place(smooth(_BEAKS[species.beak]))
 
     def paint(self, rng: np.random.Generator) -> None:
         self._legs()
         self._tail()
-        torso = [self.pose.body.place(smooth(_BODY)), self.pose.head.place(smooth(_HEAD))]
-        self.canvas.paint(torso, self.plumage)
-        self._underparts(self.canvas.stencil(torso), rng)
+        self.canvas.paint(self.torso, self.plumage)
+        self._underparts(self.canvas.stencil(self.torso), rng)
         self._wing()
-        self._head(self.canvas.stencil(torso[1]))
+        self._head(self.canvas.stencil(self.torso[1]))
+
+    def texture(self) -> npt.NDArray[np.float32]:
+        """Feathers as a factor on brightness, (h, w); 1 on the wing (its feathers are painted) and off the torso."""
+        where = self.canvas.stencil(self.torso)
+        where.paste(0, (0, 0), self.wing_stencil)
+        where.paste(0, (0, 0), self.canvas.stencil(self.beak))
+        share = np.asarray(where.reduce(self.canvas.factor), dtype=np.float32) / np.float32(255)
+        factor: npt.NDArray[np.float32] = 1 + (_feathers(self.pose) - 1) * share
+        return factor
 
     def _legs(self) -> None:
         pose, ink = self.pose, self.inks[self.species.legs]
@@ -171,10 +186,11 @@ class _Painter:
         pale = shaded(pose.wing, 1.45)
         self.canvas.paint([place(edge) for edge in edges], pale, clip=clip, opacity=0.6, mark=True)
         self.canvas.paint([place(edge - (0, 0.016)) for edge in edges], _SHADOW, clip=clip, opacity=0.35, mark=True)
-        rims = [place(ellipse(x, y, 0.072, 0.062)) for x, y in _SCALLOPS]
-        fills = [place(ellipse(x + 0.016, y, 0.07, 0.06)) for x, y in _SCALLOPS]
-        self.canvas.paint(rims, shaded(covert, 1.16), clip=clip, mark=True)
-        self.canvas.paint(fills, covert, clip=clip, mark=True)
+        for column in _SCALLOPS:
+            rims = [place(ellipse(x, y, 0.076, 0.060)) for x, y in column]
+            fills = [place(ellipse(x + 0.018, y, 0.075, 0.058)) for x, y in column]
+            self.canvas.paint(rims, shaded(covert, 1.14), clip=clip, mark=True)
+            self.canvas.paint(fills, covert, clip=clip, mark=True)
         if mark == "blue_patch":
             self.canvas.paint(place(smooth(_WING_PATCH)), self.inks["blue"], clip=clip, mark=True)
         elif mark != "plain":
@@ -185,11 +201,10 @@ class _Painter:
     def _head(self, clip: Image.Image) -> None:
         place, species, canvas = self.pose.head.place, self.species, self.canvas
         outline, ink = _BEAKS[species.beak], self.inks[species.beak_colour]
-        beak = place(smooth(outline))
-        canvas.paint(beak, ink)
+        canvas.paint(self.beak, ink)
         root, tip = np.mean([outline[0], outline[-1]], axis=0), np.array(max(outline))
         gape = place(stripe([root, (root + tip) / 2 + (0.0, 0.012), tip], [0.018, 0.014, 0.004]))
-        canvas.paint(gape, shaded(ink, 0.55), clip=canvas.stencil(beak), mark=True)
+        canvas.paint(gape, shaded(ink, 0.55), clip=canvas.stencil(self.beak), mark=True)
         if species.crown != "plain":
             canvas.paint(place(smooth(_CROWN)), self.inks[species.crown], clip=clip, mark=True)
         if species.eye == "mask":
@@ -205,19 +220,26 @@ class _Painter:
 
 
 def _plumage(pose: Pose) -> Image.Image:
-    """The plain body's colour everywhere: dark above, pale below, with a hint of feathers."""
+    """The plain body's colour everywhere: dark above, pale below."""
     width, height = pose.canvas
     y, x = np.mgrid[0:height, 0:width].astype(np.float64) + 0.5
     along, up = pose.body.inverse(x, y)
     pale = np.clip((0.12 + 0.10 * np.clip(along, -0.6, 0.6) - up) / 0.24, 0, 1)
     pale = (pale * pale * (3 - 2 * pale))[..., None]
     colour = np.array(pose.back) * (1 - pale) + np.array(pose.belly) * pale
+    return Image.fromarray(np.clip(colour, 0, 255).astype(np.uint8))
+
+
+def _feathers(pose: Pose) -> npt.NDArray[np.float32]:
+    """Rows of feather rims in the body's direction, as a factor on brightness, (h, w)."""
+    width, height = pose.canvas
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64) + 0.5
+    along, up = pose.body.inverse(x, y)
     row = along * 9.0
     across = (up * 8.0 + np.floor(row) % 2 * 0.5) % 1.0 - 0.5
     rim = np.hypot(row % 1.0 - 0.9, across * 1.5)
-    strength = np.clip(pose.scale / 60, 0.3, 1.0) * 0.10
-    feathers = 1 - strength * np.exp(-(((rim - 0.75) / 0.16) ** 2)) * (1 - 0.5 * pale[..., 0])
-    return Image.fromarray(np.clip(colour * feathers[..., None], 0, 255).astype(np.uint8))
+    depth = np.clip(pose.scale / 60, 0.4, 1.0) * 0.10
+    return np.asarray(1 - depth * np.exp(-(((rim - 0.75) / 0.16) ** 2)), dtype=np.float32)
 
 
 def _box(canvas: Canvas, size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

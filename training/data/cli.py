@@ -1,14 +1,19 @@
 """`fieldmark data make|show`."""
 
+import json as jsonlib
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from training.data.cub_writer import Recipe, write_birds
+from training.data.dataset import open_dataset
+from training.data.sheet import draw_sheet
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 verbs = typer.Typer(no_args_is_help=True, help="Draw the built-in set of birds, or look at any dataset.")
@@ -33,9 +38,9 @@ def make(
 ) -> None:
     """Draw birds whose species differ only by local field marks."""
     recipe = Recipe(species=species, size=size, images_train=images_train, images_test=images_test, seed=seed)
-    console = Console()
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("drawing birds", total=recipe.images)
         write_birds(
             path,
@@ -46,7 +51,30 @@ def make(
         )
     console.print(
         f"{path}: {recipe.species} species, {recipe.species * recipe.images_train} training images, "
-        f"{recipe.species * recipe.images_test} test images, birds of about {recipe.size} px, seed {recipe.seed}",
-        highlight=False,
-        soft_wrap=True,
+        f"{recipe.species * recipe.images_test} test images, birds of about {recipe.size} px, seed {recipe.seed}"
     )
+
+
+@verbs.command()
+def show(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="CUB-200-2011, Stanford Cars, or a plain image folder.")],
+    out: Annotated[Path, typer.Option(help="The picture to write, a .png file.")] = Path("sheet.png"),
+    rows: Annotated[int, typer.Option(help="Most rows on the sheet.")] = 4,
+    columns: Annotated[int, typer.Option(help="Pictures a row.")] = 6,
+    parts: Annotated[bool, typer.Option("--parts", help="Mark the part locations.")] = False,
+    seed: Annotated[int, typer.Option(help="Divides the training data into parts, as in training.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print what the dataset holds as JSON.")] = False,
+) -> None:
+    """Draw a contact sheet of any dataset and say what it holds."""
+    dataset = open_dataset(path, seed=seed)
+    shown = draw_sheet(dataset, out, rows=rows, columns=columns, parts=parts)
+    counts = {part: len(samples) for part, samples in dataset.parts.items()}
+    if json:
+        facts = {"format": dataset.format, "classes": len(dataset.labels), "images": counts, "sheet": str(out)}
+        sys.stdout.write(jsonlib.dumps(facts, ensure_ascii=False) + "\n")
+        return
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    table = Table("format", "classes", *counts)
+    table.add_row(dataset.format, str(len(dataset.labels)), *map(str, counts.values()))
+    console.print(table)
+    console.print(f"{shown} training images on {out}")

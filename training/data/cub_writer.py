@@ -4,13 +4,16 @@ The folder exists whole or not at all, and its content depends on the recipe alo
 """
 
 import contextlib
+import io
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +77,7 @@ def write_birds(
     `if __name__ == "__main__":` guard.
     """
     if workers < 1:
-        raise OptionError(f"--workers {workers} is out of range", hint="Choose a whole number from 1.")
+        raise OptionError(f"--workers {workers} is out of range", hint="Choose 1 or more, or leave it out.")
     if force:
         _refuse_to_replace_strangers(folder)
     chosen = all_species()[: recipe.species]
@@ -106,7 +109,9 @@ def _draw_all(folder: Path, recipe: Recipe, workers: int, tick: Tick) -> list[_D
             drawn += _draw_some(folder, recipe, number, images)
             tick(len(images))
         return drawn
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(tasks)), mp_context=get_context("spawn"), initializer=_die_with_the_parent
+    ) as pool:
         try:
             with _children_ignore_interrupts():
                 futures: list[Future[list[_Drawn]]] = [pool.submit(_draw_some, folder, recipe, *task) for task in tasks]
@@ -126,9 +131,19 @@ def _draw_some(folder: Path, recipe: Recipe, number: int, images: range) -> list
     for image in images:
         picture = draw_bird(species, size=recipe.size, rng=np.random.default_rng([recipe.seed, number, image]))
         file = f"{_class_folder(number, species)}/{species.name}_{image:04d}.jpg"
-        picture.image.save(folder / "images" / file, quality=95, subsampling=0)
+        jpeg = io.BytesIO()  # encoded in memory, so that a full disk is reported as a full disk
+        picture.image.save(jpeg, format="JPEG", quality=95, subsampling=0)
+        (folder / "images" / file).write_bytes(jpeg.getvalue())
         drawn.append(_Drawn(file=file, is_train=image <= recipe.images_train, box=picture.box, parts=picture.parts))
     return drawn
+
+
+def _die_with_the_parent() -> None:
+    """A worker waits for work for ever, also when its parent was killed; so it watches the parent, too."""
+    parent = parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
 
 
 @contextlib.contextmanager

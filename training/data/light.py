@@ -10,18 +10,26 @@ _RELIEF_SIDE = 96  # light changes slowly, so it is computed at this many pixels
 
 
 def lay(
-    picture: Pixels, canvas: Canvas, *, light: tuple[float, float], scale: float, raised: Image.Image | None = None
+    picture: Pixels,
+    canvas: Canvas,
+    *,
+    light: tuple[float, float],
+    scale: float,
+    raised: Image.Image | None = None,
+    texture: npt.NDArray[np.float32] | None = None,
 ) -> Pixels:
     """Round and light what is on the canvas and lay it over the picture.
 
     `light` points to the light (x right, y down), `scale` is pixels a body unit, and `raised` is the stencil of a part
-    that stands out from the rest, such as a wing.
+    that stands out from the rest, such as a wing. `texture` (h, w) multiplies the brightness.
     """
     colour, coverage = canvas.finish()
-    lit = _relief(coverage, light, 0.17 * scale) * 0.85
+    lit = _relief(coverage, light, 0.17 * scale) * 0.8
     if raised is not None:
         lit = lit + _relief(raised.reduce(canvas.factor), light, 0.06 * scale) * 0.16
-    bright = colour * (1 + lit[..., None]) + np.clip(lit[..., None], 0, None) * 24
+    if texture is not None:
+        colour = colour * texture[..., None]
+    bright = colour * (1 + lit[..., None]) + np.clip(lit[..., None], 0, None) * 36
     cover = np.asarray(coverage, dtype=np.float32)[..., None] / 255
     laid: Pixels = picture + (bright - picture) * cover
     return laid
