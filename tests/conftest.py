@@ -5,6 +5,7 @@ mean colour and a 4x4 grid of mean colours; its detector, calibration and protot
 clean birds are recognised and pass, and noise is flagged. Built with onnx.helper alone: no PyTorch, a second to make.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from PIL import Image
 from bundle import Bundle, ImageSpec, tensors, write_bundle
 from bundle.manifest import SCHEMA, DetectorInfo, NetworkInfo, PrototypeInfo
 from bundle.tensors import TensorSpec
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests report to nobody
 
 SIZE, GRID, SHOWN, PER_CLASS, CALIBRATION = 32, 4, 3, 2, 99
 LABELS = ("Amber-crowned Warbler", "Blue-winged Finch", "Crimson Bunting", "Dusky Lark", "Emerald-throated Wren")
@@ -234,3 +237,38 @@ def _graph(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     checker.check_model(model, full_check=True)
     return model
+
+
+@pytest.fixture(scope="session")
+def tiny_birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three species at 32 px in CUB's format: 40 training and 4 test images each."""
+    from training.data.cub_writer import Recipe, write_birds
+
+    path = tmp_path_factory.mktemp("birds") / "tiny"
+    write_birds(path, Recipe(species=3, size=32, images_train=40, images_test=4, seed=1), workers=1)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Any:
+    """A training config that runs in seconds."""
+    from training.config import preset
+
+    return preset(
+        "small", image_size=32, epochs=3, batch_size=16, prototypes_per_class=2, prototype_channels=16, seed=3
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_birds: Path, tiny_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training run on `tiny_birds`."""
+    from rich.console import Console
+
+    from training.data import open_dataset
+    from training.fit import Devices, Trainer
+    from training.run import Run
+
+    path = tmp_path_factory.mktemp("run") / "tiny"
+    dataset = open_dataset(tiny_birds, seed=tiny_config.seed)
+    Trainer(Run(path), dataset, tiny_config, Devices(accelerator="cpu"), Console(quiet=True)).fit(resume=False)
+    return path

@@ -7,6 +7,7 @@ from typing import Any
 from bundle.errors import OptionError
 from training.attacks import Attack
 from training.augment import Augmentation
+from training.backbones import BACKBONES
 from training.losses import LossWeights
 
 
@@ -50,6 +51,10 @@ class TrainingConfig:
             raise OptionError(f"unknown schedule {self.schedule!r}", hint="Choose one of: step, cosine.")
         if self.adversarial not in ("none", "fast"):
             raise OptionError(f"unknown adversarial training {self.adversarial!r}", hint="Choose one of: none, fast.")
+        if self.backbone not in BACKBONES:
+            raise OptionError(f"unknown backbone {self.backbone!r}", hint=f"Choose one of: {', '.join(BACKBONES)}.")
+        if self.seed < 0:
+            raise OptionError(f"seed {self.seed} is negative")
         self.training_attack()
 
     def training_attack(self) -> Attack:

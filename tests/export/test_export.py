@@ -1,0 +1,153 @@
+"""From a run to a bundle: graphs that equal PyTorch and the numpy detector, and a bundle that is whole."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from rich.console import Console
+
+from bundle import Bundle, tensors
+from bundle.errors import CheckpointError, DetectorError, ExportError, OptionError
+from bundle.image import ImageSpec
+from detector.model import Detector
+from export.bundling import ExportSettings, export_run
+from export.fitting import measure
+from export.graph import GraphSession
+from export.parity import prove
+from export.served import ServedNetwork
+from training.data import open_dataset
+from training.data.loading import images_array
+from training.run import Run
+
+SPEC = ImageSpec(height=32, width=32)
+SETTINGS = ExportSettings(attacks=("fgsm-8",), alpha=0.1)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bundle") / "tiny"
+    return export_run(tiny_run, out, SETTINGS, Console(quiet=True), data=None, replace=False)
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_birds, tiny_config):
+    dataset = open_dataset(tiny_birds, seed=tiny_config.seed)
+    return {name: images_array(samples, SPEC) for name, samples in dataset.parts.items()}
+
+
+@pytest.mark.parametrize("served", tensors.NETWORKS)
+def test_the_graph_equals_the_network_and_the_numpy_detector(exported, tiny_run, parts, served):
+    _, network = Run(tiny_run).load_network()
+    detector = Detector.load(exported.file(f"detector/{served}.npz"))
+    session = GraphSession(onnx.load(exported.model(served)))
+    images = parts["test"][0]
+    answers = session.run(images)
+    features, predicted = measure(network, served, images)
+    np.testing.assert_array_equal(answers[tensors.PROBABILITIES].argmax(1), predicted)
+    np.testing.assert_allclose(answers[tensors.PROBABILITIES].sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(answers[tensors.LAYER_SCORES], detector.layer_scores(features), rtol=2e-3, atol=1e-2)
+    np.testing.assert_allclose(answers[tensors.INSTANCE_SCORE], detector.score(features), rtol=2e-3, atol=5e-3)
+    np.testing.assert_array_equal(answers[tensors.P_VALUE], detector.p_values(answers[tensors.INSTANCE_SCORE]))
+    np.testing.assert_array_equal(answers[tensors.IS_ADVERSARIAL], answers[tensors.P_VALUE] <= np.float32(0.1))
+
+
+@pytest.mark.parametrize("served", tensors.NETWORKS)
+@pytest.mark.parametrize("batch", [1, 2, 7, 64])
+def test_an_image_gets_the_same_answer_in_any_batch(exported, parts, served, batch):
+    session = GraphSession(onnx.load(exported.model(served)))
+    images = np.resize(parts["test"][0], (batch, 32, 32, 3))
+    alone = session.run(images[-1:])
+    together = session.run(images)
+    for name in tensors.OUTPUTS[served]:
+        np.testing.assert_allclose(together[name][-1:], alone[name], rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("served", tensors.NETWORKS)
+def test_calibration_scores_are_the_graphs_own(exported, parts, served):
+    """The calibration images' p-values are exactly uniform on {1, ..., n} + 1 over n + 1, ties aside."""
+    session = GraphSession(onnx.load(exported.model(served)))
+    images = parts["calibration"][0]
+    values = np.sort(
+        np.concatenate(
+            [session.run(images[start : start + 64])[tensors.P_VALUE] for start in range(0, len(images), 64)]
+        )
+    )
+    n = len(images)
+    np.testing.assert_allclose(values, (np.arange(n) + 2) / (n + 1), atol=1e-6)
+
+
+def test_the_bundle_is_whole_and_tells_where_it_came_from(exported):
+    manifest = Bundle.open(exported.path).manifest
+    assert set(manifest.networks) == set(tensors.NETWORKS)
+    assert manifest.networks["full"].detector.layers[-1] == "local"
+    assert "local" not in manifest.networks["attention"].detector.layers
+    assert set(manifest.networks["full"].parity) == set(tensors.OUTPUTS["full"])
+    assert manifest.training["preset"] == "small"
+    assert manifest.training["detector"]["attacks"] == ["fgsm-8"]
+    assert len(manifest.prototypes) == 6
+    for prototype in manifest.prototypes:
+        assert exported.file(prototype.image).is_file()
+        left, top, right, bottom = prototype.box
+        assert 0 <= left < right <= 32
+        assert 0 <= top < bottom <= 32
+    for name in tensors.NETWORKS:
+        graph = onnx.load(exported.model(name)).graph
+        assert [output.name for output in graph.output] == list(tensors.OUTPUTS[name])
+        assert [item.name for item in graph.input] == [tensors.IMAGE]
+    weights = {initializer.name for initializer in onnx.load(exported.model("attention")).graph.initializer}
+    assert not any(name.startswith("prototype_head") for name in weights)
+
+
+def test_parity_notices_a_graph_that_computes_something_else(exported, tiny_run, parts):
+    _, network = Run(tiny_run).load_network()
+    detector = Detector.load(exported.file("detector/full.npz"))
+    session = GraphSession(onnx.load(exported.model("full")))
+    images = parts["validation"][0]
+    assert prove(ServedNetwork(network, "full", detector), session, "full", images)["probabilities"] < 1e-4
+    with torch.no_grad():
+        network.attention_head.specific.bias.add_(0.5)
+    with pytest.raises(ExportError, match=r"full\.\w+ at batch 1: the graph differs"):
+        prove(ServedNetwork(network, "full", detector), session, "full", images)
+
+
+def test_too_few_calibration_images_for_alpha_say_how_many_are_needed(tiny_run, tmp_path):
+    settings = ExportSettings(attacks=("fgsm-8",), alpha=0.001)
+    with pytest.raises(DetectorError, match="At least 999"):
+        export_run(tiny_run, tmp_path / "out", settings, Console(quiet=True), data=None, replace=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_attacks_and_other_data_are_refused_before_any_work(tiny_run, tmp_path):
+    with pytest.raises(OptionError, match="unknown attack 'cw'"):
+        export_run(
+            tiny_run, tmp_path / "o", ExportSettings(attacks=("cw",)), Console(quiet=True), data=None, replace=False
+        )
+    (tmp_path / "a").mkdir()
+    from training.data.cub_writer import Recipe, write_birds
+
+    write_birds(tmp_path / "other", Recipe(species=3, size=32, images_train=12, images_test=4, seed=9), workers=1)
+    with pytest.raises(CheckpointError, match="not the data this run was trained on"):
+        export_run(tiny_run, tmp_path / "o", SETTINGS, Console(quiet=True), data=tmp_path / "other", replace=False)
+
+
+def test_the_verb_refuses_an_unfinished_run_and_an_existing_bundle(exported, tiny_run, tmp_path):
+    def fieldmark(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "fieldmark", *map(str, arguments)], capture_output=True, text=True, check=False
+        )
+
+    done = fieldmark("export", tmp_path, "--out", tmp_path / "bundle")
+    assert done.returncode != 0
+    assert "no training run" in done.stderr
+    done = fieldmark("export", tiny_run, "--out", exported.path)
+    assert done.returncode == 2
+    assert "exists already" in done.stderr
+    done = fieldmark("export", tiny_run, "--out", tmp_path / "bundle", "--alpha", "1.5")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    shown = fieldmark("bundle", "show", exported.path, "--json")
+    assert json.loads(shown.stdout)["bundle_id"] == exported.bundle_id

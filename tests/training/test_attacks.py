@@ -1,0 +1,87 @@
+"""Attacks: inside the ball to the last float, stronger with steps, and what their names mean."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bundle.errors import OptionError
+from training.attacks import Attack, attack_named, from_bytes, gaussian_noise, round_to_bytes, run_attack
+
+WEIGHTS = torch.Generator().manual_seed(5)
+FILTER = torch.randn(3, 6, 6, generator=WEIGHTS)
+
+
+def linear_loss(images, labels):
+    return (images * FILTER).sum((1, 2, 3)) * (1 - 2 * labels)
+
+
+def curved_loss(images, labels):
+    return ((images - 0.4) ** 2 * FILTER).sum((1, 2, 3)).sin() + 0.1 * labels
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["fgsm-8", "fgsm-2", "bim10-8", "pgd10-2", "pgd10-8", "mim10-8", "pgd7-30"]),
+    st.integers(0, 2**31),
+    st.sampled_from([linear_loss, curved_loss]),
+)
+def test_the_result_never_leaves_the_ball_or_the_image_range(name, seed, loss):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(3, 3, 6, 6, generator=generator)
+    images[0, :, :2] = 0.0
+    images[0, :, 2:4] = 1.0
+    attack = attack_named(name)
+    result = run_attack(attack, loss, images, torch.tensor([0, 1, 0]), generator)
+    assert result.min() >= 0
+    assert result.max() <= 1
+    assert (result <= (images + attack.eps).clamp(0, 1)).all()
+    assert (result >= (images - attack.eps).clamp(0, 1)).all()
+
+
+def test_fgsm_on_a_linear_loss_is_the_best_corner():
+    images, labels = torch.full((1, 3, 6, 6), 0.5), torch.zeros(1)
+    result = run_attack(attack_named("fgsm-8"), linear_loss, images, labels)
+    torch.testing.assert_close(result, images + 8 / 255 * FILTER.sign())
+
+
+@pytest.mark.parametrize("name", ["bim10-8", "pgd10-8", "mim10-8"])
+def test_iterating_is_at_least_as_strong_as_one_step_on_a_linear_loss(name):
+    images, labels = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0)), torch.zeros(4)
+    single = linear_loss(run_attack(attack_named("fgsm-8"), linear_loss, images, labels), labels)
+    many = run_attack(attack_named(name), linear_loss, images, labels, torch.Generator().manual_seed(1))
+    assert (linear_loss(many, labels) >= single - 1e-4).all()
+
+
+def test_names_carry_the_papers_numbers():
+    assert attack_named("pgd10-2") == Attack(name="pgd10-2", eps=2 / 255, steps=10, step=1 / 255, random_start=True)
+    assert attack_named("pgd10-8").step == pytest.approx(2 / 255)
+    assert attack_named("bim10-8") == Attack(name="bim10-8", eps=8 / 255, steps=10, step=8 / 255 / 10)
+    assert attack_named("mim10-8").momentum == 1.0
+    assert attack_named("fgsm-2") == Attack(name="fgsm-2", eps=2 / 255, steps=1, step=2 / 255)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "pgd", "pgd10", "cw10-8", "pgd10-8.5", "PGD10-8", "fgsm3-8", "pgd0-8", "pgd10-256"]
+)
+def test_bad_names_are_one_sentence(name):
+    with pytest.raises(OptionError, match="attack"):
+        attack_named(name)
+
+
+def test_the_same_seed_gives_the_same_attack_and_another_seed_another():
+    images, labels = torch.rand(2, 3, 6, 6), torch.zeros(2)
+
+    def attack(seed):
+        return run_attack(attack_named("pgd10-8"), curved_loss, images, labels, torch.Generator().manual_seed(seed))
+
+    assert torch.equal(attack(1), attack(1))
+    assert not torch.equal(attack(1), attack(2))
+
+
+def test_noise_has_the_asked_spread_and_bytes_round_trip():
+    grey = torch.full((1, 3, 64, 64), 0.5)
+    noisy = gaussian_noise(grey, 8 / 255, torch.Generator().manual_seed(0))
+    assert (noisy - grey).std().item() == pytest.approx(8 / 255, rel=0.05)
+    every = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
+    assert torch.equal(round_to_bytes(from_bytes(every)), every)

@@ -1,0 +1,138 @@
+"""The heads against naive forms, the identities of the paper, and the corners where a release divides by zero."""
+
+import pytest
+import torch
+
+from bundle.errors import CheckpointError, OptionError
+from training.backbones import BACKBONES, load_weights, make_backbone
+from training.networks import AttentionHead, Network, NetworkConfig, PrototypeHead, detector_features
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return Network(NetworkConfig(backbone="small", classes=3, prototypes_per_class=2, prototype_channels=8)).eval()
+
+
+def test_attention_is_rank_one_second_order_pooling():
+    """Mean over t of (a.f)(b_k.f) equals a^T (mean f f^T) b_k (Girdhar & Ramanan 2017), without biases."""
+    torch.manual_seed(0)
+    head = AttentionHead(6, 4, 0.0).double().eval()
+    torch.nn.init.zeros_(head.agnostic.bias)
+    torch.nn.init.zeros_(head.specific.bias)
+    features = torch.rand(2, 6, 3, 5, dtype=torch.float64)
+    flat = features.flatten(2)
+    second_order = flat @ flat.transpose(1, 2) / flat.shape[2]
+    a, b = head.agnostic.weight.view(6), head.specific.weight.view(4, 6)
+    expected = torch.einsum("c,ncd,kd->nk", a, second_order, b)
+    torch.testing.assert_close(head(features)[0], expected)
+
+
+def test_attention_peaks_at_one_and_an_all_nonpositive_map_is_finite_with_finite_gradients():
+    head = AttentionHead(4, 2, 0.0).eval()
+    features = torch.rand(2, 4, 3, 3, requires_grad=True)
+    peaks = head(features)[1].amax((1, 2))
+    assert ((peaks == 1) | (peaks == 0)).all()
+    with torch.no_grad():
+        head.agnostic.weight.fill_(1.0), head.agnostic.bias.fill_(1.0)
+        head.specific.weight.fill_(-1.0), head.specific.bias.fill_(-1.0)
+    logits, attention = head(features)
+    assert torch.equal(attention, torch.zeros_like(attention))
+    (logits.sum() + attention.sum()).backward()
+    assert torch.isfinite(features.grad).all()
+
+
+def test_distances_equal_direct_differences():
+    torch.manual_seed(1)
+    head = PrototypeHead(4, NetworkConfig(backbone="small", classes=2, prototypes_per_class=3, prototype_channels=5))
+    local = torch.rand(2, 5, 3, 4)
+    direct = (local[:, None] - head.prototypes[None, :, :, None, None]).square().sum(2)
+    torch.testing.assert_close(head.distances(local), direct, rtol=1e-4, atol=1e-5)
+
+
+def test_similarities_are_gated_by_attention_and_the_last_layer_starts_at_plus_one_and_minus_a_half():
+    config = NetworkConfig(backbone="small", classes=2, prototypes_per_class=3, prototype_channels=5)
+    head = PrototypeHead(4, config)
+    features = torch.rand(2, 4, 3, 3)
+    _, distances, open_gate, _ = head(features, torch.ones(2, 3, 3))
+    expected = torch.log((distances + 1) / (distances + config.gamma)).amax((2, 3))
+    torch.testing.assert_close(open_gate, expected)
+    assert torch.equal(head(features, torch.zeros(2, 3, 3))[2], torch.zeros(2, 6))
+    assert head.classifier.weight.tolist() == [[1.0] * 3 + [-0.5] * 3, [-0.5] * 3 + [1.0] * 3]
+
+
+def test_the_attention_network_alone_gives_the_same_answers_as_within_the_full_one(network):
+    images = torch.rand(2, 3, 32, 32)
+    _, logits, attention = network.attend(images)
+    forward = network(images)
+    assert torch.equal(logits, forward.attention_logits)
+    assert torch.equal(attention, forward.attention)
+    assert torch.equal(forward.head("full"), forward.logits)
+
+
+def test_detector_features_are_spatial_means(network):
+    forward = network(torch.rand(2, 3, 32, 32))
+    features = detector_features(forward.stages, forward.attention, forward.local)
+    assert list(features) == ["stage1", "stage2", "stage3", "stage4", "attended", "local"]
+    torch.testing.assert_close(features["stage2"], forward.stages[1].flatten(2).mean(2))
+    weights = forward.attention / forward.attention.sum((1, 2), keepdim=True)
+    torch.testing.assert_close(features["attended"], torch.einsum("nchw,nhw->nc", forward.stages[-1], weights))
+
+
+@pytest.mark.parametrize(("name", "cell"), [("vgg16", 7), ("vgg19", 7), ("resnet34", 7), ("small", 28)])
+def test_backbone_maps_at_224_pixels(name, cell):
+    backbone = make_backbone(name).eval()
+    with torch.no_grad():
+        maps = backbone(torch.rand(1, 3, 224, 224))
+    assert tuple(maps[-1].shape) == (1, backbone.channels[-1], cell, cell)
+    assert tuple(map_.shape[1] for map_ in maps) == backbone.channels
+    assert backbone.stride * cell == 224
+    assert all((map_ >= 0).all() for map_ in maps)
+
+
+def test_an_unknown_backbone_lists_the_known_ones():
+    with pytest.raises(OptionError, match="resnet34"):
+        make_backbone("vgg17")
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet34"])
+def test_local_torchvision_weights_give_torchvisions_features(name, tmp_path):
+    import torchvision
+
+    torch.manual_seed(0)
+    source = getattr(torchvision.models, name)(weights=None).eval()
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    backbone = make_backbone(name)
+    load_weights(backbone, name, str(tmp_path / "weights.pth"))
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        features = torch.nn.Sequential(*list(source.children())[:-2]) if name == "resnet34" else source.features
+        torch.testing.assert_close(backbone.eval()(images)[-1], features(images))
+
+
+def test_wrong_weights_are_explained(tmp_path):
+    backbone = make_backbone("resnet34")
+    with pytest.raises(OptionError, match="no weights file"):
+        load_weights(backbone, "resnet34", str(tmp_path / "none.pth"))
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(CheckpointError, match="not a PyTorch state dict"):
+        load_weights(backbone, "resnet34", str(tmp_path / "text.pth"))
+    torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="do not belong to resnet34"):
+        load_weights(backbone, "resnet34", str(tmp_path / "other.pth"))
+    with pytest.raises(OptionError, match="no ImageNet weights"):
+        load_weights(make_backbone("small"), "small", "imagenet")
+
+
+def test_weights_that_cannot_be_downloaded_name_the_way_out(monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(CheckpointError, match="--weights FILE"):
+        load_weights(make_backbone("vgg16"), "vgg16", "imagenet")
+
+
+def test_every_backbone_is_listed():
+    assert set(BACKBONES) >= {"small", "vgg16", "vgg19", "resnet34"}
