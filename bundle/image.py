@@ -7,6 +7,7 @@ upper byte. What has no single meaning (an animation, 32-bit pixels) is refused.
 
 import io
 import math
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,9 @@ class ImageSpec:
         """Read one file; raises ImageError that names the path."""
         try:
             with open_regular(path) as stream:
-                data = stream.read(self.max_bytes + 1)
+                if os.fstat(stream.fileno()).st_size > self.max_bytes:
+                    raise ImageError(f"the file has more than the limit of {self.max_bytes:,} bytes")
+                data = stream.read(self.max_bytes + 1)  # it may be growing
             return self.decode(data, box)
         except ImageError as problem:
             raise ImageError(f"{path}: {problem.what}", hint=problem.hint) from None
