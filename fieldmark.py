@@ -43,6 +43,8 @@ VERSION = "0.1.0"
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb; every failure ends in one sentence on stderr and a non-zero exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # ONNX Runtime reports its use to its makers over the internet unless this is set before it is imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         _print_help()

@@ -204,12 +204,14 @@ class TritonServer:
                 with TritonInference.connect(url, timeout=10, expect_bundle=self.bundle.bundle_id) as inference:
                     self._probe(inference)
                     self.triton_version = inference.triton_version
+                for port in (self.http_port, self.metrics_port):  # these open last
+                    socket.create_connection((url.partition(":")[0], port), timeout=5).close()
                 self._workers = group(self._process.pid)
                 if self._workspace is not None:
                     self._workspace.note_extras()
                 return
-            except EndpointError as problem:
-                last = problem.what
+            except (EndpointError, OSError) as problem:
+                last = problem.what if isinstance(problem, EndpointError) else "HTTP or metrics port not open"
                 time.sleep(0.1)
 
     def _probe(self, inference: TritonInference) -> None:
@@ -237,7 +239,7 @@ def useful_line(log: "deque[str]") -> str:
     plain = [line for line in log if line.strip() and not re.match(r"[EIW]\d{4} |[|+ \t]", line)]
     line = (loads or errors or plain or [""])[0]
     text = re.sub(r"^E\d{4} [\d:.]+ \d+ [\w.]+:\d+\] ", "", line)
-    return text.strip().strip('"').replace('\\"', '"').replace("\\n", " ")[:300]
+    return text.strip().strip('"').rstrip("; ").replace('\\"', '"').replace("\\n", " ")[:300]
 
 
 def _resolve(host: str) -> str:

@@ -4,11 +4,11 @@ It stands alone: it runs inside Triton's Python stub, beside model.onnx, and may
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import triton_python_backend_utils as pb_utils
 
 
@@ -16,6 +16,9 @@ class TritonPythonModel:
     """One instance: one ONNX Runtime session, run once for every batch that Triton's dynamic batcher puts together."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # heeded only when set before the import
+        import onnxruntime
+
         config = json.loads(args["model_config"])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(config["parameters"]["intra_op_threads"]["string_value"])

@@ -19,17 +19,19 @@ class Workspace:
         self.lock = os.open(self.path / "locking", os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         (self.path / "locking").rename(self.path / "lock")  # seen by others only once it is held
-        self._extras = _extras()
+        self._before = _extras()
+        self._made: set[Path] | None = None
 
     def note_extras(self) -> None:
         """Remember what tritonserver has made for itself elsewhere since this workspace was made."""
-        self._extras = _extras() - self._extras
+        self._made = _extras() - self._before
 
     def remove(self) -> None:
         """Remove the folder and what belongs to it; the server's processes must be gone."""
-        if len(self._extras) == 1:  # surely ours, and not of a server that started beside it
+        made = _extras() - self._before if self._made is None else self._made
+        if len(made) == 1:  # surely ours, and not of a server that started beside it
             with contextlib.suppress(OSError):
-                self._extras.pop().rmdir()
+                made.pop().rmdir()
         _remove(self.path)
         os.close(self.lock)
 
