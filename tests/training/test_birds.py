@@ -405,6 +405,15 @@ def test_a_tile_of_a_whole_image_keeps_its_shape(shape: tuple[int, int], tmp_pat
     assert across / down == pytest.approx(height / width, rel=0.1), "upright, so width and height change places"
 
 
+def test_a_sheet_of_names_beyond_ascii(birds: Path, tmp_path: Path) -> None:
+    dataset = dataclasses.replace(open_dataset(birds), labels=("Müller's Drossel", "日本の鳥", "[bold]"))
+    assert draw_sheet(dataset, tmp_path / "sheet.png", rows=1, columns=3) == 3
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        titles = np.asarray(sheet.convert("L"))[28 + 50 + 192 + 4 :, :]
+    for place in range(3):
+        assert (titles[:, 28 + place * 208 :][:, :192] < 128).any(), "every picture has a title"
+
+
 def test_titles_fit_and_keep_their_beginning() -> None:
     from PIL import ImageFont
 

@@ -1,6 +1,8 @@
 """A contact sheet: a page of crops from a dataset with the names of their classes, and part locations if wanted."""
 
 import colorsys
+import string
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,11 @@ _TILE, _GAP, _MARGIN, _LINE = 192, 16, 28, 18  # pixels
 _HEADER = 50
 _PAPER, _INK, _FAINT = (252, 252, 250), (38, 40, 44), (122, 126, 132)
 _CONTEXT = 0.06  # how much of the box's side is shown around it
+_OWN_GLYPHS = frozenset(string.ascii_letters + string.digits + " .,;:'&/+-_()")
+_SYSTEM_FACES = ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf")
 _EXIF_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +55,19 @@ def draw_sheet(dataset: Dataset, out: Path, *, rows: int = 4, columns: int = 6, 
     inks = {name: _ink(place, len(names)) for place, name in enumerate(names)}
 
     rows = -(-len(chosen) // columns)
-    titles = [wrap(dataset.labels[sample.label], _font(14), _TILE) for sample in chosen]
+    face = _typeface([dataset.name, *names, *(dataset.labels[sample.label] for sample in chosen)])
+    heading, title, small = face(22), face(14), face(13)
+    titles = [wrap(dataset.labels[sample.label], title, _TILE) for sample in chosen]
     step = _TILE + _GAP + 6 + _LINE * max(len(lines) for lines in titles)
     width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
-    legend = _legend_lines(names, width - 2 * _MARGIN)
+    legend = _legend_lines(names, small, width - 2 * _MARGIN)
     height = 2 * _MARGIN + _HEADER + rows * step - _GAP + len(legend) * (_LINE + 4)
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     counts = ", ".join(f"{len(samples)} {part}" for part, samples in dataset.parts.items())
-    draw.text((_MARGIN, _MARGIN - 8), _fitted(dataset.name, _font(22), width - 2 * _MARGIN), _INK, _font(22))
+    draw.text((_MARGIN, _MARGIN - 8), _fitted(dataset.name, heading, width - 2 * _MARGIN), _INK, heading)
     line = f"{dataset.format} format, {len(dataset.labels)} classes; {counts}"
-    draw.text((_MARGIN, _MARGIN + 20), _fitted(line, _font(13), width - 2 * _MARGIN), _FAINT, _font(13))
+    draw.text((_MARGIN, _MARGIN + 20), _fitted(line, small, width - 2 * _MARGIN), _FAINT, small)
     for place, sample in enumerate(chosen):
         x = _MARGIN + place % columns * (_TILE + _GAP)
         y = _MARGIN + _HEADER + place // columns * step
@@ -69,12 +77,12 @@ def draw_sheet(dataset: Dataset, out: Path, *, rows: int = 4, columns: int = 6, 
             for name, left, top in tile.landmarks:
                 _dot(draw, x + left, y + top, inks[name])
         for number, text in enumerate(titles[place]):
-            draw.text((x, y + _TILE + 6 + number * _LINE), text, _INK, _font(14))
+            draw.text((x, y + _TILE + 6 + number * _LINE), text, _INK, title)
     for number, entries in enumerate(legend):
         y = height - _MARGIN - (len(legend) - number) * (_LINE + 4) + 8
         for x, name in entries:
             _dot(draw, _MARGIN + x + 5, y + 9, inks[name])
-            draw.text((_MARGIN + x + 16, y), name, _INK, _font(13))
+            draw.text((_MARGIN + x + 16, y), name, _INK, small)
     with atomic_file(out) as temporary:
         sheet.save(temporary, format="PNG")
     return len(chosen)
@@ -116,7 +124,7 @@ def look_at(sample: Sample) -> Tile:
     return Tile(image=tile, landmarks=inside)
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, lines: int = 2) -> list[str]:
+def wrap(text: str, font: Font, width: int, lines: int = 2) -> list[str]:
     """Break a text into at most `lines` lines of at most `width` pixels; what does not fit ends in dots."""
     wrapped: list[str] = []
     words = text.split()
@@ -139,11 +147,11 @@ def _square(box: Box, size: tuple[int, int], *, context: float) -> Box:
     return x, y, across, down
 
 
-def _legend_lines(names: list[str], width: int) -> list[list[tuple[int, str]]]:
+def _legend_lines(names: list[str], font: Font, width: int) -> list[list[tuple[int, str]]]:
     lines: list[list[tuple[int, str]]] = []
     x = width
     for name in names:
-        step = round(_font(13).getlength(name)) + 36
+        step = round(font.getlength(name)) + 36
         if x + step > width:
             lines.append([])
             x = 0
@@ -152,7 +160,7 @@ def _legend_lines(names: list[str], width: int) -> list[list[tuple[int, str]]]:
     return lines
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _fitted(text: str, font: Font, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:
@@ -175,5 +183,13 @@ def _rounded() -> Image.Image:
     return mask.reduce(4)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _typeface(texts: Iterable[str]) -> Callable[[int], Font]:
+    """Pillow's own face, which knows little beyond ASCII, or one of the system's where a text needs more."""
+    if not set().union(*texts) <= _OWN_GLYPHS:
+        for name in _SYSTEM_FACES:
+            try:
+                ImageFont.truetype(name, 14)
+            except OSError:
+                continue
+            return lambda size: ImageFont.truetype(name, size)
+    return lambda size: ImageFont.load_default(size)
