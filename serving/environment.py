@@ -25,12 +25,15 @@ def version(name):
     try: return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError: return ""
 spec = importlib.util.find_spec("pytriton")
+library = sysconfig.get_config_var("INSTSONAME") or ""
+# A Python that was moved after it was built still names the folder it was built for.
+folders = [sysconfig.get_config_var("LIBDIR") or "", os.path.join(sys.base_prefix, "lib")]
 print(json.dumps({
     "wheel": list(spec.submodule_search_locations)[0] if spec else "",
     "packages": [path for path in sys.path if path and os.path.isdir(path)],
     "python": "%d.%d" % sys.version_info[:2],
-    "library": sysconfig.get_config_var("INSTSONAME") or "",
-    "library_folder": sysconfig.get_config_var("LIBDIR") or "",
+    "library": library,
+    "library_folder": next((each for each in folders if os.path.exists(os.path.join(each, library))), ""),
     "numpy": version("numpy"),
     "onnxruntime": version("onnxruntime") or version("onnxruntime-gpu"),
 }))

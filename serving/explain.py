@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PANEL, GAP, MARGIN = 2.0, 0.16, 0.3  # inches
 HEADER, CAPTION = 0.62, 0.58
-LINE = 27  # characters under a panel
+LINE = 27  # characters before a line under a panel is broken; what is still too wide is cut
 DPI = 130
 INK, SOFT, CLEAN, ALARM, BOX = "#1b1f24", "#6a737d", "#1a7f37", "#cf222e", "#ffd33d"
 MAX_ROWS = 24
@@ -47,18 +47,18 @@ def draw_explanations(
     except ImportError as problem:
         raise MissingExtra.named("figures", "classify --explain", problem) from None
 
-    shown = max(len(answer.outputs.get(tensors.PROTOTYPE_INDICES, ())) for answer in answers)
-    width = 2 * MARGIN + (2 + shown) * PANEL + (1 + shown) * GAP
-    row_height = HEADER + PANEL + CAPTION
-    height = len(answers) * row_height + MARGIN
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    for row, (answer, name) in enumerate(zip(answers, names, strict=True)):
-        _Row(figure, width, height, top=height - MARGIN / 2 - row * row_height).draw(
-            answer, name, manifest, look_up, alpha
-        )
-    with atomic_file(path) as temporary, warnings.catch_warnings():
+    with warnings.catch_warnings(), atomic_file(path) as temporary:
         warnings.filterwarnings("ignore", message="Glyph")  # a label in a script that the font lacks is still drawn
+        shown = max(len(answer.outputs.get(tensors.PROTOTYPE_INDICES, ())) for answer in answers)
+        width = 2 * MARGIN + (2 + shown) * PANEL + (1 + shown) * GAP
+        row_height = HEADER + PANEL + CAPTION
+        height = len(answers) * row_height + MARGIN
+        figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+        FigureCanvasAgg(figure)
+        for row, (answer, name) in enumerate(zip(answers, names, strict=True)):
+            _Row(figure, width, height, top=height - MARGIN / 2 - row * row_height).draw(
+                answer, name, manifest, look_up, alpha
+            )
         figure.savefig(temporary, format="png")
 
 
@@ -94,12 +94,13 @@ class _Row:
                 _box(axes, prototype.box)
 
     def _header(self, prediction: Prediction, alpha: float) -> None:
-        label = shorten(prediction.label, int((self.width - 2 * MARGIN) * 6.5) - 8)
-        self._text(MARGIN, 0.2, f"{label}  {prediction.probability:.1%}", fontsize=12, color=INK, weight="bold")
+        room, title = self.width - 2 * MARGIN, {"fontsize": 12, "color": INK, "weight": "bold"}
+        label = self._text(MARGIN, 0.2, prediction.label, room - 0.8, **title)
+        self._text(MARGIN + self._width(label) + 0.12, 0.2, f"{prediction.probability:.1%}", room, **title)
         flagged = prediction.is_adversarial
         verdict, sign = ("LOOKS ADVERSARIAL", "≤") if flagged else ("looks clean", ">")
         line = f"{verdict}   p = {prediction.p_value:.3g} {sign} alpha {alpha:g}"
-        self._text(MARGIN, 0.44, line, fontsize=9.5, color=ALARM if flagged else CLEAN, weight="bold")
+        self._text(MARGIN, 0.44, line, room, fontsize=9.5, color=ALARM if flagged else CLEAN, weight="bold")
 
     def _panel(self, column: int, image: Pixels | None, caption: str, note: str = "") -> Any:
         left = MARGIN + column * (PANEL + GAP)
@@ -117,15 +118,20 @@ class _Row:
         below = HEADER + PANEL + 0.13
         for number, line in enumerate(lines):
             colour = SOFT if line == note else INK
-            self._text(
-                left + PANEL / 2, below + 0.15 * number, shorten(line, LINE), fontsize=8, color=colour, ha="center"
-            )
+            self._text(left + PANEL / 2, below + 0.15 * number, line, PANEL, fontsize=8, color=colour, ha="center")
         return axes
 
-    def _text(self, x: float, down: float, text: str, **style: Any) -> None:
+    def _text(self, x: float, down: float, text: str, room: float, **style: Any) -> Any:
+        """One line of text, its middle left out until it fits into `room` inches."""
         # A label is a name, not mathematics: "$" in it must not start a formula.
         y = (self.top - down) / self.height
-        self.figure.text(x / self.width, y, text, va="center", parse_math=False, **style)
+        drawn = self.figure.text(x / self.width, y, shorten(text, 200), va="center", parse_math=False, **style)
+        while (width := self._width(drawn)) > room and len(drawn.get_text()) > 5:
+            drawn.set_text(shorten(text, min(len(drawn.get_text()) - 1, int(len(drawn.get_text()) * room / width))))
+        return drawn
+
+    def _width(self, drawn: Any) -> float:
+        return float(drawn.get_window_extent().width) / DPI
 
 
 def overlay(image: Pixels, attention: npt.NDArray[np.float32]) -> Pixels:
