@@ -24,6 +24,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 AGAIN = "Fetch or export the bundle again."
 MAX_INTEGER = 2**63 - 1
+MAX_DEPTH = 32
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -153,6 +154,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
         document = json.loads(
             text, object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_float
         )
+        _check_depth(document)
     except (ValueError, RecursionError) as problem:
         raise BundleCorrupt(f"{where} is not valid JSON ({problem})", hint=AGAIN) from None
     schema = document.get("schema") if isinstance(document, dict) else None
@@ -169,9 +171,23 @@ def parse_manifest(text: str, where: str) -> Manifest:
             raise RecordError("", "not in canonical form (sorted keys, no spaces, one newline at the end)")
     except UnicodeEncodeError:  # an escaped half of a surrogate pair
         raise BundleCorrupt(f"{where} holds text that is not Unicode", hint=AGAIN) from None
-    except (RecordError, RecursionError) as problem:
+    except RecordError as problem:
         raise BundleCorrupt(f"{where}: {problem}", hint=AGAIN) from None
     return manifest
+
+
+def _check_depth(document: Any) -> None:
+    """Documents that one reader can follow and another cannot are none."""
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    if level:
+        raise ValueError(f"lists and objects are nested more than {MAX_DEPTH} deep")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
