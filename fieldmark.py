@@ -6,12 +6,13 @@ import signal
 import sys
 import traceback
 from types import FrameType
+from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bundle.errors import FieldmarkError, MissingExtra, printable
+from bundle.errors import FieldmarkError, MissingExtra, OptionError, printable
 
 # verb -> (module whose `app` is a Typer application with a command of that name, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -45,59 +46,76 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # ONNX Runtime reports its use to its makers over the internet unless this is set before it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        _print_help()
-        sys.exit(0)
-    if arguments[0] in ("-V", "--version"):
-        sys.stdout.write(f"fieldmark {VERSION}\n")
-        sys.exit(0)
-    if arguments[0] not in VERBS:
-        errors.print(f"[bold red]error:[/] unknown verb {escape(repr(arguments[0]))}. Verbs: {', '.join(VERBS)}.")
-        sys.exit(2)
+    _prepare_streams()
     _clean_up_on_sigterm()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file's name may hold bytes that no encoding knows
-            stream.reconfigure(errors="backslashreplace")
     try:
         _run(arguments)
+        sys.stdout.flush()  # a full disk behind `>` shows itself here, where it can still be told
     except FieldmarkError as problem:
-        errors.print(f"[bold red]error:[/] {escape(printable(str(problem)))}")
-        sys.exit(problem.exit_code)
+        _fail(str(problem), problem.exit_code)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
     except OSError as problem:
-        where = f"{problem.filename}: " if problem.filename else ""
-        errors.print(f"[bold red]error:[/] {escape(printable(where + (problem.strerror or str(problem))))}")
-        sys.exit(1)
+        _drop_output()
+        _fail((f"{problem.filename}: " if problem.filename else "") + (problem.strerror or str(problem)), 1)
     except KeyboardInterrupt:
-        errors.print("stopped; nothing half-written was left behind")
+        Console(stderr=True).print("stopped; nothing half-written was left behind")
         sys.exit(130)
     except Exception as problem:
         if os.environ.get("FIELDMARK_DEBUG"):
             raise
         place = traceback.extract_tb(problem.__traceback__)[-1]
-        errors.print(
-            f"[bold red]error:[/] this is a bug in fieldmark: "
-            f"{escape(printable(f'{type(problem).__name__}: {problem} ({place.filename}:{place.lineno})'))}. "
-            f"Run it with FIELDMARK_DEBUG=1 and report what it prints."
+        _fail(
+            f"this is a bug in fieldmark: {type(problem).__name__}: {problem} ({place.filename}:{place.lineno}). "
+            "Run it with FIELDMARK_DEBUG=1 and report what it prints.",
+            70,
         )
-        sys.exit(70)
 
 
 def _run(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _print_help()
+        return
+    if arguments[0] in ("-V", "--version"):
+        sys.stdout.write(f"fieldmark {VERSION}\n")
+        return
+    if arguments[0] not in VERBS:
+        raise OptionError(f"unknown verb {arguments[0]!r}", hint=f"Verbs: {', '.join(VERBS)}.")
     try:
         importlib.import_module(VERBS[arguments[0]][0]).app(args=arguments, prog_name="fieldmark")
     except SystemExit as ended:
         # Typer turns Ctrl-C into a silent exit; we say that it has been heard.
         if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):
             raise KeyboardInterrupt from None
+        sys.stdout.flush()
         raise
     except ModuleNotFoundError as problem:
         if extra := EXTRAS.get((problem.name or "").partition(".")[0]):
             raise MissingExtra.named(extra, f"fieldmark {arguments[0]}", problem) from None
         raise
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    errors.print(f"[bold red]error:[/] {escape(printable(sentence))}")
+    sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    if sys.stdout is None:  # `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name may hold bytes that no encoding knows
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """What is still buffered and cannot be written: let nobody try again when the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _clean_up_on_sigterm() -> None:
