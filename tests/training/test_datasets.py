@@ -198,6 +198,7 @@ class TestCars:
 
     def test_nested_copies_and_the_parent_folder(self, tmp_path: Path) -> None:
         cars_by_folders(tmp_path / "stanford_cars", devkit="car_devkit/devkit", nested=True)
+        (tmp_path / "stanford_cars" / "cars_annos.mat").write_bytes(b"such copies hold it without car_ims/")
         dataset = open_dataset(tmp_path)
         assert dataset.root == tmp_path / "stanford_cars"
         assert keys(dataset, "test") == {f"cars_test/cars_test/{number:05}.jpg" for number in range(1, 7)}
@@ -246,7 +247,7 @@ class TestFolder:
         assert len(keys(dataset, "train", "calibration", "test")) == 8
 
     def test_a_class_called_train_is_a_class(self, tmp_path: Path) -> None:
-        dataset = open_dataset(self.fill(tmp_path, "train", "tram", "test"))
+        dataset = open_dataset(self.fill(tmp_path, "train", "train/steam", "tram", "test"))
         assert dataset.labels == ("test", "train", "tram")
 
     def test_hidden_names_and_other_files_are_passed_over(self, tmp_path: Path) -> None:
@@ -299,6 +300,20 @@ class TestDigest:
         assert old in text
         (root / file).write_text(text.replace(old, new))
         assert open_dataset(root).digest != before
+
+    def test_it_changes_where_only_the_border_between_parts_moves(self, tmp_path: Path) -> None:
+        numbers = range(9)
+        for number in numbers:
+            draw(tmp_path / "images" / f"{number}.jpg")
+        rows = {"images": "{0} {0}.jpg", "image_class_labels": "{0} {1}", "bounding_boxes": "{0} 0 0 9 9"}
+        for name, row in rows.items():
+            (tmp_path / f"{name}.txt").write_text("\n".join(row.format(n, 1 + n % 2) for n in numbers))
+        (tmp_path / "classes.txt").write_text("1 001.Odd\n2 002.Even\n")
+        digests = set()
+        for border in (3, 4, 5):
+            (tmp_path / "train_test_split.txt").write_text("\n".join(f"{n} {int(n < border)}" for n in numbers))
+            digests.add(open_dataset(tmp_path, validation=0, calibration=0).digest)
+        assert len(digests) == 3
 
     def test_it_changes_with_the_name_of_an_image_and_with_the_seed(self, tmp_path: Path) -> None:
         root = TestFolder().fill(tmp_path, "a", "b", count=9)
@@ -381,7 +396,7 @@ class TestLoading:
                 np.testing.assert_array_equal(batch[1].numpy(), labels[batch[2]])
 
     def test_workers_give_the_same_batches(self, samples: tuple[Sample, ...]) -> None:
-        alone = image_loader(samples, SPEC, batch_size=4, shuffle_seed=3)
+        alone = image_loader(samples, SPEC, batch_size=4, shuffle_seed=3, workers=2)
         helped = image_loader(samples, SPEC, batch_size=4, shuffle_seed=3, workers=2, cache_bytes=0)
         assert (alone.num_workers, helped.num_workers) == (0, 2)
         for mine, theirs in zip(alone, helped, strict=True):
@@ -397,10 +412,21 @@ class TestLoading:
     ) -> None:
         broken = self.spoilt(samples, tmp_path)
         loader = image_loader(broken, SPEC, batch_size=4, shuffle_seed=None, workers=workers, cache_bytes=0)
-        seen = []
         with pytest.raises(ImageError, match=r"spoilt\.jpg") as caught:
-            seen += [len(batch[0]) for batch in loader]
+            list(loader)
         assert "Traceback" not in str(caught.value)
+
+    def test_progress_of_a_long_decoding_goes_to_stderr(
+        self, samples: tuple[Sample, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        images_array(samples, SPEC)
+        assert capsys.readouterr() == ("", "")
+        monkeypatch.setattr("training.data.loading.SLOW_SECONDS", -1.0)
+        images_array(samples, SPEC)
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "decoding images" in printed.err
 
     def test_an_empty_part_is_empty(self) -> None:
         assert list(image_loader((), SPEC, batch_size=4, shuffle_seed=None)) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bundle.errors import DatasetError, OptionError
@@ -44,6 +44,8 @@ def shuffled(index: Index, random: Random) -> Index:
 
 
 @given(sizes=class_sizes, shares=fractions, seed=seeds, own_test=st.integers(0, 5))
+@example(sizes=[4, 4], shares={"validation": 0.49, "calibration": 0.49}, seed=0, own_test=0)
+@example(sizes=[4, 5], shares={"validation": 0.49, "calibration": 0.49, "test": 0.99}, seed=0, own_test=0)
 def test_parts_are_disjoint_complete_and_hold_every_class(
     sizes: list[int], shares: dict[str, float], seed: int, own_test: int
 ) -> None:
@@ -174,6 +176,7 @@ def test_a_fraction_of_zero_leaves_its_part_empty_and_others_whole(folder: Path)
     [
         {"validation": -0.1},
         {"calibration": 1.0},
+        {"test": 1.0},
         {"test": 1.5},
         {"test": float("nan")},
         {"validation": 0.5, "calibration": 0.5},

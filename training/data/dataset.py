@@ -144,7 +144,7 @@ def _sizes(total: int, shares: dict[str, float]) -> dict[str, int]:
     """How many of a class's `total` images each part takes: rounded, at least one each, and at least one stays."""
     sizes: dict[str, int] = {}
     if "test" in shares:
-        sizes["test"] = min(max(1, round(shares["test"] * total)), total - len(shares))
+        sizes["test"] = max(1, round(shares["test"] * total))
     rest = total - sum(sizes.values())
     sizes |= {part: max(1, round(share * rest)) for part, share in shares.items() if part != "test"}
     while sum(sizes.values()) >= total:
