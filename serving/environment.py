@@ -69,8 +69,6 @@ class TritonEnvironment:
             "PYTHONPATH": ":".join(self.packages),
             "PYTHONNOUSERSITE": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
-            # ONNX Runtime reports its use to its makers over the internet unless this is set before it is imported.
-            "ORT_DISABLE_TELEMETRY": variables.get("ORT_DISABLE_TELEMETRY", "1"),
         }
 
 

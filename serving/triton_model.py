@@ -16,7 +16,8 @@ class TritonPythonModel:
     """One instance: one ONNX Runtime session, run once for every batch that Triton's dynamic batcher puts together."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # heeded only when set before the import
+        # ONNX Runtime reports its use to its makers over the internet unless this is set before it is imported.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         config = json.loads(args["model_config"])
@@ -38,14 +39,10 @@ class TritonPythonModel:
             error = pb_utils.TritonError("the network could not be run on this batch; the server's log says why")
             return [pb_utils.InferenceResponse(error=error) for _ in requests]
         ends = np.cumsum([len(batch) for batch in batches])
-        parts = [np.split(answer, ends[:-1]) for answer in answers]
+        parts = [np.split(answer, ends[:-1]) for answer in answers]  # for each output, a part for each request
         return [
             pb_utils.InferenceResponse(
-                [
-                    pb_utils.Tensor(name, np.ascontiguousarray(part[row]))
-                    for name, part in zip(self.outputs, parts, strict=True)
-                    if name in request.requested_output_names()
-                ]
+                [pb_utils.Tensor(name, part) for name, part in zip(self.outputs, response, strict=True)]
             )
-            for row, request in enumerate(requests)
+            for response in zip(*parts, strict=True)
         ]

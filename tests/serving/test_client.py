@@ -55,11 +55,11 @@ def played(toy_bundle: Bundle) -> PlayedTriton:
     return PlayedTriton(toy_bundle)
 
 
-def listen(servicer: PlayedTriton | None) -> tuple[Any, str]:
+def listen(servicer: PlayedTriton | None, port: int = 0) -> tuple[Any, str]:
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
     if servicer is not None:
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     return server, f"127.0.0.1:{port}"
 
@@ -135,6 +135,28 @@ def test_no_server() -> None:
     with pytest.raises(EndpointError) as problem:
         TritonInference.connect(f"127.0.0.1:{port}", timeout=5)
     assert sentence(problem) == f"no server answers at 127.0.0.1:{port}. Start one: fieldmark serve BUNDLE"
+
+
+def test_a_server_that_comes_back_is_seen_at_once(played: PlayedTriton) -> None:
+    """Not only after the pauses that gRPC makes for an older client of the same address."""
+    server, url = listen(played)
+    with TritonInference.connect(url, timeout=5) as old:
+        server.stop(0).wait()
+        for _ in range(5):
+            with pytest.raises(EndpointError):
+                old.infer(np.zeros((1, 32, 32, 3), np.uint8), "full")
+            time.sleep(0.05)
+        server, url = listen(played, int(url.rpartition(":")[2]))
+        with TritonInference.connect(url, timeout=5) as new:
+            assert new.infer(np.zeros((1, 32, 32, 3), np.uint8), "full")["p_value"].shape == (1,)
+    server.stop(0).wait()
+
+
+def test_a_proxy_for_the_internet_is_not_asked_for_this_machine(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with TritonInference.connect(url.replace("127.0.0.1", "localhost"), timeout=5) as inference:
+        assert inference.triton_version == "9.9.9"
 
 
 def test_unknown_host() -> None:

@@ -208,6 +208,16 @@ def test_malformed_requests_get_a_clean_refusal(
     assert inference.infer(noise(1), "full")["p_value"].shape == (1,)
 
 
+def test_only_the_outputs_asked_for_are_sent(toy_server: TritonServer) -> None:
+    image = triton.InferInput("image", (1, 32, 32, 3), "UINT8")
+    image.set_data_from_numpy(noise(1))
+    client = triton.InferenceServerClient(toy_server.grpc_url)
+    answer = client.infer("full", [image], outputs=[triton.InferRequestedOutput("p_value")]).get_response()
+    assert [output.name for output in answer.outputs] == ["p_value"]
+    everything = client.infer("full", [image]).get_response()
+    assert [output.name for output in everything.outputs] == list(tensors.OUTPUTS["full"])
+
+
 @pytest.mark.parametrize(
     "call",
     [
