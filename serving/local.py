@@ -25,6 +25,9 @@ class LocalInference:
     """
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
+        os.environ.setdefault(
+            "ORT_DISABLE_TELEMETRY", "1"
+        )  # its Linux wheels report their use, unless told before import
         try:
             import onnxruntime
         except ImportError as problem:

@@ -100,10 +100,8 @@ class ScoreFolder:
         """Write shard `index` and enter it in the state; a row is a file with its prediction or its error sentence."""
         table = to_table(rows, self.state.job)
         target = self.part(index)
-        with disk_errors(target):
-            with atomic_file(target) as temporary:
-                arrow().parquet.write_table(table, temporary, compression="zstd")
-            _flush_folder(self.path)
+        with disk_errors(target), atomic_file(target) as temporary:
+            arrow().parquet.write_table(table, temporary, compression="zstd")
         predictions = [answer for _, answer in rows if isinstance(answer, Prediction)]
         record = ShardRecord(
             bytes=target.stat().st_size,
@@ -225,12 +223,3 @@ def arrow() -> Any:
     except ImportError as problem:
         raise MissingExtra.named("scoring", "offline scoring", problem) from None
     return pyarrow
-
-
-def _flush_folder(path: Path) -> None:
-    """Make a rename last through a power failure."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -286,7 +286,7 @@ def test_a_disk_that_fills_at_any_write_ends_the_job_and_resuming_works(
     monkeypatch.setattr(os, "fsync", full_at(-1))
     score_source(photos, inference, tmp_path / "whole", OPTIONS)
     needed, whole = flushes, read_scores(tmp_path / "whole")
-    assert needed >= 12
+    assert needed >= 1 + 5 * 2 + 1, "the first state; each shard and its state; the last state"
     for fatal in range(1, needed + 1):
         out, flushes = tmp_path / f"out-{fatal}", 0
         monkeypatch.setattr(os, "fsync", full_at(fatal))
