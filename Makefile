@@ -1,6 +1,7 @@
 # Everything a person or CI does here. Two environments, each made from a lock of names, versions and hashes:
 #   .venv         training, export, scoring, tests: PyTorch, about 6 GB
 #   .venv-triton  the server: NVIDIA Triton and no PyTorch, about 0.5 GB
+# (requirements/base.lock, the contract and the client alone, is for the image that the Dockerfile builds.)
 # `make setup` is instant when nothing changed. Other commands set up what they need first.
 
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	"$$python" -c '$(SUPPORTED)' 2>/dev/null && echo "$$python" && break; done)
 
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	--custom-compile-command 'make lock' --constraints requirements/constraints.in --group editable \
+	--custom-compile-command 'make lock' --constraints requirements/constraints.in \
 	$(if $(UPGRADE),--upgrade) pyproject.toml
 LINE := printf '==> %s\n'
 
@@ -42,9 +43,10 @@ check: .venv/.ready ## Lint, formatting, strict types, locks and the Dockerfile
 bench: setup ## Measure every number of the README again
 	.venv/bin/python -m benchmarks
 
-lock: .venv/.ready ## Choose versions again for pyproject.toml and write both locks. UPGRADE=1 takes the newest of everything
-	$(LOCK) --extra dev --output-file requirements/dev.lock >/dev/null
-	$(LOCK) --extra server --output-file requirements/server.lock >/dev/null
+lock: .venv/.ready ## Choose versions again for pyproject.toml, write the locks. UPGRADE=1 takes the newest of everything
+	$(LOCK) --output-file requirements/base.lock >/dev/null
+	$(LOCK) --extra dev --group editable --output-file requirements/dev.lock >/dev/null
+	$(LOCK) --extra server --group editable --output-file requirements/server.lock >/dev/null
 	.venv/bin/python requirements/check.py
 
 clean: ## Remove what the demo, tests and builds wrote

@@ -16,9 +16,12 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 HERE = Path(__file__).parent
-# lock -> the extras of pyproject.toml it installs; both also hold the group that makes the project importable
-LOCKS = {"dev.lock": ("dev",), "server.lock": ("server",)}
-GROUP = "editable"
+# lock -> the extras and dependency groups of pyproject.toml that it installs beside the base
+LOCKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "base.lock": ((), ()),
+    "dev.lock": (("dev",), ("editable",)),
+    "server.lock": (("server",), ("editable",)),
+}
 
 _PIN = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;]+)(?: ; [^\\]+)? \\")
 _HASH = re.compile(r" {4}--hash=sha256:[0-9a-f]{64}(?: \\)?")
@@ -26,7 +29,7 @@ _HASH = re.compile(r" {4}--hash=sha256:[0-9a-f]{64}(?: \\)?")
 
 def problems(project: dict[str, Any], locks: dict[str, str]) -> Iterator[str]:
     """One sentence for everything that is wrong; `locks` maps a lock's name to its text."""
-    for name, extras in LOCKS.items():
+    for name, (extras, groups) in LOCKS.items():
         pins: dict[str, list[Version]] = {}
         bare = ""  # a pin whose first hash has not come yet
         for number, line in enumerate([*locks[name].splitlines(), ""], start=1):
@@ -38,7 +41,7 @@ def problems(project: dict[str, Any], locks: dict[str, str]) -> Iterator[str]:
                 pins.setdefault(canonicalize_name(match["name"]), []).append(Version(match["version"]))
             elif line and not _HASH.fullmatch(line):
                 yield f"{name}:{number}: neither 'name==version' nor a sha256: {line.strip()!r}"
-        for requirement in direct(project, extras):
+        for requirement in direct(project, extras, groups):
             versions = pins.get(canonicalize_name(requirement.name), [])
             if not versions:
                 yield f"{name}: pyproject.toml asks for {requirement}, and the lock has no {requirement.name}"
@@ -47,10 +50,10 @@ def problems(project: dict[str, Any], locks: dict[str, str]) -> Iterator[str]:
                     yield f"{name}: pyproject.toml asks for {requirement}, and the lock has {version}"
 
 
-def direct(project: dict[str, Any], extras: tuple[str, ...]) -> list[Requirement]:
+def direct(project: dict[str, Any], extras: tuple[str, ...], groups: tuple[str, ...]) -> list[Requirement]:
     """What the project itself asks for with these extras; extras that name further extras are followed."""
     table = project["project"]
-    texts = [*table["dependencies"], *project["dependency-groups"][GROUP]]
+    texts = [*table["dependencies"], *(text for group in groups for text in project["dependency-groups"][group])]
     waiting, seen = list(extras), set[str]()
     while waiting:
         extra = waiting.pop()

@@ -38,6 +38,7 @@ def lock(*pins: str) -> str:
 
 
 GOOD = {
+    "base.lock": lock("numpy==2.4.6"),
     "dev.lock": lock("hatchling==1.33.0", "numpy==2.4.6 ; python_full_version < '3.12'", "ONNX==1.23.2"),
     "server.lock": lock("hatchling==1.33.0", "numpy==1.26.4"),
 }
@@ -59,6 +60,12 @@ def test_the_server_needs_no_torch_and_holds_no_second_numpy() -> None:
     assert names.count("numpy") == 1
 
 
+def test_the_image_gets_neither_a_second_triton_nor_build_tools() -> None:
+    names = re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements" / "base.lock").read_text(), flags=re.MULTILINE)
+    assert not {"nvidia-pytriton", "hatchling", "onnxruntime", "torch"} & set(names)
+    assert {"numpy", "tritonclient", "protobuf"} <= set(names)
+
+
 def test_good_locks_have_no_problem(project: dict[str, Any]) -> None:
     assert list(check.problems(project, GOOD)) == []
 
@@ -73,6 +80,7 @@ def test_good_locks_have_no_problem(project: dict[str, Any]) -> None:
         ),
         ({"server.lock": lock("hatchling==1", "numpy==2.4.6")}, "server.lock: pyproject.toml asks for numpy<2"),
         ({"server.lock": lock("numpy==1.26.4")}, "the lock has no hatchling"),
+        ({"base.lock": ""}, "base.lock: pyproject.toml asks for numpy>=1.26, and the lock has no numpy"),
         ({"dev.lock": GOOD["dev.lock"] + "--index-url https://example.org/simple\n"}, "dev.lock:7: neither"),
         ({"dev.lock": GOOD["dev.lock"] + lock("onnx @ https://example.org/onnx.whl")}, "dev.lock:7: neither"),
         ({"dev.lock": GOOD["dev.lock"] + "six==1.17.0 \\\n"}, "six has no hash"),

@@ -1,0 +1,183 @@
+"""The production image's two commands, as far as a machine without that image can prove them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as protobuf
+
+from bundle import Bundle, tensors
+from serving import container, probe
+from serving.client import TritonInference
+from serving.container import write_native_repository
+from serving.environment import find_environment
+from serving.server import TritonServer
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def read_config(folder: Path) -> Any:
+    return text_format.Parse((folder / "config.pbtxt").read_text("utf-8"), protobuf.ModelConfig())
+
+
+def test_the_native_repository(toy_bundle: Bundle, tmp_path: Path) -> None:
+    models = write_native_repository(toy_bundle, tmp_path / "models", cores=6)
+    assert sorted(path.name for path in models.iterdir()) == ["attention", "full"]
+    for network in tensors.NETWORKS:
+        graph = models / network / "1" / "model.onnx"
+        assert graph.resolve() == toy_bundle.model(network).resolve(), "linked, not copied into the container's memory"
+        assert not (graph.parent / "model.py").exists()
+        config = read_config(models / network)
+        assert (config.name, config.backend) == (network, "onnxruntime")
+        assert config.parameters["intra_op_thread_count"].string_value == "6"
+        assert config.parameters["bundle_id"].string_value == toy_bundle.bundle_id
+        kinds = [(group.kind, group.count) for group in config.instance_group]
+        assert kinds == [(protobuf.ModelInstanceGroup.KIND_AUTO, 1)]
+        assert config.dynamic_batching.max_queue_delay_microseconds > 0
+        # ONNX Runtime's backend compares the shapes behind the reshape with those of the graph: [N] is [] there.
+        scalar = next(output for output in config.output if output.name == tensors.P_VALUE)
+        assert list(scalar.dims) == [1]
+        assert scalar.HasField("reshape")
+        assert list(scalar.reshape.shape) == []
+
+
+def test_the_entry_point_becomes_tritonserver(toy_bundle: Bundle, tmp_path: Path) -> None:
+    """A stand-in on the PATH shows what it is called with, and that it is this very process."""
+    stand_in = tmp_path / "tritonserver"
+    stand_in.write_text('#!/bin/sh\necho "pid $$"\nfor word in "$@"; do echo "$word"; done\n')
+    stand_in.chmod(0o755)
+    (tmp_path / "tmp").mkdir()
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path / "tmp")}
+    command = [sys.executable, "-m", "serving.container", str(toy_bundle.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
+        output, _ = process.communicate(timeout=60)
+    lines = output.splitlines()
+    assert process.returncode == 0
+    assert lines[0] == f"bundle {toy_bundle.bundle_id}: attention, full"
+    assert lines[1] == f"pid {process.pid}"
+    (models,) = (tmp_path / "tmp").iterdir()
+    assert f"--model-repository={models}" in lines
+    assert "--model-control-mode=none" in lines
+    assert any(re.fullmatch(r"--grpc-restricted-protocol=[a-z,-]+:fieldmark-key=\S{32}", line) for line in lines)
+
+
+def test_a_damaged_bundle_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        container.main([str(tmp_path / "nowhere")])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: there is no bundle at {tmp_path}/nowhere. ")
+
+
+def test_no_tritonserver(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        container.main([str(toy_bundle.path)])
+    assert ended.value.code == 1
+    assert "tritonserver cannot be started (No such file or directory)" in capsys.readouterr().err
+
+
+@pytest.mark.triton
+def test_a_real_tritonserver_knows_every_flag(toy_bundle: Bundle, tmp_path: Path) -> None:
+    """The wheel's tritonserver has no ONNX Runtime backend: it must come as far as missing that, and no less far."""
+    environment = find_environment()
+    models = write_native_repository(toy_bundle, tmp_path / "models")
+    command = container.command(models)
+    command[0] = str(environment.binary)
+    # It loads its models before it opens a port, so none is ever taken here.
+    command += ["--http-port=39000", "--grpc-port=39001", "--metrics-port=39002", f"--backend-directory={tmp_path}"]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=environment.variables(), check=False, cwd=tmp_path
+    )
+    log = run.stdout + run.stderr
+    assert run.returncode != 0
+    assert "unable to find backend library for backend 'onnxruntime'" in log
+    assert "Usage:" not in log
+    assert "nrecognized" not in log
+
+
+# The health check
+
+
+@pytest.mark.triton
+def test_a_living_server_is_healthy(toy_server: TritonServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert probe.main(["--url", toy_server.grpc_url]) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"healthy: attention \d+ ms, full \d+ ms\n", out)
+    assert err == ""
+
+
+@pytest.mark.triton
+def test_the_probe_runs_as_docker_runs_it(toy_server: TritonServer) -> None:
+    command = [sys.executable, "-m", "serving.probe", "--url", toy_server.grpc_url]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_no_server_is_unhealthy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert probe.main(["--url", "127.0.0.1:9", "--timeout", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("unhealthy: no server answers at 127.0.0.1:9")
+    assert err.count("\n") == 1
+
+
+class Inference:
+    """Stands for a server that answers, with one output changed."""
+
+    def __init__(self, bundle: Bundle, name: str, value: float) -> None:
+        self.manifest, self.name, self.value = bundle.manifest, name, value
+        self.asked: list[str] = []
+
+    def __enter__(self) -> "Inference":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def infer(self, images: np.ndarray, network: str) -> dict[str, np.ndarray]:
+        assert images.shape == (1, 32, 32, 3)
+        assert (images == 128).all()
+        self.asked.append(network)
+        outputs = {tensors.PROBABILITIES: np.full((1, 5), 0.2), tensors.P_VALUE: np.array([0.5])}
+        if network == tensors.FULL:
+            outputs[self.name] = np.full_like(outputs[self.name], self.value)
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        (tensors.P_VALUE, np.nan, "full.p_value is not finite"),
+        (tensors.PROBABILITIES, np.inf, "full.probabilities is not finite"),
+        (tensors.PROBABILITIES, 0.0, "probabilities of full sum to 0"),
+        (tensors.PROBABILITIES, 0.3, "probabilities of full sum to 1.5"),
+    ],
+)
+def test_nonsense_is_unhealthy(
+    toy_bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: float,
+    sentence: str,
+) -> None:
+    inference = Inference(toy_bundle, name, value)
+    monkeypatch.setattr(TritonInference, "connect", lambda *_, **__: inference)
+    assert probe.main([]) == 1
+    assert sentence in capsys.readouterr().err
+    assert tensors.FULL in inference.asked
+
+
+def test_every_network_is_asked(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    inference = Inference(toy_bundle, tensors.P_VALUE, 0.1)
+    monkeypatch.setattr(TritonInference, "connect", lambda *_, **__: inference)
+    assert probe.main([]) == 0
+    assert sorted(inference.asked) == sorted(tensors.NETWORKS)
