@@ -26,8 +26,6 @@ INTRA_OP_THREADS = "intra_op_threads"
 MAX_BATCH_SIZE = 64
 PREFERRED_BATCH_SIZES = (8, 16, 32, MAX_BATCH_SIZE)
 QUEUE_DELAY_MICROSECONDS = 100
-MAX_QUEUE_SIZE = 256  # requests; what comes on top is refused at once instead of waiting for minutes
-QUEUE_TIMEOUT_MICROSECONDS = 30_000_000
 CORES_PER_INSTANCE = 4
 MAX_INSTANCES = 4  # each one holds its own copy of the weights
 
@@ -67,12 +65,10 @@ def model_config(bundle: Bundle, network: str, cores: int) -> Any:
         if tensor.name == tensors.PROBABILITIES:
             output.label_filename = "labels.txt"
 
-    batching = config.dynamic_batching
-    batching.preferred_batch_size.extend(PREFERRED_BATCH_SIZES)
-    batching.max_queue_delay_microseconds = QUEUE_DELAY_MICROSECONDS
-    batching.default_queue_policy.max_queue_size = MAX_QUEUE_SIZE
-    batching.default_queue_policy.default_timeout_microseconds = QUEUE_TIMEOUT_MICROSECONDS
-    batching.default_queue_policy.allow_timeout_override = True
+    # No queue policy: with any (a size, a timeout), Triton 2.51 stops prefetching and misses its own wake-ups, so that
+    # one request in a hundred waits half a second (measured: p99 503 ms with a size, 5 ms without).
+    config.dynamic_batching.preferred_batch_size.extend(PREFERRED_BATCH_SIZES)
+    config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY_MICROSECONDS
 
     instances, threads = share_cores(cores)
     config.instance_group.add(count=instances, kind=protobuf.ModelInstanceGroup.KIND_CPU)

@@ -34,7 +34,7 @@ def test_config_declares_the_manifests_tensors(toy_bundle: Bundle, tmp_path: Pat
         assert tuple(output.dims) == (tensor.shape or (1,))
         assert output.HasField("reshape") == (tensor.shape == ())
         assert not output.reshape.shape
-    assert config.dynamic_batching.default_queue_policy.max_queue_size == 256
+    assert not config.dynamic_batching.HasField("default_queue_policy")  # it costs half a second now and then
     assert max(config.dynamic_batching.preferred_batch_size) == config.max_batch_size
     assert 0 < config.dynamic_batching.max_queue_delay_microseconds <= 1000
     assert [warm_up.batch_size for warm_up in config.model_warmup] == [1, 8]
