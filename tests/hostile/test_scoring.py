@@ -298,6 +298,17 @@ def test_a_disk_that_fills_at_any_write_ends_the_job_and_resuming_works(
         assert read_scores(out).equals(whole)
 
 
+def test_a_disk_too_full_for_a_folder_is_a_sentence(
+    photos: Path, inference: LocalInference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(DiskFull, match=r"no space left on the disk while writing .*out"):
+        score_source(photos, inference, tmp_path / "out", OPTIONS)
+
+
 def test_a_disk_that_fails_in_another_way_is_a_sentence(
     photos: Path, inference: LocalInference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -30,8 +30,8 @@ from serving.local import LocalInference
 from serving.prediction import Outputs, predictions
 from serving.score import ScoreOptions, Summary, score_source
 from serving.score_cli import check_served, open_inference
-from serving.shards import STATE, arrow, read_scores, read_state
-from serving.sources import Source
+from serving.shards import STATE, arrow, digest_of, read_scores, read_state
+from serving.sources import Source, SourceFile
 
 HERE = Path(__file__).parent
 CLI = [sys.executable, "-m", "fieldmark", "score"]
@@ -560,6 +560,13 @@ def test_a_folder_is_walked_in_the_order_of_sorted_paths(tmp_path: Path) -> None
     (tmp_path / "folder.png").mkdir()
     found = [file.path for file in Source.open(tmp_path).files()]
     assert found == sorted(str(tmp_path / name) for name in names)
+
+
+@given(first=st.lists(st.text("ab/", min_size=1)), second=st.lists(st.text("ab/", min_size=1)))
+@example(first=["a", "bc"], second=["ab", "c"])
+def test_two_lists_of_paths_share_a_digest_only_if_they_are_the_same(first: list[str], second: list[str]) -> None:
+    digests = [digest_of(SourceFile(path, "anywhere") for path in paths) for paths in (first, second)]
+    assert (digests[0] == digests[1]) == (first == second)
 
 
 def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
