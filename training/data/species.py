@@ -1,8 +1,8 @@
 """Species of the built-in birds: a species is one value for each field mark, and a name made from those marks.
 
-All species share everything else (body, pose, colours, background), so nothing but the marks tells them apart. Species
-number `i` looks the same in a set of any size: the list is grown one species at a time, each as far as possible from
-all before it, so a small set is well separated and a large one is fine-grained.
+All species share everything else (body, pose, colours, background), so nothing but the marks tells them apart. They
+come in genera of four look-alikes that differ from each other in a few small marks only, as real sister species do.
+Species number `i` looks the same in a set of any size.
 """
 
 import functools
@@ -11,6 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 MAX_SPECIES = 400
 MIN_SPECIES = 2
@@ -28,8 +29,10 @@ MARKS: dict[str, tuple[str, ...]] = {
     "legs": ("slate", "orange"),
 }
 BOLD = (2, 4)
+GENUS = 4  # species in a genus
+FOUNDERS = 8000  # codes among which the first species of each genus are chosen
 
-# How much of a difference a mark makes: its area on the bird, roughly. Used only to choose well-separated species.
+# How much of a difference a mark makes: its area, roughly. Used only to choose look-alikes and genera.
 WEIGHTS: dict[str, float] = {
     "crown": 2.0,
     "beak": 1.5,
@@ -111,25 +114,41 @@ def all_species() -> tuple[Species, ...]:
 
 
 def _codes(count: int) -> list[tuple[int, ...]]:
-    """Farthest-point choice among all allowed codes; ties go to the earlier candidate, so the result is the same
-    everywhere."""
+    """Genera of GENUS species. Each founder is as far as possible from all before it; its sisters are the nearest codes
+    that differ from it, and from every species so far, in two marks or more. Ties go to the earlier candidate, so the
+    result is the same everywhere.
+    """
     sizes = [len(values) for values in MARKS.values()]
     total = math.prod(sizes)
     step = 1_000_003  # a prime that divides no size: walks the codes in a scattered but fixed order
     order = (np.arange(total, dtype=np.int64) * step) % total
-    candidates = np.stack(np.unravel_index(order, sizes), axis=1)  # (total, marks)
+    candidates = np.stack(np.unravel_index(order, sizes)).astype(np.int8)  # (marks, total)
     can_be_plain = [values[0] == "plain" for values in MARKS.values()]
-    bold = (candidates[:, can_be_plain] > 0).sum(axis=1)
-    candidates = candidates[(bold >= BOLD[0]) & (bold <= BOLD[1])][:8000]
+    bold = (candidates[can_be_plain] > 0).sum(axis=0)
+    candidates = candidates[:, (bold >= BOLD[0]) & (bold <= BOLD[1])]
     weights = np.array(list(WEIGHTS.values()))
-    nearest = np.full(len(candidates), np.inf)
+    nearest = np.full(FOUNDERS, np.inf)
+    free = np.ones(candidates.shape[1], dtype=bool)  # differs from every species so far in at least two marks
     chosen: list[tuple[int, ...]] = []
-    index = 0
-    for _ in range(count):
-        chosen.append(tuple(int(value) for value in candidates[index]))
-        nearest = np.minimum(nearest, (candidates != candidates[index]) @ weights)
-        index = int(np.argmax(nearest))
+    while len(chosen) < count:
+        index = int(np.argmax(np.where(free[:FOUNDERS], nearest, -1)))
+        sister = np.flatnonzero(_differences(candidates, candidates[:, index]) == 2)
+        apart = weights @ (candidates[:, sister] != candidates[:, index, None])
+        for _ in range(min(GENUS, count - len(chosen))):
+            code = candidates[:, index]
+            chosen.append(tuple(int(value) for value in code))
+            free &= _differences(candidates, code) >= 2
+            nearest = np.minimum(nearest, weights @ (candidates[:, :FOUNDERS] != code[:, None]))
+            index = int(sister[np.argmin(np.where(free[sister], apart, np.inf))])
     return chosen
+
+
+def _differences(candidates: npt.NDArray[np.int8], code: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    """In how many marks each of candidates : (marks, n) differs from code : (marks,)."""
+    differences = np.zeros(candidates.shape[1], dtype=np.int8)
+    for values, value in zip(candidates, code, strict=True):
+        differences += values != value
+    return differences
 
 
 def _names(marks: dict[str, str]) -> list[str]:
