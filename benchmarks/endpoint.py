@@ -24,7 +24,7 @@ def measure(bundle_path: Path) -> dict[str, Any]:
     image = np.random.default_rng(0).integers(0, 256, (1, spec.height, spec.width, 3), dtype=np.uint8)
     result: dict[str, Any] = {"bundle_id": bundle.bundle_id, "image": [spec.height, spec.width], "batch": 1}
     with served(bundle_path) as endpoint:
-        remote = TritonInference.connect(endpoint["grpc"])
+        remote = TritonInference.connect(endpoint["grpc_url"])
         for network in tensors.NETWORKS:
             if not all(
                 np.array_equal(local.infer(image, network)[name], remote.infer(image, network)[name])

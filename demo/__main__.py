@@ -28,7 +28,10 @@ def demo(
     data: Annotated[Path | None, typer.Option(help="Your dataset: CUB, Cars or class folders.")] = None,
     preset: Annotated[str, typer.Option(help="Training preset.")] = "small",
     out: Annotated[Path | None, typer.Option(help="Where everything goes; build/demo, or build/demo-NAME.")] = None,
-    count: Annotated[int, typer.Option(min=2, help="Test images to attack, for each attack and network.")] = 400,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Training epochs, instead of the preset's.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Input side in pixels, instead of the preset's.")] = None,
+    weights: Annotated[str | None, typer.Option(help="'imagenet', 'none' or a file, instead of the preset's.")] = None,
+    count: Annotated[int, typer.Option(min=2, help="Test images to attack, for each attack and network.")] = 300,
 ) -> None:
     """Run the whole job; finished stages are reused."""
     console = Console()
@@ -43,11 +46,12 @@ def demo(
         stages.run(
             "sheet", key, out / "birds.png", lambda: fieldmark("data", "show", birds, "--out", out / "birds.png")
         )
-    key = f"{data.resolve()} {preset}"
-    resume = ("--resume",) if stages.interrupted("train", key) else ("--force",)
-    stages.run(
-        "train", key, run / "model.pt", lambda: fieldmark("train", data, "--out", run, "--preset", preset, *resume)
-    )
+    wanted = {"--preset": preset, "--epochs": epochs, "--image-size": image_size, "--weights": weights}
+    settings = [word for option, value in wanted.items() if value is not None for word in (option, str(value))]
+    key = f"{data.resolve()} {' '.join(settings)}"
+    resume = "--resume" if stages.interrupted("train", key) else "--force"
+    train: tuple[str | Path, ...] = ("train", data, "--out", run, *settings, resume)
+    stages.run("train", key, run / "model.pt", lambda: fieldmark(*train))
     key = f"{key} {stages.stamp('train')}"
     stages.run(
         "export", key, bundle_path, lambda: fieldmark("export", run, "--out", bundle_path, "--data", data, "--force")
@@ -59,8 +63,8 @@ def demo(
     answers: dict[str, dict[str, Answers]] = {}
     with stages.timed("serve"), served(bundle_path) as endpoint:
         console.print(f"Triton {endpoint['triton_version']} answers at {endpoint['grpc']} (gRPC)", highlight=False)
-        inference = TritonInference.connect(endpoint["grpc"], expect_bundle=bundle.bundle_id)
-        with stages.timed("classify"):
+        connection = TritonInference.connect(endpoint["grpc_url"], expect_bundle=bundle.bundle_id)
+        with stages.timed("classify"), connection as inference:
             for network in tensors.NETWORKS:
                 answers[network] = ask(inference, attacked, network)
     stages.seconds["serve"] = round(stages.seconds["serve"] - stages.seconds["classify"], 2)

@@ -24,7 +24,7 @@ from export.fitting import Images, Labels, fit_detector
 from export.graph import GraphSession, set_calibration, to_onnx
 from export.parity import prove
 from export.served import ServedNetwork
-from training.adversaries import run_dataset
+from training.adversaries import run_dataset, spread
 from training.attacks import attack_named
 from training.data import Sample
 from training.data.loading import images_array
@@ -32,6 +32,7 @@ from training.networks import Network
 from training.run import PrototypeSource, Run, RunRecord, image_spec
 
 PARITY_IMAGES = 7
+VALIDATION_IMAGES = 300
 CELLS = 1  # a prototype's box reaches this many feature-map cells beyond its own
 
 
@@ -56,7 +57,9 @@ def export_run(
     dataset = run_dataset(record, root)
     check_calibration_size(len(dataset.parts["calibration"]), settings.alpha)
     spec = image_spec(record.config)
-    parts = {name: images_array(dataset.parts[name], spec) for name in ("train", "validation", "calibration")}
+    # The combination has few parameters: a few hundred attacked images teach it as much as thousands.
+    used = {**dataset.parts, "validation": spread(dataset.parts["validation"], VALIDATION_IMAGES)}
+    parts = {name: images_array(used[name], spec) for name in ("train", "validation", "calibration")}
     by_key = {sample.key: sample for sample in dataset.parts["train"]}
     with tempfile.TemporaryDirectory(prefix="fieldmark-export-") as folder:
         staged = Path(folder)

@@ -85,9 +85,15 @@ class PrototypeHead(nn.Module):
         return torch.eye(classes).repeat_interleave(per_class, dim=1)
 
     def distances(self, local: Tensor) -> Tensor:
-        """Squared distance of every location to every prototype: [B, D, h, w] -> [B, m, h, w]."""
-        cross = torch.einsum("bdhw,md->bmhw", local, self.prototypes)
-        norms = self.prototypes.square().sum(dim=1)[None, :, None, None]
+        """Squared distance of every location to every prototype: [B, D, h, w] -> [B, m, h, w].
+
+        The norm expansion loses digits where it matters most, at distance zero: there the similarity's slope is
+        1 / gamma. Shifting both sides by the prototypes' mean makes the norms, and so the rounding, smaller.
+        """
+        center = self.prototypes.detach().mean(dim=0)
+        local, prototypes = local - center[:, None, None], self.prototypes - center
+        cross = torch.einsum("bdhw,md->bmhw", local, prototypes)
+        norms = prototypes.square().sum(dim=1)[None, :, None, None]
         return (local.square().sum(dim=1, keepdim=True) - 2 * cross + norms).clamp_min(0)
 
     def forward(self, features: Tensor, attention: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
