@@ -39,6 +39,8 @@ def show(
     console.print(f"[bold]{escape(manifest.name)}[/]  {len(manifest.labels)} labels, {size}", highlight=False)
     console.print(f"bundle id  {bundle.bundle_id}", highlight=False, soft_wrap=True)
     for key, value in manifest.training.items():
+        if key == "config":  # every number of the training run; --json has it
+            continue
         text = f"{printable(key)}  {printable(jsonlib.dumps(value, ensure_ascii=False))}"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     table = Table("network", "output", "type", "shape", "largest difference from PyTorch")
