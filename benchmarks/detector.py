@@ -1,5 +1,6 @@
 """What the detector costs: the served graph against the same graph cut before the detector."""
 
+import os
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx.utils import extract_model
 
 from benchmarks.record import paired
@@ -44,5 +44,8 @@ def measure(bundle_path: Path) -> dict[str, Any]:
     return result
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
+def _session(path: Path) -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import, or it reports its use to its makers
+    import onnxruntime
+
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

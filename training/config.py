@@ -75,6 +75,8 @@ def small() -> TrainingConfig:
         weight_decay=1e-4,
         schedule="cosine",
         attention_dropout=0.2,
+        last_layer_epochs=20,
+        learning_rate_last_layer=1e-3,
         loss=LossWeights(cluster=1.0),
     )
 

@@ -130,7 +130,7 @@ class Run:
             raise CheckpointError(
                 f"{self.path / 'model.pt'} does not fit its config ({str(problem).splitlines()[-1].strip()})"
             ) from None
-        return record, network.eval()
+        return record, network.eval().requires_grad_(False)  # attacks differentiate by the image alone
 
 
 def network_config(config: TrainingConfig, classes: int) -> NetworkConfig:
