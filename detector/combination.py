@@ -1,4 +1,4 @@
-"""From L squared distances to one adversarial score: a logistic regression on their logarithms.
+"""From a row of squared distances to one adversarial score: a logistic regression on their logarithms.
 
 Distances grow by factors under attack, so their logarithms are what is close to linear in the evidence.
 """
@@ -18,18 +18,18 @@ FLOOR = 1e-6  # squared distances below it count as equal; keeps the logarithm f
 class Combination:
     """score = weights . log(distance + FLOOR) + bias; higher is more suspicious, 0 is even odds on the fitted data."""
 
-    weights: Float32  # [L]
+    weights: Float32  # one for each column of the layer scores
     bias: float
 
     def score(self, layer_scores: npt.NDArray[np.floating]) -> Float32:
-        """layer_scores : (n, L) squared distances -> (n,) float32."""
+        """layer_scores : (n, columns) squared distances -> (n,) float32."""
         logs = np.log(layer_scores.astype(np.float32) + np.float32(FLOOR))
         scores: Float32 = (logs @ self.weights + np.float32(self.bias)).astype(np.float32)
         return scores
 
 
 def fit_combination(clean: npt.NDArray[np.floating], adversarial: npt.NDArray[np.floating]) -> Combination:
-    """Fit on layer scores of negatives (clean and noisy) : (n, L) and positives : (m, L), classes weighted equally."""
+    """Fit on layer scores of negatives : (n, columns) and positives : (m, columns), both weighted equally."""
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline

@@ -32,10 +32,13 @@ class ClassGaussians:
         squared: Float32 = np.maximum(norms - 2 * (z @ self.means.T), 0)
         return squared
 
-    def nearest(self, features: npt.NDArray[np.floating]) -> Float32:
-        """Squared distance to the nearest class mean, (n,) float32."""
-        nearest: Float32 = self.squared_distances(features).min(axis=1)
-        return nearest
+    def evidence(self, features: npt.NDArray[np.floating], predicted: npt.NDArray[np.integer]) -> Float32:
+        """Squared distance to the nearest class mean and to that of the predicted class : (n,), (n, 2) float32.
+
+        An attack that succeeds moves the answer further than the features: near one class, called another.
+        """
+        squared = self.squared_distances(features)
+        return np.stack([squared.min(axis=1), squared[np.arange(len(squared)), predicted]], axis=1)
 
 
 def fit_gaussians(features: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], *, layer: str) -> ClassGaussians:

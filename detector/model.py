@@ -1,4 +1,7 @@
-"""The fitted detector: features -> squared distances per layer -> score -> p-value -> decision."""
+"""The fitted detector: features -> squared distances per layer -> score -> p-value -> decision.
+
+Every layer gives two distances: to the nearest class mean (Lee et al. 2018) and to that of the predicted class.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,12 +18,17 @@ from detector.conformal import check_calibration_size, p_values
 from detector.gaussian import ClassGaussians, fit_gaussians
 
 Features = Mapping[str, npt.NDArray[np.floating]]  # layer name -> (n, D_layer)
+Classes = npt.NDArray[np.integer]
 Float32 = npt.NDArray[np.float32]
+DISTANCES = ("nearest", "predicted")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detector:
-    """L layers; `calibration` : (n,) ascending scores of clean held-out images; `alpha` the default decision."""
+    """`calibration` : (n,) ascending scores of clean held-out images; `alpha` is the default decision.
+
+    Layer scores are (n, 2 * layers), in the order of `columns`.
+    """
 
     layers: tuple[str, ...]
     gaussians: tuple[ClassGaussians, ...]
@@ -28,13 +36,18 @@ class Detector:
     calibration: Float32
     alpha: float
 
-    def layer_scores(self, features: Features) -> Float32:
-        """Squared distance to the nearest class mean, per layer: (n, L) float32."""
-        return layer_scores(self.layers, self.gaussians, features)
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the layer scores, such as `stage1/nearest` and `stage1/predicted`."""
+        return tuple(f"{layer}/{distance}" for layer in self.layers for distance in DISTANCES)
 
-    def score(self, features: Features) -> Float32:
+    def layer_scores(self, features: Features, predicted: Classes) -> Float32:
+        """Squared distances, (n, 2 * layers) float32; `predicted` : (n,) are the network's answers."""
+        return layer_scores(self.layers, self.gaussians, features, predicted)
+
+    def score(self, features: Features, predicted: Classes) -> Float32:
         """Adversarial score, (n,) float32; higher is more suspicious."""
-        return self.combination.score(self.layer_scores(features))
+        return self.combination.score(self.layer_scores(features, predicted))
 
     def p_values(self, scores: Float32) -> Float32:
         """Conformal p-values of scores : (n,)."""
@@ -89,10 +102,12 @@ class Detector:
             raise BundleCorrupt(f"{path} is not a detector ({problem})", hint="Export the bundle again.") from None
 
 
-def layer_scores(layers: tuple[str, ...], gaussians: tuple[ClassGaussians, ...], features: Features) -> Float32:
-    """(n, L) squared distances to the nearest class mean."""
-    columns = [fitted.nearest(features[layer]) for layer, fitted in zip(layers, gaussians, strict=True)]
-    return np.stack(columns, axis=1)
+def layer_scores(
+    layers: tuple[str, ...], gaussians: tuple[ClassGaussians, ...], features: Features, predicted: Classes
+) -> Float32:
+    """(n, 2 * layers) squared distances: nearest and predicted class, layer by layer."""
+    pairs = [fitted.evidence(features[layer], predicted) for layer, fitted in zip(layers, gaussians, strict=True)]
+    return np.concatenate(pairs, axis=1)
 
 
 def fit_layers(features: Features, labels: npt.NDArray[np.integer]) -> dict[str, ClassGaussians]:

@@ -133,7 +133,7 @@ def _export_network(
         ),
         detector=DetectorInfo(
             file=detector_file,
-            layers=detector.layers,
+            layers=detector.columns,
             alpha=detector.alpha,
             calibration_n=len(detector.calibration),
         ),

@@ -19,7 +19,7 @@ from training.attacks import from_bytes
 from training.networks import Network, detector_features
 
 BATCH = 64
-MIN_FOOLED = 20  # images; fewer successful attacks than this teach nothing stable
+MIN_IMAGES = 20  # fewer than this teach nothing stable
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
@@ -47,18 +47,20 @@ def fit_detector(
 
     def scores(images: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         measured, predicted = measure(network, served, images)
-        return layer_scores(layers, tuple(gaussians.values()), measured), predicted == validation[1]
+        return layer_scores(layers, tuple(gaussians.values()), measured, predicted), predicted == validation[1]
 
     clean, clean_right = scores(validation[0])
     noisy, noisy_right = scores(attacked(NOISE, network, served, validation, generator))
     kept = clean_right & noisy_right
+    if kept.sum() < MIN_IMAGES:  # a network that gets little right still needs a detector, of whatever it answers
+        kept = np.ones_like(kept)
     fooled, every = [], []
     for name in attacks:
         adversarial, right = scores(attacked(name, network, served, validation, generator))
         fooled.append(adversarial[kept & ~right])
         every.append(adversarial[kept])
     # A network that no attack fools still has something to say of attacked images: then all of them are positives.
-    positives = np.concatenate(fooled if sum(map(len, fooled)) >= MIN_FOOLED else every)
+    positives = np.concatenate(fooled if sum(map(len, fooled)) >= MIN_IMAGES else every)
     return Detector(
         layers=layers,
         gaussians=tuple(gaussians.values()),

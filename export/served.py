@@ -1,6 +1,6 @@
 """The graph we serve, as a PyTorch module: uint8 image -> network -> detector, in one piece.
 
-N images, K classes, L detector layers, n calibration scores, t prototypes shown. Detector arithmetic stays in float32.
+N images, K classes, n calibration scores, t prototypes shown. Detector arithmetic stays in float32.
 """
 
 import torch
@@ -15,7 +15,7 @@ PROTOTYPES_SHOWN = 5
 
 
 class Gaussians(nn.Module):
-    """Squared Mahalanobis distance to the nearest class mean: detector.gaussian.ClassGaussians as matrix products."""
+    """Squared Mahalanobis distances: detector.gaussian.ClassGaussians.evidence as matrix products."""
 
     whitening: Tensor
     center: Tensor
@@ -29,11 +29,12 @@ class Gaussians(nn.Module):
         self.register_buffer("means", means.T.contiguous())  # [D, K]
         self.register_buffer("norms", means.square().sum(1))  # [K]
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[N, D] -> [N]."""
+    def forward(self, features: Tensor, predicted: Tensor) -> list[Tensor]:
+        """[N, D] and the predicted classes [N, 1] -> distance to the nearest and predicted class, [N, 1] each."""
         z = (features - self.center) @ self.whitening
         squared = z.square().sum(1, keepdim=True) + self.norms - 2 * (z @ self.means)
-        return squared.clamp_min(0).amin(1)
+        squared = squared.clamp_min(0)
+        return [squared.amin(1, keepdim=True), squared.gather(1, predicted)]
 
 
 class ServedNetwork(nn.Module):
@@ -74,8 +75,9 @@ class ServedNetwork(nn.Module):
             strongest = similarities.topk(self.shown, dim=1)
             explanation = (strongest.indices, strongest.values)
         features = detector_features(stages, attention, local)
-        distances = [fit(features[layer]) for layer, fit in zip(self.layers, self.gaussians, strict=True)]
-        layer_scores = torch.stack(distances, dim=1)
+        predicted = logits.argmax(1, keepdim=True)
+        pairs = [fit(features[layer], predicted) for layer, fit in zip(self.layers, self.gaussians, strict=True)]
+        layer_scores = torch.cat([distance for pair in pairs for distance in pair], dim=1)
         score = (torch.log(layer_scores + FLOOR) @ self.weights).squeeze(1) + self.bias
         at_least = (self.calibration >= score[:, None]).to(torch.float32).sum(1)
         p_value = (1 + at_least) / (self.calibration.shape[1] + 1)

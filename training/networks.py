@@ -141,12 +141,17 @@ class Network(nn.Module):
 
 
 def detector_features(stages: list[Tensor], attention: Tensor, local: Tensor | None) -> dict[str, Tensor]:
-    """What the detector looks at, by layer name: [B, C_s] spatial means (Lee et al. 2018) of every stage,
-    the attention-weighted mean of the last stage, and, where there is one, the spatial mean of the add-on output.
+    """What the detector looks at, by layer name, [B, channels] each: the spatial mean of every stage (Lee et al. 2018);
+    the last stage's spatial standard deviation (`spread`) and attention-weighted mean (`attended`); and, where there is
+    an add-on output, its plain and attention-weighted means (`local`, `focus`).
     """
-    features = {f"stage{index}": maps.mean(dim=(2, 3)) for index, maps in enumerate(stages, start=1)}
-    weights = attention / attention.sum(dim=(1, 2), keepdim=True).clamp_min(1e-6)
-    features["attended"] = (stages[-1] * weights[:, None]).sum(dim=(2, 3))
+    last, means = stages[-1], [maps.mean(dim=(2, 3)) for maps in stages]
+    weights = (attention / attention.sum(dim=(1, 2), keepdim=True).clamp_min(1e-6))[:, None]
+    features = {f"stage{index}": mean for index, mean in enumerate(means, start=1)}
+    variance = (last - means[-1][:, :, None, None]).square().mean(dim=(2, 3))
+    features["spread"] = torch.sqrt(variance + 1e-6)
+    features["attended"] = (last * weights).sum(dim=(2, 3))
     if local is not None:
         features["local"] = local.mean(dim=(2, 3))
+        features["focus"] = (local * weights).sum(dim=(2, 3))
     return features

@@ -35,7 +35,12 @@ def test_distances_equal_the_naive_twin(seed, dimensions, classes):
     fitted = fit_gaussians(features, labels, layer="stage1")
     expected = naive(features, labels, queries)
     np.testing.assert_allclose(fitted.squared_distances(queries), expected, rtol=2e-3, atol=2e-3 * expected.max())
-    np.testing.assert_allclose(fitted.nearest(queries), fitted.squared_distances(queries).min(1))
+    predicted = rng.integers(0, classes, len(queries))
+    evidence = fitted.evidence(queries, predicted)
+    np.testing.assert_array_equal(evidence[:, 0], fitted.squared_distances(queries).min(1))
+    np.testing.assert_array_equal(
+        evidence[:, 1], [row[k] for row, k in zip(fitted.squared_distances(queries), predicted, strict=True)]
+    )
 
 
 def test_moving_all_features_changes_no_distance():

@@ -17,7 +17,7 @@ def detector():
         "stage2": rng.normal(size=(200, 9)) - labels[:, None],
     }
     gaussians = fit_layers(features, labels)
-    clean = layer_scores(tuple(gaussians), tuple(gaussians.values()), features)
+    clean = layer_scores(tuple(gaussians), tuple(gaussians.values()), features, labels)
     fitted = Detector(
         layers=tuple(gaussians),
         gaussians=tuple(gaussians.values()),
@@ -25,14 +25,22 @@ def detector():
         calibration=np.zeros(1, np.float32),
         alpha=0.05,
     )
-    return fitted.calibrated(fitted.score(features), 0.05), features
+    return fitted.calibrated(fitted.score(features, labels), 0.05), features, labels
 
 
 def test_far_features_get_small_p_values_and_near_ones_do_not(detector):
-    fitted, features = detector
+    fitted, features, labels = detector
     far = {layer: values + 30 for layer, values in features.items()}
-    assert fitted.p_values(fitted.score(far)).max() == pytest.approx(1 / 201)
-    assert fitted.p_values(fitted.score(features)).mean() == pytest.approx(0.5, abs=0.01)
+    assert fitted.p_values(fitted.score(far, labels)).max() == pytest.approx(1 / 201)
+    assert fitted.p_values(fitted.score(features, labels)).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_an_answer_that_the_features_do_not_bear_out_is_suspicious(detector):
+    fitted, features, labels = detector
+    assert fitted.columns == ("stage1/nearest", "stage1/predicted", "stage2/nearest", "stage2/predicted")
+    scores = fitted.layer_scores(features, (labels + 2) % 4)
+    np.testing.assert_array_equal(scores[:, ::2], fitted.layer_scores(features, labels)[:, ::2])
+    assert (scores[:, 1::2] > 2 * fitted.layer_scores(features, labels)[:, 1::2]).mean() > 0.9
 
 
 def test_the_combination_uses_the_layer_that_tells():
@@ -45,10 +53,10 @@ def test_the_combination_uses_the_layer_that_tells():
 
 
 def test_saving_and_loading_gives_the_same_answers(detector, tmp_path):
-    fitted, features = detector
+    fitted, features, labels = detector
     fitted.save(tmp_path / "detector.npz")
     loaded = Detector.load(tmp_path / "detector.npz")
-    np.testing.assert_array_equal(loaded.score(features), fitted.score(features))
+    np.testing.assert_array_equal(loaded.score(features, labels), fitted.score(features, labels))
     np.testing.assert_array_equal(loaded.calibration, fitted.calibration)
     assert (loaded.layers, loaded.alpha) == (fitted.layers, fitted.alpha)
 
@@ -67,7 +75,7 @@ def test_damaged_files_are_named(content, tmp_path):
 
 
 def test_calibration_refuses_what_is_not_finite_and_what_is_too_few(detector):
-    fitted, _ = detector
+    fitted, _, _ = detector
     with pytest.raises(DetectorError, match="2 calibration scores are not finite"):
         fitted.calibrated(np.array([1.0] * 30 + [np.nan, np.inf], np.float32), 0.05)
     with pytest.raises(DetectorError, match="At least 19"):

@@ -49,8 +49,12 @@ def test_the_graph_equals_the_network_and_the_numpy_detector(exported, tiny_run,
     features, predicted = measure(network, served, images)
     np.testing.assert_array_equal(answers[tensors.PROBABILITIES].argmax(1), predicted)
     np.testing.assert_allclose(answers[tensors.PROBABILITIES].sum(1), 1, rtol=1e-5)
-    np.testing.assert_allclose(answers[tensors.LAYER_SCORES], detector.layer_scores(features), rtol=2e-3, atol=1e-2)
-    np.testing.assert_allclose(answers[tensors.INSTANCE_SCORE], detector.score(features), rtol=2e-3, atol=5e-3)
+    np.testing.assert_allclose(
+        answers[tensors.LAYER_SCORES], detector.layer_scores(features, predicted), rtol=2e-3, atol=1e-2
+    )
+    np.testing.assert_allclose(
+        answers[tensors.INSTANCE_SCORE], detector.score(features, predicted), rtol=2e-3, atol=5e-3
+    )
     np.testing.assert_array_equal(answers[tensors.P_VALUE], detector.p_values(answers[tensors.INSTANCE_SCORE]))
     np.testing.assert_array_equal(answers[tensors.IS_ADVERSARIAL], answers[tensors.P_VALUE] <= np.float32(0.1))
 
@@ -83,8 +87,8 @@ def test_calibration_scores_are_the_graphs_own(exported, parts, served):
 def test_the_bundle_is_whole_and_tells_where_it_came_from(exported):
     manifest = Bundle.open(exported.path).manifest
     assert set(manifest.networks) == set(tensors.NETWORKS)
-    assert manifest.networks["full"].detector.layers[-1] == "local"
-    assert "local" not in manifest.networks["attention"].detector.layers
+    assert manifest.networks["full"].detector.layers[-1] == "focus/predicted"
+    assert "focus/predicted" not in manifest.networks["attention"].detector.layers
     assert set(manifest.networks["full"].parity) == set(tensors.OUTPUTS["full"])
     assert manifest.training["preset"] == "small"
     assert manifest.training["detector"]["attacks"] == ["fgsm-8"]

@@ -70,13 +70,16 @@ def test_the_attention_network_alone_gives_the_same_answers_as_within_the_full_o
     assert torch.equal(forward.head("full"), forward.logits)
 
 
-def test_detector_features_are_spatial_means(network):
+def test_detector_features_are_spatial_statistics(network):
     forward = network(torch.rand(2, 3, 32, 32))
     features = detector_features(forward.stages, forward.attention, forward.local)
-    assert list(features) == ["stage1", "stage2", "stage3", "stage4", "attended", "local"]
+    assert list(features) == [*("stage1", "stage2", "stage3", "stage4", "spread", "attended", "local", "focus")]
     torch.testing.assert_close(features["stage2"], forward.stages[1].flatten(2).mean(2))
+    spread = forward.stages[-1].flatten(2).std(2, unbiased=False)
+    torch.testing.assert_close(features["spread"], spread, rtol=1e-3, atol=1.1e-3)
     weights = forward.attention / forward.attention.sum((1, 2), keepdim=True)
     torch.testing.assert_close(features["attended"], torch.einsum("nchw,nhw->nc", forward.stages[-1], weights))
+    torch.testing.assert_close(features["focus"], torch.einsum("nchw,nhw->nc", forward.local, weights))
 
 
 @pytest.mark.parametrize(("name", "cell"), [("vgg16", 7), ("vgg19", 7), ("resnet34", 7), ("small", 28)])
