@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import detector, endpoint
+from benchmarks.evidence import measure_evidence
 from benchmarks.record import save
 from bundle.errors import FieldmarkError, OptionError
 
@@ -29,7 +30,13 @@ def footprint(_: Path) -> dict[str, Any]:
     return {name: _megabytes(path) for name, path in (("server", ".venv-triton"), ("development", ".venv"))}
 
 
-MEASURES = {"demo": demo, "endpoint": endpoint.measure, "detector": detector.measure, "footprint": footprint}
+MEASURES = {
+    "demo": demo,
+    "endpoint": endpoint.measure,
+    "detector": detector.measure,
+    "evidence": measure_evidence,
+    "footprint": footprint,
+}
 
 
 def bench(

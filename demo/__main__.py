@@ -92,7 +92,12 @@ def _measure(by_attack: dict[str, Answers]) -> dict[str, Any]:
 
     clean = by_attack["clean"].scores
     measured: dict[str, Any] = {
-        attack: {"n": len(said.labels), "accuracy": round(said.accuracy, 4), "flagged": round(said.flagged, 4)}
+        attack: {
+            "n": len(said.labels),
+            "accuracy": round(said.accuracy, 4),
+            "flagged": round(said.flagged, 4),
+            "missed": round(said.missed, 4),
+        }
         for attack, said in by_attack.items()
     }
     measured["auroc"] = {
@@ -128,16 +133,21 @@ def _figure(by_attack: dict[str, Answers], path: Path) -> None:
 
 
 def _print(report: dict[str, Any], console: Console) -> None:
-    table = Table("images", title="answers over gRPC (flagged: p-value at most alpha)", title_justify="left")
+    table = Table(
+        "images",
+        title="answers over gRPC  (flagged: p-value <= alpha; missed: answered wrongly and not flagged)",
+        title_justify="left",
+    )
     for network in report["networks"]:
-        for column in ("accuracy", "flagged", "AUROC"):
+        for column in ("accuracy", "flagged", "missed", "AUROC"):
             table.add_column(f"{network}\n{column}", justify="right")
     for attack, title in zip(ATTACKS, TITLES, strict=True):
         cells = []
         for measured in report["networks"].values():
             auroc = measured["auroc"].get(attack)
             row = measured[attack]
-            cells += [f"{row['accuracy']:.1%}", f"{row['flagged']:.1%}", "" if auroc is None else f"{auroc:.3f}"]
+            cells += [f"{row[column]:.1%}" for column in ("accuracy", "flagged", "missed")]
+            cells.append("" if auroc is None else f"{auroc:.3f}")
         table.add_row(title, *cells)
     console.print(table)
     n = report["networks"][tensors.FULL]["clean"]["n"]

@@ -42,6 +42,12 @@ class Answers:
         return sum(answer.is_adversarial for answer in self.predictions) / len(self.labels)
 
     @property
+    def missed(self) -> float:
+        """Share of images answered wrongly and not flagged: what an attacker gains from the system as a whole."""
+        pairs = zip(self.labels, self.predictions, strict=True)
+        return sum(truth != answer.label and not answer.is_adversarial for truth, answer in pairs) / len(self.labels)
+
+    @property
     def scores(self) -> list[float]:
         """Adversarial scores, higher = more suspicious."""
         return [answer.instance_score for answer in self.predictions]
