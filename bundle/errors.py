@@ -17,6 +17,7 @@ FieldmarkError                what was wrong, where, what to do; the CLI prints 
 ├── EndpointError             the endpoint cannot be reached, is not ready, or serves another bundle
 ├── DiskFull                  no space left; nothing half-written stays behind
 ├── ScoringError              offline scoring cannot go on (disk full, output of another bundle)
+├── Interrupted               a person stopped it; says how to go on                              -> exit 130
 └── MissingExtra              an optional dependency is not installed; names the extra
 """
 
@@ -117,6 +118,12 @@ class DiskFull(FieldmarkError):
 
 class ScoringError(FieldmarkError):
     """Offline scoring cannot go on; what was written stays valid."""
+
+
+class Interrupted(FieldmarkError):
+    """A person stopped it; the hint says how to go on."""
+
+    exit_code = 130
 
 
 class MissingExtra(FieldmarkError):

@@ -43,8 +43,6 @@ class Bundle:
                 raise BundleMissing(f"{path / min(waiting)} is missing", hint=AGAIN)
         except OSError as problem:
             raise BundleMissing(f"{problem.filename or path} cannot be read ({problem.strerror})", hint=AGAIN) from None
-        except ValueError as problem:  # a NUL in the path
-            raise BundleMissing(f"there is no bundle at {str(path)!r} ({problem})") from None
         return cls(path, manifest)
 
     def file(self, name: str) -> Path:

@@ -325,6 +325,16 @@ def test_a_folder_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         pytest.fail("the body must not run")
 
 
+def test_the_folder_one_stands_in_can_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    fill(tmp_path / "here", "old")
+    monkeypatch.chdir(tmp_path / "here")
+    with atomic_folder(Path("."), replace=True, marker="marker.json") as temporary:
+        fill(temporary, "new")
+    assert names(tmp_path) == ["here"]
+    assert (tmp_path / "here" / "marker.json").read_text() == "new"
+
+
 KILLED: dict[str, Callable[[int], None]] = {
     "Ctrl-C": lambda pid: os.kill(pid, signal.SIGINT),
     "SIGTERM": lambda pid: os.kill(pid, signal.SIGTERM),

@@ -199,11 +199,24 @@ def test_an_image_of_the_right_size_is_untouched() -> None:
     decoded[0, 0] = 0  # and it is the caller's own, to write into
 
 
-def test_large_jpegs_are_drafted_close_to_the_full_decode() -> None:
-    large = Image.fromarray(PICTURE).resize((WIDTH * 16, HEIGHT * 16), Image.Resampling.BICUBIC)
-    data = encode(large, "JPEG", quality=95)
+@pytest.mark.parametrize("factor", [4, 16])
+def test_large_jpegs_are_drafted_close_to_the_full_decode(factor: int) -> None:
+    """A JPEG may be decoded at an eighth of its size, but never below twice the size that is wanted."""
+    detail = np.random.default_rng(2).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    large = Image.fromarray(detail).resize((WIDTH * factor, HEIGHT * factor), Image.Resampling.BICUBIC)
+    data = encode(large, "JPEG", quality=95, subsampling=0)
     full = np.array(Image.open(io.BytesIO(data)).convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR))
-    assert np.abs(SPEC.decode(data).astype(int) - full).mean() < 2
+    assert np.abs(SPEC.decode(data).astype(int) - full).mean() < 8
+
+
+def test_too_little_memory_is_not_called_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    data = encode(Image.fromarray(PICTURE), "PNG")
+    monkeypatch.setattr(Image.Image, "convert", full)
+    with pytest.raises(ImageError, match="not enough memory"):
+        SPEC.decode(data)
 
 
 def test_box_is_cut_before_the_resize() -> None:

@@ -46,6 +46,12 @@ def test_the_same_content_is_written_as_the_same_bytes(tmp_path) -> None:
     assert written == pinned
 
 
+def test_the_id_is_computed_once() -> None:
+    """Every batch of predictions carries it."""
+    manifest = parse_manifest(TEXT, "manifest.json")
+    assert manifest.bundle_id is manifest.bundle_id
+
+
 def test_the_id_follows_every_part_of_the_manifest() -> None:
     ids = {MANIFEST.bundle_id}
     changes: list[dict[str, Any]] = [

@@ -217,7 +217,7 @@ def test_manifests_that_are_none(copy: Path, way: str) -> None:
         Bundle.open(copy)
 
 
-@pytest.mark.parametrize("path", ["nowhere", "bundle/manifest.json", "x" * 300, "a\0b", "loop"])
+@pytest.mark.parametrize("path", ["nowhere", "bundle/manifest.json", "x" * 300, "a\0b", "\ud800", "loop"])
 def test_paths_that_lead_to_no_bundle(copy: Path, path: str) -> None:
     (copy.parent / "loop").symlink_to("loop")
     with pytest.raises(BundleMissing, match=r"there is no bundle at|cannot be read"):

@@ -257,6 +257,27 @@ def test_sigterm_runs_what_cleans_up(verb: Any, capsys: pytest.CaptureFixture[st
     assert cleaned == [True]
 
 
+def test_sigterm_to_a_worker_process_cleans_nothing_up(verb: Any, tmp_path: Path) -> None:
+    """What its parent has opened is not a forked worker's to remove."""
+
+    def body() -> None:
+        (tmp_path / "precious").touch()
+        try:
+            if (child := os.fork()) == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+            assert (tmp_path / "precious").exists()
+        finally:
+            (tmp_path / "precious").unlink()
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    verb(body)
+    with pytest.raises(SystemExit) as ended:
+        fieldmark.main(["trial"])
+    assert ended.value.code == 0
+
+
 def test_a_verbs_own_exit_code_is_kept(verb: Any, capsys: pytest.CaptureFixture[str]) -> None:
     def body() -> None:
         raise typer.Exit(130)
@@ -315,3 +336,30 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
 def test_output_that_cannot_be_written(line: str, code: int, error: str) -> None:
     run = shell(line)
     assert (run.returncode, run.stderr) == (code, error)
+
+
+def test_a_full_disk_behind_a_few_words(tmp_path: Path) -> None:
+    """What fits into the buffer is written only at the end, after the verb has done its work."""
+    script = """
+import sys, types, typer, fieldmark
+app = typer.Typer()
+app.callback()(lambda: None)
+app.command("trial")(lambda: sys.stdout.write("few words") and None)
+sys.modules["trial_room"] = types.ModuleType("trial_room")
+sys.modules["trial_room"].app = app
+fieldmark.VERBS["trial"] = ("trial_room", "")
+fieldmark.main(["trial"])
+"""
+    with open("/dev/full", "w") as full:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        run = subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=ROOT,
+            env=environment,
+        )
+    assert (run.returncode, run.stderr) == (1, "error: No space left on device\n")

@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,11 @@ def test_a_file_above_the_limit_of_bytes_is_refused_unread(tmp_path: Path) -> No
     path = tmp_path / "sparse.png"
     with path.open("wb") as stream:
         stream.truncate(2**40)  # a sparse file of one TiB
+    tracemalloc.start()
     with pytest.raises(ImageError, match="more than the limit of 67,108,864 bytes"):
         SPEC.read(path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
     data = images.encode(images.noise(), "BMP")
     limit = ImageSpec(height=32, width=48, max_bytes=len(data))
     assert limit.decode(data).shape == (32, 48, 3)
