@@ -40,6 +40,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         positive = ("epochs", "batch_size", "prototypes_per_class", "prototype_channels")
+        if self.batch_size == 1:
+            raise OptionError("a batch of one image has no statistics to normalise by", hint="Choose at least 2.")
         for name in positive:
             if getattr(self, name) < 1:
                 raise OptionError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")

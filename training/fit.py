@@ -4,7 +4,8 @@ import math
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from bundle import tensors
-from bundle.errors import CheckpointError, MissingExtra, OptionError, TrainingError
+from bundle.errors import CheckpointError, Interrupted, MissingExtra, OptionError, TrainingError
 from bundle.records import to_plain
 from training.attacks import cross_entropy_of, from_bytes, run_attack
 from training.augment import augment
@@ -76,7 +77,7 @@ class Trainer:
         self.run.path.mkdir(parents=True, exist_ok=True)
         self.run.write_record(record)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with Progress(*columns, console=self.console, transient=True) as progress, self._stoppable():
             for epoch in range(len(self.history), self.config.epochs):
                 task = progress.add_task(f"epoch {epoch + 1}/{self.config.epochs}", total=self.steps_per_epoch)
                 row = self._epoch(epoch, lambda task=task: progress.advance(task))
@@ -86,10 +87,18 @@ class Trainer:
                     f"full {row['full']:6.1%}  attention {row['attention']:6.1%}  {row['seconds']:5.1f} s",
                     highlight=False,
                 )
-        results = self._finish()
-        record = RunRecord(**{**vars(record), "results": results})
-        self.run.write_record(record)
-        return record
+            return self._finish(record)
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Ctrl-C costs at most the epoch that was under way; say how to go on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped after {len(self.history)} of {self.config.epochs} epochs",
+                hint="The same command with --resume goes on.",
+            ) from None
 
     def _epoch(self, epoch: int, advance: Any) -> dict[str, float]:
         started = time.perf_counter()
@@ -129,8 +138,8 @@ class Trainer:
         self.run.write_state("state.pt", {**state, "history": self.history, "best": self.best})
         return row
 
-    def _finish(self) -> dict[str, Any]:
-        """Best epoch -> projection -> last layer -> model.pt."""
+    def _finish(self, record: RunRecord) -> RunRecord:
+        """Best epoch -> projection -> last layer; model.pt is written last, so that it means all is there."""
         self.network.load_state_dict(self.run.read_state("best.pt"))
         sources = project(
             self.network, lambda: self._batches("train", None), self.dataset.parts["train"], self.fabric.device
@@ -138,12 +147,12 @@ class Trainer:
         projected = self.accuracy("validation")
         self._last_layer()
         self.run.write_prototypes(sources)
+        final = self.accuracy("validation")
+        results = {"validation": final, "validation_after_projection": projected, "history": self.history}
+        record = replace(record, results=results)
+        self.run.write_record(record)
         self.run.write_state("model.pt", self.network.state_dict())
-        return {
-            "validation": self.accuracy("validation"),
-            "validation_after_projection": projected,
-            "history": self.history,
-        }
+        return record
 
     def _last_layer(self) -> None:
         """Fit only the last layer on the projected prototypes' similarities, which are computed once."""

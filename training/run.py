@@ -6,6 +6,7 @@ model.pt        the finished network's state dict
 prototypes.json which training image, and where in it, each prototype was projected onto
 """
 
+import io
 import json
 import pickle
 from dataclasses import dataclass, field
@@ -92,8 +93,10 @@ class Run:
         return record
 
     def write_state(self, name: str, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()  # torch's own writer turns a full disk into an error without its number
+        torch.save(state, buffer)
         with atomic_file(self.path / name) as temporary:
-            torch.save(state, temporary)
+            temporary.write_bytes(buffer.getbuffer())
 
     def read_state(self, name: str) -> dict[str, Any]:
         """Load a state with weights_only, so that a checkpoint can never run code."""

@@ -1,0 +1,92 @@
+"""Training under bad conditions: stopped by hand, a full disk, a run that is not one. The real verb, a real disk."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from training.run import Run
+
+pytestmark = pytest.mark.hostile
+TINY = ("--image-size", "32", "--batch-size", "16", "--accelerator", "cpu")
+
+
+def train(data, out, *options):
+    command = [sys.executable, "-m", "fieldmark", "train", data, "--out", out, *TINY, *options]
+    return [str(word) for word in command]
+
+
+def test_ctrl_c_stops_with_a_sentence_and_resume_finishes(tiny_birds, tmp_path):
+    command = train(tiny_birds, tmp_path / "run", "--epochs", "40")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "--resume" in errors
+    assert not Run(tmp_path / "run").finished
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.endswith(".tmp")]
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "going on after epoch" in again.stdout
+    assert Run(tmp_path / "run").finished
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_state_stays_whole(tiny_birds, tmp_path):
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        done = subprocess.run(
+            train(tiny_birds, place / "run", "--epochs", "3"), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert "no space left on the disk" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not Run(place / "run").finished
+        for name in ("state.pt", "best.pt"):
+            if (place / "run" / name).exists():
+                Run(place / "run").read_state(name)
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--preset", "nope"), "vgg19-fast"),
+        (("--backbone", "vgg17"), "resnet34"),
+        (("--weights", "missing.pth", "--backbone", "resnet34"), "no weights file"),
+        (("--weights", "imagenet"), "no ImageNet weights"),
+        (("--precision", "7-bit"), "--precision"),
+        (("--accelerator", "abacus"), "--accelerator"),
+        (("--epochs", "0"), "epochs"),
+        (("--batch-size", "1", "--epochs", "1"), "batch"),
+    ],
+)
+def test_bad_options_are_one_sentence(tiny_birds, tmp_path, options, message):
+    command = [sys.executable, "-m", "fieldmark", "train", str(tiny_birds), "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [*command, "--image-size", "32", *options], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode != 0, done.stdout
+    assert "Traceback" not in done.stderr
+    assert message in " ".join(done.stderr.split())
+    assert not Run(tmp_path / "run").finished
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tiny_birds, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("precious")
+    for options in ((), ("--force",), ("--resume",)):
+        command = train(tiny_birds, tmp_path / "run", *options)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "holds no run" in done.stderr
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "precious"
