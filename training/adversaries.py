@@ -69,7 +69,7 @@ def write_attacks(
     network.to(device)
     loader = image_loader(chosen, image_spec(record.config), batch_size=BATCH, shuffle_seed=None)
     rows: list[tuple[str, str, str, str, str]] = []
-    with atomic_folder(out, replace=replace) as folder:
+    with atomic_folder(out, replace=replace, marker="index.csv") as folder:
         for served in networks:
             for name in track(attacks, description=f"attacking {served}"):
                 target = folder / served / name

@@ -1,18 +1,23 @@
 """manifest.json: pinned byte for byte, and nothing else is taken for one."""
 
+import dataclasses
 import hashlib
 import json
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle import Bundle, Manifest, tensors, write_bundle
+from bundle import Bundle, ImageSpec, Manifest, tensors, write_bundle
 from bundle.errors import BundleCorrupt, BundleError, BundleUnsupported, ExportError
-from bundle.manifest import FileEntry, parse_manifest
+from bundle.manifest import DetectorInfo, FileEntry, NetworkInfo, PrototypeInfo, parse_manifest
+from bundle.tensors import TensorSpec
 from tests.bundle import golden
 
 TEXT = (golden.GOLDEN / "manifest.json").read_text(encoding="utf-8")
@@ -38,7 +43,7 @@ def test_the_id_is_the_files_own_sha256() -> None:
     assert hashlib.sha256((golden.GOLDEN / "manifest.json").read_bytes()).hexdigest() == golden.BUNDLE_ID
 
 
-def test_the_same_content_is_written_as_the_same_bytes(tmp_path) -> None:
+def test_the_same_content_is_written_as_the_same_bytes(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle", golden.stage(tmp_path / "staged"), golden.fields())
     assert bundle.bundle_id == golden.BUNDLE_ID
     written = {path.relative_to(bundle.path): path.read_bytes() for path in bundle.path.rglob("*") if path.is_file()}
@@ -300,7 +305,50 @@ def test_any_damage_to_the_text_is_a_bundle_error_or_another_id(data: st.DataObj
         ({"networks": {}}, "no networks"),
     ],
 )
-def test_what_could_not_be_read_is_not_written(tmp_path, change: dict[str, Any], sentence: str) -> None:
+def test_what_could_not_be_read_is_not_written(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ExportError, match=sentence):
         write_bundle(tmp_path / "bundle", golden.stage(tmp_path / "staged"), golden.fields() | change)
     assert not (tmp_path / "bundle").exists()
+
+
+# The specification
+
+
+SPECIFICATION = (golden.GOLDEN.parents[2] / "docs" / "bundle.md").read_text(encoding="utf-8")
+
+
+def test_the_specification_names_every_field() -> None:
+    for record in (Manifest, ImageSpec, NetworkInfo, DetectorInfo, PrototypeInfo, FileEntry, TensorSpec):
+        for field in dataclasses.fields(record):
+            assert re.search(rf'[`"]{field.name}[`"]', SPECIFICATION), f"{record.__name__}.{field.name}"
+    for name, dtype in tensors.DTYPES.items():
+        assert re.search(rf"\| `{name}`.* \| {dtype} \|", SPECIFICATION), name
+
+
+def test_the_specifications_verifier_agrees_with_ours(tmp_path: Path) -> None:
+    """It is all that another program needs, so it must accept what we accept and refuse what we refuse."""
+    (code,) = re.findall(r"```python\n(.*?)```", SPECIFICATION, flags=re.DOTALL)
+    names: dict[str, Any] = {"__name__": "specification"}
+    exec(code, names)
+    assert names["verify"](golden.GOLDEN) == golden.BUNDLE_ID
+    folder = Path(shutil.copytree(golden.GOLDEN, tmp_path / "bundle"))
+    whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for path, data in whole.items():
+        for damaged in (data + b" ", data[:-1] + b"\x01" if data else b"x"):
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"\w"):
+                names["verify"](folder)
+            with pytest.raises(BundleError):
+                Bundle.open(folder)
+        path.unlink()
+        with pytest.raises((ValueError, OSError)):
+            names["verify"](folder)
+        path.write_bytes(data)
+    for extra in ("extra", "full/weights.bin"):
+        (folder / extra).touch()
+        with pytest.raises(ValueError, match="unlisted"):
+            names["verify"](folder)
+        (folder / extra).unlink()
+    (folder / "link").symlink_to("full")
+    with pytest.raises(ValueError, match="no plain file"):
+        names["verify"](folder)
