@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -42,14 +43,18 @@ VERSION = "0.1.0"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one verb; every failure ends in one sentence on stderr and a non-zero exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run one verb."""
+    guarded(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+def guarded(action: Callable[[], object]) -> None:
+    """Do something for a person: every failure ends in one sentence on stderr and a non-zero exit code."""
     # ONNX Runtime reports its use to its makers over the internet unless this is set before it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     _prepare_streams()
     _clean_up_on_sigterm()
     try:
-        _run(arguments)
+        action()
         sys.stdout.flush()  # a full disk behind `>` shows itself here, where it can still be told
     except FieldmarkError as problem:
         _fail(str(problem), problem.exit_code)

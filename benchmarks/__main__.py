@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,8 @@ from rich.console import Console
 from benchmarks import detector, endpoint
 from benchmarks.evidence import measure_evidence
 from benchmarks.record import save
-from bundle.errors import FieldmarkError, OptionError
+from bundle.errors import OptionError
+from fieldmark import guarded
 
 DEMO = Path("build/demo")
 
@@ -60,14 +60,7 @@ def _megabytes(path: str) -> float:
     return round(int(done.stdout.split()[0]) / 1024, 1) if done.returncode == 0 else float("nan")
 
 
-def main() -> None:
-    """One sentence for every failure, as the command does."""
-    try:
-        typer.run(bench)
-    except FieldmarkError as problem:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {problem}")
-        sys.exit(problem.exit_code)
-
-
 if __name__ == "__main__":
-    main()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(bench)
+    guarded(app)

@@ -1,22 +1,22 @@
 """`python -m demo`: draw or take a dataset, train, export, serve, classify clean and attacked images, score."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from bundle import tensors
-from bundle.errors import FieldmarkError
 from bundle.files import write_text
 from bundle.folder import Bundle
 from demo.archive import make_archive, score_archive
 from demo.endpoint import Answers, ask, served
 from demo.figure import Panel, draw
 from demo.stages import Stages, fieldmark
+from fieldmark import guarded
 from serving.client import TritonInference
 
 ATTACKS = ("clean", "noise", "fgsm-8", "pgd10-2", "pgd10-8")
@@ -62,7 +62,7 @@ def demo(
     console.rule("[bold]serve and classify[/]", align="left")
     answers: dict[str, dict[str, Answers]] = {}
     with stages.timed("serve"), served(bundle_path) as endpoint:
-        console.print(f"Triton {endpoint['triton_version']} answers at {endpoint['grpc']} (gRPC)", highlight=False)
+        console.print(f"Triton {endpoint['triton_version']} answers at {endpoint['grpc_url']} (gRPC)", highlight=False)
         connection = TritonInference.connect(endpoint["grpc_url"], expect_bundle=bundle.bundle_id)
         with stages.timed("classify"), connection as inference:
             for network in tensors.NETWORKS:
@@ -77,6 +77,7 @@ def demo(
         "reused": stages.reused,
         "triton_version": endpoint["triton_version"],
         "bundle_id": bundle.bundle_id,
+        "alpha": bundle.manifest.networks[tensors.FULL].detector.alpha,
         "networks": {network: _measure(by_attack) for network, by_attack in answers.items()},
         "scored": scored,
     }
@@ -133,42 +134,30 @@ def _figure(by_attack: dict[str, Answers], path: Path) -> None:
 
 
 def _print(report: dict[str, Any], console: Console) -> None:
-    table = Table(
-        "images",
-        title="answers over gRPC  (flagged: p-value <= alpha; missed: answered wrongly and not flagged)",
-        title_justify="left",
-    )
-    for network in report["networks"]:
-        for column in ("accuracy", "flagged", "missed", "AUROC"):
-            table.add_column(f"{network}\n{column}", justify="right")
-    for attack, title in zip(ATTACKS, TITLES, strict=True):
-        cells = []
-        for measured in report["networks"].values():
+    for network, measured in report["networks"].items():
+        table = Table(
+            f"[bold]{network}[/] network", "accuracy", "flagged", "missed", "AUROC", box=SIMPLE_HEAD, padding=(0, 2)
+        )
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for attack, title in zip(ATTACKS, TITLES, strict=True):
             auroc = measured["auroc"].get(attack)
-            row = measured[attack]
-            cells += [f"{row[column]:.1%}" for column in ("accuracy", "flagged", "missed")]
-            cells.append("" if auroc is None else f"{auroc:.3f}")
-        table.add_row(title, *cells)
-    console.print(table)
+            shares = [f"{measured[attack][column]:.1%}" for column in ("accuracy", "flagged", "missed")]
+            table.add_row(title, *shares, "" if auroc is None else f"{auroc:.3f}")
+        console.print(table)
     n = report["networks"][tensors.FULL]["clean"]["n"]
     scored = report["scored"]
     console.print(
-        f"{n} test images for each row; attacks are white-box against the network that answers; "
-        f"the detector has seen these kinds of attack, on other images.\n"
+        f"{n} test images a row. flagged: p-value <= {report['alpha']:g}. missed: answered wrongly and not flagged.\n"
+        "Attacks are white-box on the network that answers, blind to the detector; it has seen their kinds, on other "
+        "images.\n"
         f"scored {scored['rows']} files of a folder into Parquet, {scored['errors']} unreadable.\n"
         f"seconds: " + ", ".join(f"{stage} {seconds:g}" for stage, seconds in report["seconds"].items()),
         highlight=False,
     )
 
 
-def main() -> None:
-    """One sentence for every failure, as the command does."""
-    try:
-        typer.run(demo)
-    except FieldmarkError as problem:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {problem}")
-        sys.exit(problem.exit_code)
-
-
 if __name__ == "__main__":
-    main()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(demo)
+    guarded(app)

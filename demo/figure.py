@@ -12,6 +12,7 @@ from PIL import Image
 from bundle.files import atomic_file
 from serving.prediction import Prediction
 
+BESIDE = 2  # birds in a line
 GOOD, BAD, QUIET = "#1b7837", "#b2182b", "#555555"
 
 
@@ -31,17 +32,21 @@ def draw(rows: Sequence[tuple[str, Sequence[tuple[str, Panel]]]], path: Path) ->
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    conditions = len(rows[0][1])
+    width = 2 * len(rows[0][1])  # panels of one bird: image and attention for each condition
+    lines = -(-len(rows) // BESIDE)
     figure, axes = pyplot.subplots(
-        len(rows), 2 * conditions, figsize=(2 * 2.05 * conditions, 2.75 * len(rows)), squeeze=False, dpi=120
+        lines, BESIDE * width, figsize=(2.0 * BESIDE * width, 2.75 * lines + 0.4), squeeze=False, dpi=100
     )
-    for row, (truth, panels) in zip(axes, rows, strict=True):
+    for axis in axes.flat:
+        axis.axis("off")
+    for place, (truth, panels) in enumerate(rows):
+        line, offset = axes[place // BESIDE], place % BESIDE * width
         for index, (condition, panel) in enumerate(panels):
-            _panel(row[2 * index], row[2 * index + 1], truth, condition, panel)
+            _panel(line[offset + 2 * index], line[offset + 2 * index + 1], truth, condition, panel)
     figure.suptitle(
         "Clean and attacked images, the network's attention, and the endpoint's verdict", fontsize=13, weight="bold"
     )
-    figure.tight_layout(rect=(0, 0, 1, 0.975), h_pad=1.6, w_pad=0.6)
+    figure.tight_layout(rect=(0, 0, 1, 0.985), h_pad=1.6, w_pad=0.6)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")
     pyplot.close(figure)
@@ -62,6 +67,7 @@ def _panel(left: Any, right: Any, truth: str, condition: str, panel: Panel) -> N
     expected = (condition == "clean") != answer.is_adversarial
     right.set_xlabel(f"p = {answer.p_value:.3f}: {verdict}", fontsize=8, color=GOOD if expected else BAD, weight="bold")
     for axis in (left, right):
+        axis.axis("on")
         axis.set_xticks([])
         axis.set_yticks([])
 
