@@ -56,7 +56,7 @@ clean: ## Remove what the demo, tests and builds wrote
 distclean: clean ## Remove the environments too
 	rm -rf .venv .venv-triton
 
-# An environment carries `.whole` from the moment when everything in its lock is installed. Without that stamp the folder
+# An environment carries `.whole` (seconds it took) from the moment when everything in its lock is installed. Without that stamp the folder
 # is half-made and starts anew; with it, a changed lock is installed over what is there. `.ready` adds this project.
 define environment
 	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null; then \
@@ -64,9 +64,10 @@ define environment
 			"Install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; fi
 	@$(LINE) "Making $(@D) from $<: $(1)"
 	@[ -e $@ ] && rm $@ || "$(PYTHON)" -m venv --clear $(@D)
+	@date +%s > $(@D)/.begun
 	@$(@D)/bin/python -m pip install -qq --no-input --disable-pip-version-check --progress-bar off \
 		--require-hashes --only-binary :all: -r $<
-	@touch $@
+	@echo $$(($$(date +%s) - $$(cat $(@D)/.begun))) > $@
 endef
 
 .venv/.whole: requirements/dev.lock
