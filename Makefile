@@ -56,8 +56,9 @@ clean: ## Remove what the demo, tests and builds wrote
 distclean: clean ## Remove the environments too
 	rm -rf .venv .venv-triton
 
-# An environment carries `.whole` (seconds it took) from the moment when everything in its lock is installed. Without that stamp the folder
-# is half-made and starts anew; with it, a changed lock is installed over what is there. `.ready` adds this project.
+# An environment carries `.whole` (the seconds it took) from the moment when everything in its lock is installed. Without
+# that stamp the folder is half-made and starts anew; with it, a changed lock is installed over what is there. `.ready`
+# adds this project.
 define environment
 	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(SUPPORTED)' 2>/dev/null; then \
 		echo "error: Fieldmark needs Python 3.11 or 3.12, and $(or $(PYTHON),none of python3, python3.12, python3.11) is not." \
