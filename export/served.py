@@ -66,7 +66,7 @@ class ServedNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """image : uint8 [N, H, W, 3], RGB."""
-        stages = self.backbone(image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift)
+        stages = self._stages(image)
         logits, attention = self.attention_head(stages[-1])
         local = None
         explanation: tuple[Tensor, ...] = ()
@@ -82,3 +82,16 @@ class ServedNetwork(nn.Module):
         at_least = (self.calibration >= score[:, None]).to(torch.float32).sum(1)
         p_value = (1 + at_least) / (self.calibration.shape[1] + 1)
         return logits.softmax(1), score, p_value, p_value <= self.alpha, layer_scores, attention, *explanation
+
+    def similarities(self, image: Tensor) -> Tensor:
+        """How similar every prototype is, [N, m], of which `forward` shows the strongest; the full network only."""
+        if self.prototype_head is None:
+            raise ValueError("the attention network has no prototypes")
+        features = self._stages(image)[-1]
+        _, attention = self.attention_head(features)
+        similarities: Tensor = self.prototype_head(features, attention)[2]
+        return similarities
+
+    def _stages(self, image: Tensor) -> list[Tensor]:
+        stages: list[Tensor] = self.backbone(image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift)
+        return stages

@@ -16,7 +16,7 @@ from bundle.image import ImageSpec
 from detector.model import Detector
 from export.bundling import ExportSettings, export_run
 from export.fitting import measure
-from export.graph import GraphSession
+from export.graph import GraphSession, to_onnx
 from export.parity import prove
 from export.served import ServedNetwork
 from training.data import open_dataset
@@ -116,6 +116,47 @@ def test_parity_notices_a_graph_that_computes_something_else(exported, tiny_run,
         network.attention_head.specific.bias.add_(0.5)
     with pytest.raises(ExportError, match=r"full\.\w+ at batch 1: the graph differs"):
         prove(ServedNetwork(network, "full", detector), session, "full", images)
+
+
+class Named:
+    """The graph's own answers, but for the prototypes it names."""
+
+    def __init__(self, session, change):
+        self.session, self.change = session, change
+
+    def run(self, images):
+        answers = self.session.run(images)
+        indices = answers[tensors.PROTOTYPE_INDICES].copy()
+        indices[-1] = self.change(indices[-1])
+        return {**answers, tensors.PROTOTYPE_INDICES: indices}
+
+
+def test_prototypes_of_equal_similarity_may_stand_for_one_another_and_no_others(exported, tiny_run, parts):
+    """Projection often makes prototypes equal; which of them is named, even in the last place shown, is rounding."""
+    _, network = Run(tiny_run).load_network()
+    detector, images = Detector.load(exported.file("detector/full.npz")), parts["validation"][0][:2]
+    module = ServedNetwork(network, "full", detector)
+    session = GraphSession(onnx.load(exported.model("full")))
+    shown = session.run(images)[tensors.PROTOTYPE_INDICES][0]
+    (hidden,) = set(range(6)) - set(shown.tolist())
+
+    def says(change):
+        return prove(module, Named(session, change), "full", images[:1])["prototype_indices"]
+
+    assert says(lambda names: names) == 0
+    with torch.no_grad():
+        network.prototype_head.prototypes[hidden] = network.prototype_head.prototypes[int(shown[-1])]
+    session = GraphSession(to_onnx(module, "full", SPEC))
+    twin = {hidden: int(shown[-1]), int(shown[-1]): hidden}
+    assert says(lambda names: [twin.get(name, name) for name in names.tolist()]) < 1e-3
+    for forged in (
+        lambda names: np.roll(names, 1),  # all of them, in an order that is not theirs
+        lambda names: [*names[:-1], names[0]],  # one of them twice
+        lambda names: [*names[:-1], 6],  # one that does not exist
+        lambda names: [*names[:-1], -1],
+    ):
+        with pytest.raises(ExportError, match=r"full\.prototype_indices at batch 1"):
+            says(forged)
 
 
 def test_too_few_calibration_images_for_alpha_say_how_many_are_needed(tiny_run, tmp_path):
