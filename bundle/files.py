@@ -83,13 +83,13 @@ def atomic_folder(path: Path, *, replace: bool = False, marker: str = "") -> Ite
     """
     target = Path(os.path.abspath(path))  # "." has no name that anything could stand beside
     with _clear_disk_errors(path):
-        _refuse_taken(target, path, replace, marker)
+        check_free(path, replace=replace, marker=marker)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(target)
         temporary.mkdir()
         try:
             yield temporary
-            _refuse_taken(target, path, replace, marker)  # somebody else may have been faster
+            check_free(path, replace=replace, marker=marker)  # somebody else may have been faster
             _take_name(temporary, target, replace)
             flush(target.parent)
         finally:
@@ -102,7 +102,9 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{name}.{os.getpid()}{secrets.randbelow(10**9):09d}.tmp")
 
 
-def _refuse_taken(target: Path, path: Path, replace: bool, marker: str) -> None:
+def check_free(path: Path, *, replace: bool = False, marker: str = "") -> None:
+    """Raise OptionError where `atomic_folder` would refuse to write; long work asks before it begins."""
+    target = Path(os.path.abspath(path))
     if not os.path.lexists(target):
         return
     if not replace:

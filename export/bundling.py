@@ -13,10 +13,10 @@ from rich.console import Console
 
 from bundle import tensors
 from bundle.errors import CheckpointError
-from bundle.files import sha256_of
+from bundle.files import check_free, sha256_of
 from bundle.folder import Bundle, write_bundle
 from bundle.image import ImageSpec
-from bundle.manifest import SCHEMA, DetectorInfo, NetworkInfo, PrototypeInfo
+from bundle.manifest import MANIFEST, SCHEMA, DetectorInfo, NetworkInfo, PrototypeInfo
 from bundle.records import to_plain
 from bundle.tensors import DTYPES, TensorSpec
 from detector.conformal import check_calibration_size
@@ -26,7 +26,7 @@ from export.parity import prove
 from export.served import ServedNetwork
 from training.adversaries import run_dataset, spread
 from training.attacks import attack_named
-from training.data import Sample
+from training.data import Sample, check_outside
 from training.data.loading import images_array
 from training.networks import Network
 from training.run import PrototypeSource, Run, RunRecord, image_spec
@@ -50,11 +50,13 @@ def export_run(
 ) -> Bundle:
     """Fit the detectors, export both graphs, calibrate them on their own outputs, prove parity, write the bundle."""
     run = Run(run_path)
+    check_free(out, replace=replace, marker=MANIFEST)  # before work that takes minutes
     record, network = run.load_network()
     for name in settings.attacks:
         attack_named(name)
     root = data if data is not None else Path(record.dataset.root)
     dataset = run_dataset(record, root)
+    check_outside(dataset, out)
     check_calibration_size(len(dataset.parts["calibration"]), settings.alpha)
     spec = image_spec(record.config)
     # The combination has few parameters: a few hundred attacked images teach it as much as thousands.
@@ -123,6 +125,7 @@ def _export_network(
         f"{served}: equal to PyTorch at batch 1, 2, 7 (largest difference {worst:.1e}); "
         f"detector on {' '.join(detector.layers)}",
         highlight=False,
+        soft_wrap=True,
     )
     return NetworkInfo(
         model=model_file,

@@ -27,7 +27,7 @@ def export(
     attacks: Annotated[str, typer.Option(help="Attacks the detector's combination learns from.")] = (
         "fgsm-8,pgd10-2,pgd10-8"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of noise and random starts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of noise and random starts.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
@@ -41,7 +41,9 @@ def export(
         raise OptionError(f"alpha {alpha:g} is not between 0 and 1")
     if out.exists() and not force:
         raise OptionError(f"{out} exists already", hint="Choose another --out, or pass --force to replace it.")
-    names = tuple(name.strip() for name in attacks.split(",") if name.strip())
+    names = tuple(dict.fromkeys(name.strip() for name in attacks.split(",") if name.strip()))
+    if not names:
+        raise OptionError("--attacks names nothing", hint="The detector learns from some, such as: fgsm-8,pgd10-8")
     settings = ExportSettings(attacks=names, alpha=alpha, seed=seed)
     console, started = Console(stderr=json), time.perf_counter()
     bundle = export_run(run, out, settings, console, data=data, replace=force)
@@ -49,4 +51,4 @@ def export(
         sys.stdout.write(describe(bundle) + "\n")
         return
     seconds = time.perf_counter() - started
-    console.print(f"{out}: bundle {bundle.bundle_id}  {seconds:.0f} s", highlight=False, soft_wrap=True)
+    console.print(f"{out}: bundle {bundle.bundle_id}  {seconds:.0f} s", highlight=False, markup=False, soft_wrap=True)

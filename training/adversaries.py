@@ -11,7 +11,7 @@ from torch import Tensor
 from bundle.errors import CheckpointError, OptionError
 from bundle.files import atomic_folder
 from training.attacks import attack_named, attack_network, from_bytes, gaussian_noise, round_to_bytes
-from training.data import Dataset, Sample, open_dataset
+from training.data import Dataset, Sample, check_outside, open_dataset
 from training.data.loading import image_loader
 from training.networks import Network
 from training.run import RunRecord, image_spec
@@ -62,6 +62,7 @@ def write_attacks(
         if name not in (CLEAN, NOISE):
             attack_named(name)
     dataset = run_dataset(record, root)
+    check_outside(dataset, out)
     if part not in dataset.parts:
         raise OptionError(f"unknown part {part!r}", hint=f"Choose one of: {', '.join(dataset.parts)}.")
     chosen = spread(dataset.parts[part], count)

@@ -5,7 +5,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +13,10 @@ from rich.console import Console
 from bundle import tensors
 from bundle.errors import MissingExtra, OptionError
 
+if TYPE_CHECKING:
+    from training.run import Run, RunRecord
+
+MAX_SEED = 2**32 - 1
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -45,7 +49,7 @@ def train(
     """Train attention and prototype heads, project the prototypes, and keep the best epoch on validation."""
     try:
         from training.config import preset as preset_named
-        from training.data import open_dataset
+        from training.data import check_outside, open_dataset
         from training.fit import Devices, Trainer
         from training.run import Run
     except ImportError as problem:
@@ -64,31 +68,43 @@ def train(
         config = replace(config, weights=None)
     run, console = Run(out), Console(stderr=json)
     if run.finished and resume:
-        console.print(f"{out} is finished; nothing to do")
+        console.print(f"{out} is finished; nothing to do", highlight=False)
+        if json:
+            _print_json(run, run.read_record(), 0.0)
         return
-    if (out / "run.json").exists() and not resume:
-        if not force:
-            raise OptionError(f"{out} holds a run already", hint="Pass --resume to go on, or --force to start anew.")
-        run.clear()
-    elif out.exists() and any(out.iterdir()) and not (out / "run.json").exists():
+    replaced = (out / "run.json").exists() and not resume
+    if replaced and not force:
+        raise OptionError(f"{out} holds a run already", hint="Pass --resume to go on, or --force to start anew.")
+    if out.exists() and any(out.iterdir()) and not (out / "run.json").exists():
         raise OptionError(f"{out} is not empty and holds no run", hint="Choose another --out.")
     dataset = open_dataset(data, seed=config.seed)
+    check_outside(dataset, out)
     counts = ", ".join(f"{len(samples)} {name}" for name, samples in dataset.parts.items())
     console.print(f"{dataset.name}: {len(dataset.labels)} classes; {counts}", highlight=False)
     started = time.perf_counter()
-    record = Trainer(
+    trainer = Trainer(
         run, dataset, config, Devices(accelerator=accelerator, precision=precision, workers=workers), console
-    ).fit(resume=resume)
+    )
+    if replaced:  # only now: a mistyped option must not cost a finished run
+        run.clear()
+    record = trainer.fit(resume=resume)
     seconds = time.perf_counter() - started
-    validation = record.results["validation"]
     if json:
-        sys.stdout.write(jsonlib.dumps({"run": str(out), "seconds": seconds, "validation": validation}) + "\n")
+        _print_json(run, record, seconds)
         return
+    validation = record.results["validation"]
     console.print(
         f"{out}: validation accuracy full {validation[tensors.FULL]:.1%}, "
         f"attention {validation[tensors.ATTENTION_ONLY]:.1%}, {seconds:.0f} s",
         highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
+
+
+def _print_json(run: "Run", record: "RunRecord", seconds: float) -> None:
+    facts = {"run": str(run.path), "seconds": seconds, "validation": record.results["validation"]}
+    sys.stdout.write(jsonlib.dumps(facts) + "\n")
 
 
 @app.command()
@@ -102,7 +118,7 @@ def attack(
     network: Annotated[str, typer.Option(help="full, attention or both.")] = "both",
     part: Annotated[str, typer.Option(help="Part of the dataset to attack.")] = "test",
     count: Annotated[int, typer.Option(min=1, help="Images at most, spread over the classes.")] = 400,
-    seed: Annotated[int, typer.Option(help="Seed of noise and random starts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of noise and random starts.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there already.")] = False,
 ) -> None:
     """White-box attacks on a run, written as PNG files an attacker could upload."""
@@ -115,11 +131,11 @@ def attack(
     if unknown := set(networks) - set(tensors.NETWORKS):
         raise OptionError(f"unknown network {unknown.pop()!r}", hint="Choose one of: full, attention, both.")
     record, model = Run(run).load_network()
-    names = tuple(name.strip() for name in attacks.split(",") if name.strip())
+    names = tuple(dict.fromkeys(name.strip() for name in attacks.split(",") if name.strip()))
     if not names:
         raise OptionError("--attacks names nothing", hint="Name some, such as: clean,pgd10-8")
     root = data if data is not None else Path(record.dataset.root)
     written = write_attacks(
         record, model, root, out, attacks=names, networks=networks, part=part, count=count, seed=seed, replace=force
     )
-    Console().print(f"{out}: {written} images and index.csv", highlight=False)
+    Console().print(f"{out}: {written} images and index.csv", highlight=False, markup=False, soft_wrap=True)

@@ -55,8 +55,8 @@ class TrainingConfig:
             raise OptionError(f"unknown adversarial training {self.adversarial!r}", hint="Choose one of: none, fast.")
         if self.backbone not in BACKBONES:
             raise OptionError(f"unknown backbone {self.backbone!r}", hint=f"Choose one of: {', '.join(BACKBONES)}.")
-        if self.seed < 0:
-            raise OptionError(f"seed {self.seed} is negative")
+        if not 0 <= self.seed < 2**32:
+            raise OptionError(f"seed {self.seed} is outside 0..{2**32 - 1}")
         self.training_attack()
 
     def training_attack(self) -> Attack:

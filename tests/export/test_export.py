@@ -191,6 +191,16 @@ def test_the_verb_refuses_an_unfinished_run_and_an_existing_bundle(exported, tin
     done = fieldmark("export", tiny_run, "--out", exported.path)
     assert done.returncode == 2
     assert "exists already" in done.stderr
+    done = fieldmark("export", tiny_run, "--out", tmp_path / "bundle", "--attacks", " , ")
+    assert done.returncode == 2
+    assert "--attacks names nothing" in done.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    done = fieldmark("export", tiny_run, "--out", tmp_path / "mine", "--force")
+    assert done.returncode == 2
+    assert "holds other things" in done.stderr
+    assert "equal to PyTorch" not in done.stdout  # said before the work, not after it
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
     done = fieldmark("export", tiny_run, "--out", tmp_path / "bundle", "--alpha", "1.5")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

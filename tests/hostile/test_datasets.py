@@ -12,10 +12,10 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from bundle.errors import DatasetError, ImageError
+from bundle.errors import DatasetError, ImageError, OptionError
 from bundle.image import ImageSpec
-from training.data import open_dataset
-from training.data.loading import images_array, load_part
+from training.data import check_outside, open_dataset
+from training.data.loading import images_array
 
 pytestmark = pytest.mark.hostile
 
@@ -279,10 +279,36 @@ class TestOddButHonestNames:
 
     def test_names_that_are_not_utf8(self, tmp_path: Path) -> None:
         folder(tmp_path, "a", "b")
-        (tmp_path / "a" / "0.jpg").rename(tmp_path / "a" / os.fsdecode(b"\xff\xfe.jpg"))
-        dataset = open_dataset(tmp_path)
-        assert sum(len(samples) for samples in dataset.parts.values()) == 8
-        assert load_part(tuple(s for part in dataset.parts.values() for s in part), SPEC).in_memory
+        """They could be read, but run.json, index.csv and the bundle are UTF-8: said before an hour of training."""
+        folder(tmp_path / "d", "a", "b")
+        (tmp_path / "d" / "a" / "0.jpg").rename(tmp_path / "d" / "a" / os.fsdecode(b"\xff\xfe.jpg"))
+        assert "an image is called 'a/\\udcff\\udcfe.jpg', which is not UTF-8. Rename it." in refusal(tmp_path / "d")
+        folder(tmp_path / "e", "a", os.fsdecode(b"b\xff"))
+        assert "a class is called 'b\\udcff', which is not UTF-8" in refusal(tmp_path / "e")
+        folder(tmp_path / os.fsdecode(b"f\xff"), "a", "b")
+        assert "the dataset folder is called" in refusal(tmp_path / os.fsdecode(b"f\xff"))
+
+    def test_an_output_among_the_classes(self, tmp_path: Path) -> None:
+        """A run in a plain folder would be a class without images the next time; attacked images, a class of them."""
+        folder(tmp_path / "plain", "a", "b")
+        folder(tmp_path / "split" / "train", "a", "b")
+        plain, split = open_dataset(tmp_path / "plain"), open_dataset(tmp_path / "split")
+        (tmp_path / "link").symlink_to(tmp_path / "plain", target_is_directory=True)
+        for dataset, out in (
+            (plain, tmp_path / "plain"),
+            (plain, tmp_path / "plain" / "run"),
+            (plain, tmp_path / "plain" / "a" / "run"),
+            (plain, tmp_path / "link" / "run"),
+            (split, tmp_path / "split" / "train" / "run"),
+        ):
+            with pytest.raises(OptionError, match="lies among the class folders"):
+                check_outside(dataset, out)
+        for dataset, out in (
+            (plain, tmp_path / "plain-run"),
+            (plain, tmp_path),
+            (split, tmp_path / "split" / "run"),
+        ):
+            check_outside(dataset, out)
 
 
 class TestCub:

@@ -1,5 +1,7 @@
 """Training under bad conditions: stopped by hand, a full disk, a run that is not one. The real verb, a real disk."""
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +69,8 @@ def test_a_full_disk_is_one_sentence_and_the_last_state_stays_whole(tiny_birds, 
         (("--precision", "7-bit"), "--precision"),
         (("--accelerator", "abacus"), "--accelerator"),
         (("--epochs", "0"), "epochs"),
+        (("--seed", "-1"), "outside 0..4294967295"),
+        (("--seed", "99999999999999999999"), "outside 0..4294967295"),
         (("--batch-size", "1", "--epochs", "1"), "batch"),
     ],
 )
@@ -90,3 +94,36 @@ def test_a_folder_that_holds_something_else_is_left_alone(tiny_birds, tmp_path):
         assert done.returncode == 2
         assert "holds no run" in done.stderr
     assert (tmp_path / "run" / "thesis.tex").read_text() == "precious"
+
+
+def test_force_keeps_the_old_run_until_the_new_one_can_begin(tiny_birds, tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    for data, options in (
+        (tmp_path / "nowhere", ()),
+        (tiny_birds, ("--precision", "7-bit")),
+        (tiny_birds, ("--weights", "missing.pth", "--backbone", "resnet34")),
+    ):
+        command = train(data, tmp_path / "run", "--force", *options)
+        assert subprocess.run(command, capture_output=True, text=True, check=False).returncode != 0
+        assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    done = subprocess.run(
+        train(tiny_birds, tmp_path / "run", "--force", "--epochs", "1", "--json"), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["epochs"] == 1
+    validation = json.loads(done.stdout)["validation"]
+    again = subprocess.run(train(tiny_birds, tmp_path / "run", "--resume", "--json"), capture_output=True, text=True)
+    assert json.loads(again.stdout)["validation"] == validation  # a script gets its answer from a finished run too
+
+
+def test_attacks_named_twice_are_made_once_and_seeds_have_bounds(tiny_run, tmp_path):
+    command = [sys.executable, "-m", "fieldmark", "attack", str(tiny_run), "--attacks", "clean,clean", "--count", "3"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "a")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "6 images" in done.stdout
+    command += ["--out", str(tmp_path / "b"), "--seed", "99999999999999999999"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "4294967295" in done.stderr
+    assert not (tmp_path / "b").exists()

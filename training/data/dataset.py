@@ -8,9 +8,10 @@ image added later moves few others.
 import hashlib
 import json
 import math
+import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from bundle.errors import DatasetError, OptionError
 from training.data import cars, cub, folder
@@ -43,6 +44,7 @@ def open_dataset(
     plain folder without a test folder gives up first; CUB and Cars have their own test part.
     """
     _check_fractions(validation, calibration, test)
+    _check_utf8(os.path.abspath(root), "the dataset folder")
     try:
         index = _read(root)
         name = index.root.resolve().name
@@ -93,6 +95,7 @@ def _check(index: Index) -> None:
     for label, times in Counter(index.labels).items():
         if times > 1:
             raise DatasetError(f"{index.root}: {times} classes have the name {label!r}", hint="Rename one of them.")
+        _check_utf8(label, f"{index.root}: a class")
     keys: set[str] = set()
     for samples in index.given.values():
         for sample in samples:
@@ -102,6 +105,7 @@ def _check(index: Index) -> None:
                     hint="Remove one of the two entries.",
                 )
             keys.add(sample.key)
+            _check_utf8(sample.key, f"{index.root}: an image")
     if len(index.labels) < 2:
         names = f" ({index.labels[0]!r})" if index.labels else ""
         raise DatasetError(
@@ -116,6 +120,28 @@ def _check(index: Index) -> None:
                     f"{index.root}: the class {name!r} has no images in its {part} part",
                     hint="Add images of it, or remove the class.",
                 )
+
+
+def _check_utf8(name: str, what: str) -> None:
+    """Names go into JSON, CSV and the bundle, which are UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DatasetError(f"{what} is called {name!r}, which is not UTF-8", hint="Rename it.") from None
+
+
+def check_outside(dataset: Dataset, out: Path) -> None:
+    """Refuse an output among a plain folder's class folders, where it would be read as a class the next time."""
+    if dataset.format != "folder":
+        return
+    for sample in (samples[0] for samples in dataset.parts.values() if samples):
+        first = PurePosixPath(sample.key).parts[0]
+        place = dataset.root if first == dataset.labels[sample.label] else dataset.root / first
+        if out.resolve().is_relative_to(place.resolve()):
+            raise OptionError(
+                f"{out} lies among the class folders of {place} and would be taken for a class",
+                hint="Choose a folder outside the dataset.",
+            )
 
 
 def divide(index: Index, seed: int, shares: dict[str, float]) -> dict[str, tuple[Sample, ...]]:
