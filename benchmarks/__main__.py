@@ -2,6 +2,9 @@
 
 import json
 import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +14,12 @@ from rich.console import Console
 from benchmarks import detector, endpoint
 from benchmarks.evidence import measure_evidence
 from benchmarks.record import save
+from benchmarks.synthetic import write_synthetic
 from bundle.errors import OptionError
 from fieldmark import guarded
 
 DEMO = Path("build/demo")
+LARGE = "resnet34"
 
 
 def demo(_: Path) -> dict[str, Any]:
@@ -30,10 +35,27 @@ def footprint(_: Path) -> dict[str, Any]:
     return {name: _megabytes(path) for name, path in (("server", ".venv-triton"), ("development", ".venv"))}
 
 
+@contextmanager
+def bundles(trained: Path) -> Iterator[dict[str, Path]]:
+    """The demo's bundle, and one of the paper's size with random weights."""
+    with tempfile.TemporaryDirectory(prefix="fieldmark-bench-") as folder:
+        yield {"demo": trained, LARGE: write_synthetic(Path(folder), LARGE)}
+
+
+def on_both(measure: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
+    """The same measurement of a small and of a large network."""
+
+    def measure_both(trained: Path) -> dict[str, Any]:
+        with bundles(trained) as both:
+            return {name: measure(path) for name, path in both.items()}
+
+    return measure_both
+
+
 MEASURES = {
     "demo": demo,
-    "endpoint": endpoint.measure,
-    "detector": detector.measure,
+    "endpoint": on_both(endpoint.measure),
+    "detector": on_both(detector.measure),
     "evidence": measure_evidence,
     "footprint": footprint,
 }

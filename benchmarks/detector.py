@@ -15,7 +15,7 @@ from bundle import tensors
 from bundle.folder import Bundle
 
 DETECTOR_OUTPUTS = (tensors.INSTANCE_SCORE, tensors.P_VALUE, tensors.IS_ADVERSARIAL, tensors.LAYER_SCORES)
-ROUNDS = {1: 400, 8: 120, 64: 30}
+ROUNDS = {1: 200, 8: 60, 32: 20}
 
 
 def measure(bundle_path: Path) -> dict[str, Any]:

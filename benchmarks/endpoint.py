@@ -13,7 +13,7 @@ from demo.endpoint import served
 from serving.client import TritonInference
 from serving.local import LocalInference
 
-ROUNDS = 400
+ROUNDS = 200
 
 
 def measure(bundle_path: Path) -> dict[str, Any]:

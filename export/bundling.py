@@ -20,6 +20,7 @@ from bundle.manifest import MANIFEST, SCHEMA, DetectorInfo, NetworkInfo, Prototy
 from bundle.records import to_plain
 from bundle.tensors import DTYPES, TensorSpec
 from detector.conformal import check_calibration_size
+from detector.model import Detector
 from export.fitting import Images, Labels, fit_detector
 from export.graph import GraphSession, set_calibration, to_onnx
 from export.parity import prove
@@ -107,26 +108,43 @@ def _export_network(
             alpha=settings.alpha,
             seed=settings.seed,
         )
-    with console.status(f"{served}: writing the ONNX graph"):
-        module = ServedNetwork(network.cpu(), served, detector)
-        model = to_onnx(module, served, spec)
-    with console.status(f"{served}: calibrating the graph on {len(parts['calibration'][0])} images"):
-        detector = detector.calibrated(GraphSession(model).scores(parts["calibration"][0]), settings.alpha)
-        set_calibration(model, module, detector.calibration)
-    session = GraphSession(model)
-    parity = prove(module, session, served, parts["validation"][0][:PARITY_IMAGES])
-    answer = session.run(parts["validation"][0][:1])
-    model_file, detector_file = f"{served}/model.onnx", f"detector/{served}.npz"
-    (staged / served).mkdir()
-    onnx.save_model(model, staged / model_file)
-    detector.save(staged / detector_file)
-    worst = max(value for name, value in parity.items() if DTYPES[name] == "FP32")
+    with console.status(f"{served}: writing, calibrating and proving the ONNX graph"):
+        info = stage_network(
+            network.cpu(), served, detector, spec, parts["calibration"][0], parts["validation"][0], staged
+        )
+    worst = max(value for name, value in info.parity.items() if DTYPES[name] == "FP32")
     console.print(
         f"{served}: equal to PyTorch at batch 1, 2, 7 (largest difference {worst:.1e}); "
         f"detector on {' '.join(detector.layers)}",
         highlight=False,
         soft_wrap=True,
     )
+    return info
+
+
+def stage_network(
+    network: Network,
+    served: str,
+    detector: Detector,
+    spec: ImageSpec,
+    calibration: Images,
+    examples: Images,
+    staged: Path,
+) -> NetworkInfo:
+    """Write graph and detector into `staged`: calibrated on the graph's own scores of `calibration` : (n, H, W, 3), and
+    proved equal to PyTorch on `examples` : (m, H, W, 3). `detector` brings n calibration scores of any value.
+    """
+    module = ServedNetwork(network, served, detector)
+    model = to_onnx(module, served, spec)
+    detector = detector.calibrated(GraphSession(model).scores(calibration), detector.alpha)
+    set_calibration(model, module, detector.calibration)
+    session = GraphSession(model)
+    parity = prove(module, session, served, examples[:PARITY_IMAGES])
+    answer = session.run(examples[:1])
+    model_file, detector_file = f"{served}/model.onnx", f"detector/{served}.npz"
+    (staged / served).mkdir()
+    onnx.save_model(model, staged / model_file)
+    detector.save(staged / detector_file)
     return NetworkInfo(
         model=model_file,
         inputs=(TensorSpec(name=tensors.IMAGE, dtype="UINT8", shape=(spec.height, spec.width, 3)),),

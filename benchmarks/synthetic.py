@@ -1,0 +1,77 @@
+"""A bundle of the paper's size with random weights: speed does not depend on what a network has learned."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bundle import tensors
+from bundle.folder import write_bundle
+from bundle.image import ImageSpec
+from bundle.manifest import SCHEMA, PrototypeInfo
+from detector.combination import Combination
+from detector.gaussian import ClassGaussians
+from detector.model import DISTANCES, Detector
+from export.bundling import stage_network
+from export.fitting import measure
+from training.networks import Network, NetworkConfig
+
+CALIBRATION = 100  # scores; what comparing with them costs does not show beside a backbone
+
+
+def write_synthetic(folder: Path, backbone: str, *, size: int = 224, classes: int = 200) -> Path:
+    """Write a bundle of `backbone` with both networks for `size` x `size` pixels; returns its path."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    network = Network(NetworkConfig(backbone=backbone, classes=classes)).eval().requires_grad_(False)
+    spec = ImageSpec(height=size, width=size)
+    images = rng.integers(0, 256, (CALIBRATION, size, size, 3), dtype=np.uint8)
+    staged = folder / "staged"
+    (staged / "prototypes").mkdir(parents=True)
+    (staged / "detector").mkdir()
+    Image.fromarray(images[0]).save(staged / "prototypes" / "0.jpg")
+    networks = {}
+    for served in tensors.NETWORKS:
+        features, _ = measure(network, served, images[:2])
+        detector = Detector(
+            layers=tuple(features),
+            gaussians=tuple(_gaussians(values, classes, rng) for values in features.values()),
+            combination=Combination(weights=np.ones(len(DISTANCES) * len(features), np.float32), bias=0.0),
+            calibration=np.zeros(CALIBRATION, np.float32),
+            alpha=0.05,
+        )
+        networks[served] = stage_network(network, served, detector, spec, images, images, staged)
+    count = classes * network.config.prototypes_per_class
+    prototypes = [
+        PrototypeInfo(
+            label=index * classes // count,
+            source="random",
+            image="prototypes/0.jpg",
+            row=0,
+            column=0,
+            box=(0, 0, 32, 32),
+        )
+        for index in range(count)
+    ]
+    fields = {
+        "schema": SCHEMA,
+        "name": f"{backbone}-random",
+        "labels": tuple(f"class {index}" for index in range(classes)),
+        "image": spec,
+        "networks": networks,
+        "prototypes": tuple(prototypes),
+        "training": {"weights": "random"},
+    }
+    return write_bundle(folder / backbone, staged, fields).path
+
+
+def _gaussians(features: np.ndarray, classes: int, rng: np.random.Generator) -> ClassGaussians:
+    """Class means scattered around the layer's mean, a covariance that is the identity."""
+    depth = features.shape[1]
+    return ClassGaussians(
+        whitening=np.eye(depth, dtype=np.float32),
+        center=features.mean(axis=0),
+        means=rng.normal(size=(classes, depth)).astype(np.float32),
+        shrinkage=0.0,
+    )
