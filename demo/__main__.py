@@ -16,7 +16,7 @@ from bundle.folder import Bundle
 from demo.archive import make_archive, score_archive
 from demo.endpoint import Answers, ask, served
 from demo.figure import Panel, draw
-from demo.stages import Stages, fieldmark
+from demo.stages import Stages, contents, fieldmark
 from fieldmark import guarded
 from serving.client import TritonInference
 
@@ -40,6 +40,7 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     stages = Stages(out, console)
     run, bundle_path, attacked = out / "run", out / "bundle", out / "attacked"
+    given = "" if data is None else f" {contents(data, without=out)}"
     if data is None:
         data = out / "birds"
         birds, key = data, "birds 20 64 0"
@@ -49,7 +50,7 @@ def demo(
         )
     wanted = {"--preset": preset, "--epochs": epochs, "--image-size": image_size, "--weights": weights}
     settings = [word for option, value in wanted.items() if value is not None for word in (option, str(value))]
-    key = f"{data.resolve()} {' '.join(settings)}"
+    key = f"{data.resolve()} {' '.join(settings)}{given}"
     resume = "--resume" if stages.interrupted("train", key) else "--force"
     train: tuple[str | Path, ...] = ("train", data, "--out", run, *settings, resume)
     stages.run("train", key, run / "model.pt", lambda: fieldmark(*train))

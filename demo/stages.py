@@ -1,6 +1,9 @@
 """Stages that run once: a stage whose inputs have not changed is reused, and its first duration stays in the report."""
 
+import contextlib
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bundle.errors import FieldmarkError
+from bundle.errors import FieldmarkError, Interrupted
 from bundle.files import write_text
 
 
@@ -68,12 +71,31 @@ class Stages:
         self.seconds[name] = round(time.perf_counter() - started, 2)
 
 
+def contents(folder: Path, *, without: Path) -> str:
+    """A digest over name, size and time of every file below `folder`: a dataset that changed is trained on anew."""
+    digest, left_out = hashlib.sha256(), without.resolve()
+    for place, folders, files in os.walk(folder.resolve(), followlinks=False):
+        folders[:] = sorted(name for name in folders if Path(place, name) != left_out)
+        for name in sorted(files):
+            path = Path(place, name)
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
 def fieldmark(*arguments: str | Path) -> None:
     """Run one verb as a user would, output and all."""
     command = [sys.executable, "-m", "fieldmark", *map(str, arguments)]
+    process = subprocess.Popen(command)
     try:
-        code = subprocess.run(command, check=False).returncode
-    except KeyboardInterrupt:
-        raise StageFailed("stopped", hint="Run the same command again; finished stages are kept.") from None
+        code = process.wait()
+    except KeyboardInterrupt:  # the terminal has told the verb too
+        process.wait()
+        raise Interrupted("stopped", hint="Run the same command again; finished stages are kept.") from None
+    finally:
+        if process.poll() is None:  # somebody stops us: let the verb put its temporary files away
+            process.terminate()
+            process.wait()
     if code:
         raise StageFailed(f"'fieldmark {arguments[0]}' ended with exit code {code}", hint="Its message stands above.")

@@ -39,8 +39,8 @@ def test_the_whole_job_and_a_second_run_that_reuses_it(tiny_birds, tmp_path):
 
 def test_bad_input_is_one_sentence(tmp_path):
     for arguments, message in (
-        (["--data", str(tmp_path / "none")], "none"),
-        (["--preset", "nope", "--data", str(tmp_path)], ""),
+        (["--data", str(tmp_path / "none")], "there is no folder"),
+        (["--preset", "nope", "--data", str(tmp_path)], "unknown preset 'nope'"),
         (["--frob"], "--frob"),
     ):
         done = subprocess.run(

@@ -1,9 +1,15 @@
 """Stages run once, begin anew when what they were made from changes, and say when they were interrupted."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 from rich.console import Console
 
-from demo.stages import StageFailed, Stages, fieldmark
+from demo.stages import StageFailed, Stages, contents, fieldmark
 
 
 @pytest.fixture
@@ -58,3 +64,46 @@ def test_a_failing_verb_stops_the_demo_with_its_name(capfd):
     with pytest.raises(StageFailed, match="'fieldmark bundle' ended with exit code 1"):
         fieldmark("bundle", "verify", "nowhere")
     assert "there is no bundle at nowhere" in capfd.readouterr().err
+
+
+def test_a_dataset_that_changed_has_other_contents(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "data" / "out"
+    (data / "a").mkdir(parents=True)
+    out.mkdir()
+    (data / "a" / "0.png").write_bytes(b"0")
+    seen = [contents(data, without=out)]
+    (out / "report.json").write_text("what the demo writes is no change")
+    assert contents(data, without=out) == seen[0]
+    (data / "a" / "1.png").write_bytes(b"1")
+    seen.append(contents(data, without=out))
+    os.utime(data / "a" / "1.png", (1, 1))
+    seen.append(contents(data, without=out))
+    (data / "a" / "1.png").write_bytes(b"12")
+    os.utime(data / "a" / "1.png", (1, 1))
+    seen.append(contents(data, without=out))
+    (data / "a" / "1.png").rename(data / "a" / "2.png")
+    seen.append(contents(data, without=out))
+    (data / "a" / "2.png").unlink()
+    assert len(set(seen)) == len(seen)
+    assert contents(data, without=out) == seen[0]
+    assert contents(tmp_path / "nowhere", without=out)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_demo_lets_the_verb_put_its_files_away(tmp_path, number, code):
+    script = (
+        "from demo.stages import fieldmark; from fieldmark import guarded; "
+        f"guarded(lambda: fieldmark('data', 'make', {str(tmp_path / 'birds')!r}, '--size', '128'))"
+    )
+    demo = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".birds.*.tmp")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if number == signal.SIGINT:
+        os.killpg(demo.pid, number)  # as a terminal does: the demo and its verb both hear it
+    else:
+        demo.send_signal(number)
+    _, errors = demo.communicate(timeout=60)
+    assert demo.returncode == code, errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
