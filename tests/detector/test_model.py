@@ -52,6 +52,17 @@ def test_the_combination_uses_the_layer_that_tells():
     assert combination.score(attacked).mean() > combination.score(clean).mean()
 
 
+def test_zero_is_even_odds_whatever_the_share_of_attacks_and_the_weights_act_on_logarithms():
+    """Two log-normal clouds: the logistic regression has a closed form, w = shift / variance, zero half-way."""
+    rng = np.random.default_rng(2)
+    for n, m in ((4000, 4000), (6000, 600)):
+        clean = np.exp(rng.normal(-4, 1, size=(n, 1)))  # far below 1, where log(d + 1) would be flat
+        attacked = np.exp(rng.normal(-2, 1, size=(m, 1)))
+        combination = fit_combination(clean, attacked)
+        assert combination.weights[0] == pytest.approx(2, rel=0.15)
+        assert combination.score(np.exp([[-3.0]]))[0] == pytest.approx(0, abs=0.2)
+
+
 def test_saving_and_loading_gives_the_same_answers(detector, tmp_path):
     fitted, features, labels = detector
     fitted.save(tmp_path / "detector.npz")
@@ -59,6 +70,7 @@ def test_saving_and_loading_gives_the_same_answers(detector, tmp_path):
     np.testing.assert_array_equal(loaded.score(features, labels), fitted.score(features, labels))
     np.testing.assert_array_equal(loaded.calibration, fitted.calibration)
     assert (loaded.layers, loaded.alpha) == (fitted.layers, fitted.alpha)
+    assert [part.shrinkage for part in loaded.gaussians] == [part.shrinkage for part in fitted.gaussians]
 
 
 def test_a_pickle_is_never_loaded(tmp_path):

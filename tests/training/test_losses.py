@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.losses import LossWeights, nearest_prototypes, regulariser, total_loss
-from training.networks import Forward
+from training.losses import LossWeights, nearest_prototypes, regulariser, sparsity, total_loss
+from training.networks import Forward, Network, NetworkConfig
 
 
 def naive(distances, attention, labels, classes):
@@ -74,3 +74,12 @@ def test_the_total_loss_is_the_sum_of_its_terms(joint):
         cluster, separation = naive(forward.distances, forward.attention, labels.tolist(), 2)
         expected = expected + 3 * cluster - 0.5 * separation
     torch.testing.assert_close(total_loss(forward, labels, weights, joint=joint), expected)
+
+
+def test_sparsity_counts_only_weights_from_other_classes():
+    network = Network(NetworkConfig(backbone="small", classes=3, prototypes_per_class=2, prototype_channels=4))
+    assert sparsity(network).item() == pytest.approx(12 * 0.5)  # 3 classes, 4 others' prototypes each, -0.5
+    with torch.no_grad():
+        network.prototype_head.classifier.weight[0, 0] += 9  # class 0's own prototype
+        network.prototype_head.classifier.weight[0, 5] -= 9
+    assert sparsity(network).item() == pytest.approx(12 * 0.5 + 9)
