@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bundle.errors import CheckpointError, OptionError
 from bundle.files import atomic_folder
-from training.attacks import attack_named, attack_network, from_bytes, gaussian_noise, round_to_bytes
+from training.attack_losses import judge_of, losses_against
+from training.attacks import attack_named, from_bytes, gaussian_noise, round_to_bytes, worst_case
 from training.data import Dataset, Sample, check_outside, open_dataset
 from training.data.loading import image_loader
 from training.networks import Network
@@ -41,7 +42,8 @@ def perturb(
     pixels = from_bytes(images)
     if name == NOISE:
         return round_to_bytes(gaussian_noise(pixels, NOISE_STD, generator))
-    return round_to_bytes(attack_network(attack_named(name), network, served, pixels, labels, generator))
+    losses, judge = losses_against(network, served), judge_of(network, served)
+    return round_to_bytes(worst_case(attack_named(name), losses, judge, pixels, labels, generator).images)
 
 
 def write_attacks(

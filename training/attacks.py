@@ -1,22 +1,26 @@
 """Gradient attacks under an L-infinity bound, in pixel units: images in [0, 1], normalisation inside the model.
 
-One loop; FGSM is one step of it, BIM has no random start, PGD has one, MIM accumulates momentum.
+One loop; FGSM is one step of it, BIM has no random start, PGD has one, MIM accumulates momentum. What the attacker
+raises is a loss of its own (`training.attack_losses`); `worst_case` tries several losses and restarts on whatever
+images are still answered rightly.
+
+B images, [B, 3, H, W] in [0, 1]; labels [B].
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from bundle import tensors
 from bundle.errors import OptionError
-from training.networks import Network
 
-# [B, 3, H, W] images, [B] labels -> [B] loss that the attacker raises
+# images, labels -> [B], a loss that the attacker raises
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+# images, labels -> [B] bool, whether the network's answer is still right
+Judge = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,38 +33,50 @@ class Attack:
     step: float
     random_start: bool = False
     momentum: float | None = None  # decay of MIM's accumulated gradient
+    restarts: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.eps <= 1:
             raise OptionError(f"attack {self.name}: eps {self.eps:g} is outside [0, 1]")
         if self.steps < 1:
             raise OptionError(f"attack {self.name}: {self.steps} steps are fewer than one")
+        if self.restarts < 1:
+            raise OptionError(f"attack {self.name}: {self.restarts} restarts are fewer than one")
+        if self.restarts > 1 and not self.random_start:
+            raise OptionError(f"attack {self.name}: restarts without a random start repeat themselves")
 
 
-_NAME = re.compile(r"(fgsm|bim|pgd|mim)(\d+)?-(\d+)")
+_NAME = re.compile(r"(fgsm|rfgsm|bim|pgd|mim)(\d+)?(?:x(\d+))?-(\d+)")
+_FORM = "Attacks are named METHOD[STEPS][xRESTARTS]-EPS: fgsm-8, rfgsm-8, bim10-2, pgd10-8, pgd100x10-8, mim10-8."
 
 
 def attack_named(name: str) -> Attack:
-    """`fgsm-8`, `bim10-2`, `pgd10-8`, `mim10-8`: method, steps, eps in 1/255, with the paper's steps (Sec. 5.1)."""
+    """An attack by name, eps in 1/255, with the paper's step sizes (Sec. 5.1): PGD 1/255 at eps 2 and 2/255 at eps 8,
+    the others eps / steps. `rfgsm` is the authors' FGSM: a random start, then one step of 1.25 eps.
+    """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise OptionError(
-            f"unknown attack {name!r}", hint="Attacks are named like fgsm-8, bim10-2, pgd10-8, mim10-8 (eps in 1/255)."
-        )
-    method, steps, eps = match[1], int(match[2] or (1 if match[1] == "fgsm" else 10)), int(match[3]) / 255
-    if method == "fgsm":
-        if steps != 1:
-            raise OptionError(f"attack {name}: fgsm takes one step", hint=f"Use bim{steps}-{match[3]}.")
-        return Attack(name=name, eps=eps, steps=1, step=eps)
-    if method == "pgd":
-        return Attack(name=name, eps=eps, steps=steps, step=(2 if eps > 4 / 255 else 1) / 255, random_start=True)
-    return Attack(name=name, eps=eps, steps=steps, step=eps / max(steps, 1), momentum=1.0 if method == "mim" else None)
+        raise OptionError(f"unknown attack {name!r}", hint=_FORM)
+    method, single = match[1], match[1] in ("fgsm", "rfgsm")
+    steps, restarts, eps = int(match[2] or (1 if single else 10)), int(match[3] or 1), int(match[4]) / 255
+    if single and steps != 1:
+        raise OptionError(f"attack {name}: {method} takes one step", hint=f"Use bim{steps}-{match[4]}.")
+    step = {"fgsm": eps, "rfgsm": 1.25 * eps, "pgd": (2 if eps > 4 / 255 else 1) / 255}.get(method, eps / max(steps, 1))
+    return Attack(
+        name=name,
+        eps=eps,
+        steps=steps,
+        step=step,
+        random_start=method in ("rfgsm", "pgd"),
+        momentum=1.0 if method == "mim" else None,
+        restarts=restarts,
+    )
 
 
 def run_attack(
     attack: Attack, loss: LossFunction, images: Tensor, labels: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Adversarial images [B, 3, H, W]: inside the eps ball and inside [0, 1]."""
+    """One pass of the attack, restarts left aside: adversarial images inside the eps ball and inside [0, 1]."""
     low, high = (images - attack.eps).clamp(0, 1), (images + attack.eps).clamp(0, 1)
     adversarial = images
     if attack.random_start:
@@ -76,45 +92,48 @@ def run_attack(
     return adversarial
 
 
+class WorstCase(NamedTuple):
+    """`images` [B, 3, H, W] and, per image, whether the attack `fooled` the network [B] bool."""
+
+    images: Tensor
+    fooled: Tensor
+
+
+@torch.no_grad()
+def worst_case(
+    attack: Attack,
+    losses: Sequence[LossFunction],
+    judge: Judge,
+    images: Tensor,
+    labels: Tensor,
+    generator: torch.Generator | None = None,
+) -> WorstCase:
+    """Every loss, every restart, on the images that are still answered rightly; per image the first that fools stays.
+
+    An image that nothing fools keeps the attempt with the highest first loss; one that is answered wrongly from the
+    start is attacked all the same, once, so that it too is an attacked image.
+    """
+    best, fooled = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    highest = torch.full((len(images),), -torch.inf, dtype=images.dtype, device=images.device)
+    for _ in range(attack.restarts):
+        for loss in losses:
+            left = (~fooled).nonzero().flatten()
+            if not len(left):
+                return WorstCase(best, fooled)
+            attempt = run_attack(attack, loss, images[left], labels[left], generator)
+            wrong = ~judge(attempt, labels[left])
+            height = losses[0](attempt, labels[left])
+            better = wrong | (height > highest[left])
+            best[left[better]], highest[left[better]] = attempt[better], height[better]
+            fooled[left[wrong]] = True
+    return WorstCase(best, fooled)
+
+
 def _gradient(loss: LossFunction, images: Tensor, labels: Tensor) -> Tensor:
     images = images.detach().requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(loss(images, labels).sum(), images)
     return gradient
-
-
-def cross_entropy_of(network: Network, heads: tuple[str, ...]) -> LossFunction:
-    """Sum of the cross-entropies of the named heads (`full`, `attention`); the paper attacks with both."""
-
-    def loss(images: Tensor, labels: Tensor) -> Tensor:
-        if heads == (tensors.ATTENTION_ONLY,):
-            return F.cross_entropy(network.attend(images)[1], labels, reduction="none")
-        forward = network(images)
-        return torch.stack([F.cross_entropy(forward.head(head), labels, reduction="none") for head in heads]).sum(0)
-
-    return loss
-
-
-def attack_network(
-    attack: Attack,
-    network: Network,
-    served: str,
-    images: Tensor,
-    labels: Tensor,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Attack the served head, keeping the worst per image: for `full`, the loss of its own head and the joint loss of
-    both heads are tried (the authors' code tries the joint one only), and the one with the higher own loss stays.
-    """
-    own = cross_entropy_of(network, (served,))
-    best = run_attack(attack, own, images, labels, generator)
-    if served == tensors.FULL:
-        joint = cross_entropy_of(network, (tensors.FULL, tensors.ATTENTION_ONLY))
-        other = run_attack(attack, joint, images, labels, generator)
-        with torch.no_grad():
-            worse = own(other, labels) > own(best, labels)
-        best = torch.where(worse.view(-1, 1, 1, 1), other, best)
-    return best
 
 
 def gaussian_noise(images: Tensor, std: float, generator: torch.Generator) -> Tensor:

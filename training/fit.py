@@ -17,7 +17,8 @@ from torch import Tensor
 from bundle import tensors
 from bundle.errors import CheckpointError, Interrupted, MissingExtra, OptionError, TrainingError
 from bundle.records import to_plain
-from training.attacks import cross_entropy_of, from_bytes, run_attack
+from training.attack_losses import loss_of
+from training.attacks import from_bytes, run_attack
 from training.augment import augment
 from training.backbones import load_weights
 from training.config import TrainingConfig
@@ -114,7 +115,7 @@ class Trainer:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             if self.config.adversarial == "fast" and joint:
                 self.network.eval()  # the attacker sees the network as it will be used: no dropout, fixed statistics
-                attack, loss_function = self.config.training_attack(), cross_entropy_of(self.network, BOTH_HEADS)
+                attack, loss_function = self.config.training_attack(), loss_of(self.network, BOTH_HEADS)
                 inputs = run_attack(attack, loss_function, inputs, labels, generator)
                 self.network.train()
             loss = total_loss(self.model(inputs), labels, self.config.loss, joint=joint)

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.errors import OptionError
-from training.attacks import Attack, attack_named, from_bytes, gaussian_noise, round_to_bytes, run_attack
+from training.attack_losses import cross_entropy, difference_of_logits_ratio, margin, towards
+from training.attacks import (
+    Attack,
+    attack_named,
+    from_bytes,
+    gaussian_noise,
+    round_to_bytes,
+    run_attack,
+    worst_case,
+)
 
 WEIGHTS = torch.Generator().manual_seed(5)
 FILTER = torch.randn(3, 6, 6, generator=WEIGHTS)
@@ -22,7 +31,7 @@ def curved_loss(images, labels):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.sampled_from(["fgsm-8", "fgsm-2", "bim10-8", "pgd10-2", "pgd10-8", "mim10-8", "pgd7-30"]),
+    st.sampled_from(["fgsm-8", "fgsm-2", "rfgsm-8", "bim10-8", "pgd10-2", "pgd10-8", "mim10-8", "pgd7-30"]),
     st.integers(0, 2**31),
     st.sampled_from([linear_loss, curved_loss]),
 )
@@ -58,11 +67,14 @@ def test_names_carry_the_papers_numbers():
     assert attack_named("pgd10-8").step == pytest.approx(2 / 255)
     assert attack_named("bim10-8") == Attack(name="bim10-8", eps=8 / 255, steps=10, step=8 / 255 / 10)
     assert attack_named("mim10-8").momentum == 1.0
+    assert attack_named("rfgsm-8") == Attack(name="rfgsm-8", eps=8 / 255, steps=1, step=10 / 255, random_start=True)
+    assert (attack_named("pgd100x10-8").steps, attack_named("pgd100x10-8").restarts) == (100, 10)
     assert attack_named("fgsm-2") == Attack(name="fgsm-2", eps=2 / 255, steps=1, step=2 / 255)
 
 
 @pytest.mark.parametrize(
-    "name", ["", "pgd", "pgd10", "cw10-8", "pgd10-8.5", "PGD10-8", "fgsm3-8", "pgd0-8", "pgd10-256"]
+    "name",
+    ["", "pgd", "pgd10", "cw10-8", "pgd10-8.5", "PGD10-8", "fgsm3-8", "pgd0-8", "pgd10-256", "pgd10x0-8", "bim10x3-8"],
 )
 def test_bad_names_are_one_sentence(name):
     with pytest.raises(OptionError, match="attack"):
@@ -85,3 +97,85 @@ def test_noise_has_the_asked_spread_and_bytes_round_trip():
     assert (noisy - grey).std().item() == pytest.approx(8 / 255, rel=0.05)
     every = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
     assert torch.equal(round_to_bytes(from_bytes(every)), every)
+
+
+# ---- losses
+
+
+def test_margin_is_positive_exactly_when_the_answer_is_wrong():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(200, 5, generator=generator), torch.randint(5, (200,), generator=generator)
+    assert torch.equal(margin(logits, labels) > 0, logits.argmax(1) != labels)
+
+
+def test_the_logits_ratio_does_not_change_with_scale_or_shift():
+    logits, labels = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)), torch.arange(50) % 6
+    ratio = difference_of_logits_ratio(logits, labels)
+    torch.testing.assert_close(difference_of_logits_ratio(7 * logits + 3, labels), ratio, rtol=1e-4, atol=1e-5)
+    assert (margin(7 * logits, labels) - margin(logits, labels)).abs().max() > 1
+
+
+def test_by_hand():
+    logits, labels = torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([0])
+    assert margin(logits, labels).item() == -2
+    assert difference_of_logits_ratio(logits, labels).item() == pytest.approx(-2 / 3)
+    targets = torch.tensor([1])
+    assert towards(targets)(logits, labels).item() == pytest.approx(-cross_entropy(logits, targets).item())
+
+
+# ---- worst case
+
+
+class Counting:
+    """A loss that remembers how many images it was asked about."""
+
+    def __init__(self, loss):
+        self.loss, self.asked = loss, 0
+
+    def __call__(self, images, labels):
+        self.asked += len(images) if images.requires_grad else 0
+        return self.loss(images, labels)
+
+
+def test_restarts_go_on_with_the_survivors_only():
+    images, labels = torch.full((6, 3, 6, 6), 0.5), torch.zeros(6)
+    weak = torch.arange(6) < 4  # fooled by anything at all
+    images[~weak] = 0.0  # a mark by which the judge knows them
+
+    def judge(attempt, _):
+        return attempt.mean((1, 2, 3)) < 0.25
+
+    loss = Counting(linear_loss)
+    found = worst_case(attack_named("pgd3x5-8"), [loss], judge, images, labels, torch.Generator().manual_seed(0))
+    assert found.fooled.tolist() == weak.tolist()
+    assert loss.asked == 3 * 6 + 4 * 3 * 2
+    assert ((found.images - images).abs().amax((1, 2, 3)) > 0).all(), "an image that nothing fools is attacked too"
+
+
+def test_an_image_that_nothing_fools_keeps_the_attempt_with_the_highest_loss():
+    images, labels = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(2)), torch.zeros(4)
+    attack = attack_named("pgd2x6-8")
+
+    def never(attempt, _):
+        return torch.ones(len(attempt), dtype=torch.bool)
+
+    found = worst_case(attack, [curved_loss], never, images, labels, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    every = torch.stack(
+        [curved_loss(run_attack(attack, curved_loss, images, labels, generator), labels) for _ in range(6)]
+    )
+    torch.testing.assert_close(curved_loss(found.images, labels), every.amax(0))
+
+
+def test_a_second_loss_catches_what_the_first_cannot():
+    images, labels = torch.full((2, 3, 6, 6), 0.5), torch.zeros(2)
+
+    def flat(images, _):
+        return (images * 0).sum((1, 2, 3))
+
+    def judge(attempt, labels):
+        return linear_loss(attempt, labels) < linear_loss(images[: len(attempt)], labels) + 1
+
+    attack = attack_named("bim5-8")
+    assert not worst_case(attack, [flat], judge, images, labels).fooled.any()
+    assert worst_case(attack, [flat, linear_loss], judge, images, labels).fooled.all()

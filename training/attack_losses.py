@@ -1,0 +1,69 @@
+"""What an attacker raises: losses of a network's heads, untargeted or towards a target class.
+
+Logits are [B, K], labels [B], losses [B]: higher is closer to the attacker's aim.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bundle import tensors
+from training.attacks import Judge, LossFunction
+from training.networks import Network
+
+LogitLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log p(label)."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Best other logit minus the label's (Carlini & Wagner 2017): positive exactly when the answer is wrong."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own
+
+
+def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
+    """DLR (Croce & Hein 2020): the margin over the gap between best and third logit; scaling changes nothing."""
+    ordered = logits.sort(dim=1).values
+    gap = ordered[:, -1] - ordered[:, -min(3, logits.shape[1])]
+    return margin(logits, labels) / (gap + 1e-12)
+
+
+def towards(targets: Tensor, loss: LogitLoss = cross_entropy) -> LogitLoss:
+    """The same loss, lowered for `targets` [B] instead of raised for the labels."""
+    return lambda logits, _: -loss(logits, targets)
+
+
+def loss_of(network: Network, heads: tuple[str, ...], loss: LogitLoss = cross_entropy) -> LossFunction:
+    """`loss` summed over the named heads (`full`, `attention`); the paper attacks with the sum of both."""
+
+    def total(images: Tensor, labels: Tensor) -> Tensor:
+        if heads == (tensors.ATTENTION_ONLY,):
+            return loss(network.attend(images)[1], labels)
+        forward = network(images)
+        return torch.stack([loss(forward.head(head), labels) for head in heads]).sum(0)
+
+    return total
+
+
+def judge_of(network: Network, served: str) -> Judge:
+    """Whether the served head's answer is right."""
+
+    def right(images: Tensor, labels: Tensor) -> Tensor:
+        logits = network.attend(images)[1] if served == tensors.ATTENTION_ONLY else network(images).logits
+        return logits.argmax(1) == labels
+
+    return right
+
+
+def losses_against(network: Network, served: str) -> tuple[LossFunction, ...]:
+    """What is tried against a served head: its own cross-entropy; for `full` also the joint one of both heads, which is
+    all that the authors' code tries.
+    """
+    own = loss_of(network, (served,))
+    return (own, loss_of(network, tensors.NETWORKS)) if served == tensors.FULL else (own,)
