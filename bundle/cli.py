@@ -41,7 +41,7 @@ def show(
     for key, value in manifest.training.items():
         if key == "config":  # every number of the training run; --json has it
             continue
-        text = f"{printable(key)}  {printable(jsonlib.dumps(value, ensure_ascii=False))}"
+        text = f"{printable(key)}  {printable(_plain(value))}"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     table = Table("network", "output", "type", "shape", "largest difference from PyTorch")
     for name, network in manifest.networks.items():
@@ -70,3 +70,15 @@ def verify(path: Annotated[Path, typer.Argument(metavar="BUNDLE")]) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _plain(value: object) -> str:
+    """A value of the training record without JSON's quotes and braces."""
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{key} ({_plain(item)})" if isinstance(item, dict) else f"{key} {_plain(item)}"
+            for key, item in value.items()
+        )
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_plain, value))
+    return value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False)

@@ -68,6 +68,8 @@ class ImageSpec:
     def read(self, path: Path, box: Box | None = None) -> npt.NDArray[np.uint8]:
         """Read one file; raises ImageError that names the path."""
         try:
+            if path.is_dir():
+                raise ImageError("a folder, not an image", hint="'fieldmark score' takes whole folders.")
             with open_regular(path) as stream:
                 if os.fstat(stream.fileno()).st_size > self.max_bytes:
                     raise ImageError(f"the file has more than the limit of {self.max_bytes:,} bytes")

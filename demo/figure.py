@@ -46,7 +46,15 @@ def draw(rows: Sequence[tuple[str, Sequence[tuple[str, Panel]]]], path: Path) ->
     figure.suptitle(
         "Clean and attacked images, the network's attention, and the endpoint's verdict", fontsize=13, weight="bold"
     )
-    figure.tight_layout(rect=(0, 0, 1, 0.985), h_pad=1.6, w_pad=0.6)
+    figure.text(
+        0.5,
+        0.945,
+        "✓ ✗  the label is right or wrong      p  the verdict is right (green) or wrong (red)",
+        ha="center",
+        fontsize=9,
+        color=QUIET,
+    )
+    figure.tight_layout(rect=(0, 0, 1, 0.96), h_pad=1.6, w_pad=0.6)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")
     pyplot.close(figure)

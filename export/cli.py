@@ -51,4 +51,9 @@ def export(
         sys.stdout.write(describe(bundle) + "\n")
         return
     seconds = time.perf_counter() - started
-    console.print(f"{out}: bundle {bundle.bundle_id}  {seconds:.0f} s", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{out}: bundle {bundle.bundle_id}  {seconds:.0f} s\nnext: fieldmark serve {out}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -83,11 +83,18 @@ class _Row:
         self._panel(1, overlay(answer.image, answer.outputs[tensors.ATTENTION]), "where it looked")
         indices = answer.outputs.get(tensors.PROTOTYPE_INDICES, np.empty(0, np.int64))
         similarities = answer.outputs.get(tensors.PROTOTYPE_SIMILARITIES, np.empty(0, np.float32))
-        for column, (index, similarity) in enumerate(zip(indices, similarities, strict=True), start=2):
-            prototype = manifest.prototypes[int(index)]
-            image = look_up(int(index))
+        # Projection can put several prototypes on the same patch; the patch is shown once, and how many they are.
+        patches: dict[tuple[Any, ...], list[int]] = {}
+        for place, index in enumerate(indices):
+            found = manifest.prototypes[int(index)]
+            patches.setdefault((found.image, found.row, found.column, found.label), []).append(place)
+        for column, places in enumerate(patches.values(), start=2):
+            index, similarity = int(indices[places[0]]), similarities[places[0]]
+            prototype = manifest.prototypes[index]
+            image = look_up(index)
             caption = f"looks like {manifest.labels[prototype.label]}"
-            axes = self._panel(column, image, caption, f"similarity {similarity:.2f}")
+            count = f", {len(places)} prototypes" if len(places) > 1 else ""
+            axes = self._panel(column, image, caption, f"similarity {similarity:.2f}{count}")
             if image is None:
                 axes.text(0.5, 0.5, "no image here\n(see --bundle)", ha="center", va="center", color=SOFT, fontsize=8)
             else:

@@ -137,6 +137,9 @@ class TritonServer:
     def _choose_ports(self, address: str) -> None:
         """Turn 0 into a free port; raise ServerError for a port that is taken, before anything is started."""
         names = {"grpc_port": "gRPC", "http_port": "HTTP", "metrics_port": "metrics"}
+        asked = [getattr(self, field) for field in names if getattr(self, field)]
+        if len(set(asked)) < len(asked):
+            raise OptionError("gRPC, HTTP and metrics need three different ports", hint="0 takes any free one.")
         with contextlib.ExitStack() as held:  # all at once, so that no port is chosen twice
             for field, name in names.items():
                 port = getattr(self, field)

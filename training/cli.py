@@ -95,7 +95,8 @@ def train(
     validation = record.results["validation"]
     console.print(
         f"{out}: validation accuracy full {validation[tensors.FULL]:.1%}, "
-        f"attention {validation[tensors.ATTENTION_ONLY]:.1%}, {seconds:.0f} s",
+        f"attention {validation[tensors.ATTENTION_ONLY]:.1%}, {seconds:.0f} s\n"
+        f"next: fieldmark export {out} --out BUNDLE",
         highlight=False,
         markup=False,
         soft_wrap=True,

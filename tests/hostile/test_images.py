@@ -161,13 +161,13 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/"])
 def test_a_device_or_folder_is_no_file(path: str) -> None:
-    with pytest.raises(ImageError, match="not a regular file"):
+    with pytest.raises(ImageError, match="not a regular file|a folder, not an image"):
         SPEC.read(Path(path))
 
 
 def test_a_folder_named_like_an_image(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").mkdir()
-    with pytest.raises(ImageError, match=r"x\.jpg: not a regular file"):
+    with pytest.raises(ImageError, match=r"x\.jpg: a folder, not an image"):
         SPEC.read(tmp_path / "x.jpg")
 
 

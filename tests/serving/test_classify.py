@@ -138,7 +138,10 @@ def test_an_unreadable_image_does_not_stop_the_others(
         assert str(birds[1]) in run.out
         problems = [line.removeprefix("error: ") for line in run.err.splitlines()]
     assert problems[0].startswith(f"{text}: not an image, or an unknown format")
-    assert problems[1:] == [f"{tmp_path / 'absent.png'}: no such file", f"{tmp_path}: not a regular file"]
+    assert problems[1:] == [
+        f"{tmp_path / 'absent.png'}: no such file",
+        f"{tmp_path}: a folder, not an image. 'fieldmark score' takes whole folders.",
+    ]
 
 
 def test_only_unreadable_images(classify: Callable[..., Run], tmp_path: Path) -> None:
