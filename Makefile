@@ -15,7 +15,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	"$$python" -c '$(SUPPORTED)' 2>/dev/null && echo "$$python" && break; done)
 
 LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	--custom-compile-command 'make lock' --constraints requirements/constraints.in \
+	--custom-compile-command 'make lock' --constraints requirements/constraints.in --overrides requirements/overrides.in \
 	$(if $(UPGRADE),--upgrade) pyproject.toml
 LINE := printf '==> %s\n'
 
@@ -67,7 +67,7 @@ define environment
 	@[ -e $@ ] && rm $@ || "$(PYTHON)" -m venv --clear $(@D)
 	@date +%s > $(@D)/.begun
 	@$(@D)/bin/python -m pip install -qq --no-input --disable-pip-version-check --progress-bar off \
-		--require-hashes --only-binary :all: -r $<
+		--require-hashes --only-binary :all: --no-deps -r $<
 	@echo $$(($$(date +%s) - $$(cat $(@D)/.begun))) > $@
 endef
 

@@ -49,7 +49,8 @@ def assert_same_images(ours, theirs, eps):
 @pytest.mark.parametrize("served", ["full", "attention"])
 @pytest.mark.parametrize("name", ["fgsm-8", "bim10-2", "bim10-8", "pgd10-8", "mim10-8"])
 def test_torchattacks_makes_the_same_images(network, images, served, name):
-    torchattacks = pytest.importorskip("torchattacks")
+    import torchattacks
+
     attack, model = attack_named(name), Logits(network, served).eval()
     referees = {
         "fgsm": lambda: torchattacks.FGSM(model, eps=attack.eps),
@@ -70,7 +71,8 @@ def test_torchattacks_makes_the_same_images(network, images, served, name):
 @pytest.mark.parametrize("served", ["full", "attention"])
 @pytest.mark.parametrize("name", ["bim10-8", "pgd10-2"])
 def test_foolbox_makes_the_same_images(network, images, served, name):
-    foolbox = pytest.importorskip("foolbox")
+    import foolbox
+
     attack = attack_named(name)
     model = foolbox.PyTorchModel(Logits(network, served).eval(), bounds=(0, 1))
     referee = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=attack.step, steps=attack.steps, random_start=False)
@@ -81,7 +83,8 @@ def test_foolbox_makes_the_same_images(network, images, served, name):
 
 def test_autoattack_finds_nothing_that_our_worst_case_at_many_restarts_leaves_far_behind(network, images):
     """AutoAttack is the authority: ours must not claim robustness that it refutes by a wide margin."""
-    pyautoattack = pytest.importorskip("pyautoattack")
+    import pyautoattack
+
     network, (x, y) = copy.deepcopy(network).float(), images  # AutoAttack computes in float32
     x = x.float()
     attack = attack_named("pgd40x3-8")
