@@ -161,7 +161,7 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/"])
 def test_a_device_or_folder_is_no_file(path: str) -> None:
-    with pytest.raises(ImageError, match="not a regular file|a folder, not an image"):
+    with pytest.raises(ImageError, match=r"not a regular file|a folder, not an image"):
         SPEC.read(Path(path))
 
 
