@@ -28,7 +28,7 @@ help: ## Show this list
 setup: .venv/.ready .venv-triton/.ready ## Make both environments (about 3 minutes, 6 GB; instant when they exist)
 
 demo: setup ## The whole job: draw, train, export, serve, attack, score. DATA=FOLDER and PRESET=NAME take your own
-	.venv/bin/python -m demo $${DATA:+--data "$$DATA"} $${PRESET:+--preset "$$PRESET"}
+	@.venv/bin/python -m demo $${DATA:+--data "$$DATA"} $${PRESET:+--preset "$$PRESET"}
 
 test: setup ## Run all tests. TESTS="-m hostile" or TESTS=tests/bundle runs a part
 	.venv/bin/python -m pytest $(TESTS)
