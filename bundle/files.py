@@ -53,7 +53,7 @@ def flush(path: Path) -> None:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and takes the name, else it is removed."""
-    with _clear_disk_errors(path):
+    with full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise OptionError(f"{path} is a folder, and a file is to be written there", hint="Choose another name.")
@@ -82,7 +82,7 @@ def atomic_folder(path: Path, *, replace: bool = False, marker: str = "") -> Ite
     is never replaced. Whole means whole when this process dies; who must survive a power cut flushes each file.
     """
     target = Path(os.path.abspath(path))  # "." has no name that anything could stand beside
-    with _clear_disk_errors(path):
+    with full_disk(path):
         check_free(path, replace=replace, marker=marker)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(target)
@@ -138,7 +138,8 @@ def _take_name(temporary: Path, target: Path, replace: bool) -> None:
 
 
 @contextlib.contextmanager
-def _clear_disk_errors(path: Path) -> Iterator[None]:
+def full_disk(path: Path) -> Iterator[None]:
+    """Turn what a full disk says while `path` is written into DiskFull."""
     try:
         yield
     except OSError as problem:

@@ -86,8 +86,8 @@ def demo(
     write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
     _figure(answers[tensors.FULL], out / "demo.png")
     _print(report, console)
-    console.print(f"\nreport   {out / 'report.json'}\npicture  {out / 'demo.png'}", highlight=False)
-    console.print(f"bundle   {bundle_path}   serve it: fieldmark serve {bundle_path}", highlight=False)
+    console.print(f"\nreport   {out / 'report.json'}\npicture  {out / 'demo.png'}", highlight=False, soft_wrap=True)
+    console.print(f"bundle   {bundle_path}   serve it: fieldmark serve {bundle_path}", highlight=False, soft_wrap=True)
 
 
 def _measure(by_attack: dict[str, Answers]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The state of a scoring job, in `_fieldmark.json`: what it is pinned to, what is finished, and who may write now."""
 
 import contextlib
-import errno
 import fcntl
 import functools
 import importlib.metadata
@@ -10,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from bundle.errors import DiskFull, ScoringError
-from bundle.files import write_text
+from bundle.errors import ScoringError
+from bundle.files import full_disk, write_text
 from bundle.records import RecordError, from_plain, to_plain
 
 STATE = "_fieldmark.json"
@@ -101,13 +100,9 @@ def write_state(out: Path, state: State) -> None:
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn what a disk says while `path` is written into DiskFull or ScoringError."""
     try:
-        yield
+        with full_disk(path):
+            yield
     except OSError as problem:
-        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"no space left on the disk while writing {path}",
-                hint="Free some space and run the same command again.",
-            ) from None
         raise ScoringError(
             f"cannot write {path} ({problem.strerror or problem})",
             hint="What was finished before is safe; run the same command again to continue, or use another --out.",
