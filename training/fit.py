@@ -16,9 +16,9 @@ from torch import Tensor
 
 from bundle import tensors
 from bundle.errors import CheckpointError, Interrupted, MissingExtra, OptionError, TrainingError
-from bundle.records import to_plain
+from training.adversaries import spread
 from training.attack_losses import loss_of
-from training.attacks import from_bytes, run_attack
+from training.attacks import Attack, from_bytes, run_attack
 from training.augment import augment
 from training.backbones import load_weights
 from training.config import TrainingConfig
@@ -30,6 +30,7 @@ from training.projection import project
 from training.run import SCHEMA, DatasetRecord, Run, RunRecord, image_spec, network_config
 
 BOTH_HEADS = (tensors.FULL, tensors.ATTENTION_ONLY)
+WATCHED = 128  # validation images under attack after each epoch of adversarial training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,9 @@ class Trainer:
         self.parts: dict[str, ImageParts] = {
             name: load_part(dataset.parts[name], self.spec) for name in ("train", "validation")
         }
+        # Robustness from single-step training can collapse from one epoch to the next; a short PGD sees it.
+        watched = spread(dataset.parts["validation"], WATCHED) if config.adversarial != "none" else ()
+        self.parts["watched"] = load_part(watched, self.spec)
         self.workers = devices.workers
         torch.manual_seed(config.seed)
         self.network = Network(network_config(config, len(dataset.labels)))
@@ -83,9 +87,10 @@ class Trainer:
                 task = progress.add_task(f"epoch {epoch + 1}/{self.config.epochs}", total=self.steps_per_epoch)
                 row = self._epoch(epoch, lambda task=task: progress.advance(task))
                 progress.remove_task(task)
+                shares = "  ".join(f"{name} {row[name]:6.1%}" for name in row if name not in ("loss", "seconds"))
                 self.console.print(
-                    f"epoch {epoch + 1:3d}/{self.config.epochs}  loss {row['loss']:8.4f}  validation: "
-                    f"full {row['full']:6.1%}  attention {row['attention']:6.1%}  {row['seconds']:5.1f} s",
+                    f"epoch {epoch + 1:3d}/{self.config.epochs}  loss {row['loss']:8.4f}  "
+                    f"validation: {shares}  {row['seconds']:5.1f} s",
                     highlight=False,
                 )
             return self._finish(record)
@@ -129,9 +134,13 @@ class Trainer:
             self.fabric_optimizer.step()
             total, seen = total + loss.item() * len(labels), seen + len(labels)
             advance()
-        row = {"loss": total / seen, **self.accuracy("validation"), "seconds": time.perf_counter() - started}
+        right = self.accuracy("validation")
+        if len(self.parts["watched"]):
+            robust = self.accuracy("watched", self._watch_attack())
+            right |= {f"robust {head}": share for head, share in robust.items()}
+        row = {"loss": total / seen, **right, "seconds": time.perf_counter() - started}
         self.history.append(row)
-        score = row["full"] + row["attention"]
+        score = sum(right.values())
         if score >= self.best and joint:
             self.best = score
             self.run.write_state("best.pt", self.network.state_dict())
@@ -177,15 +186,23 @@ class Trainer:
                 optimizer.step()
 
     @torch.no_grad()
-    def accuracy(self, part: str) -> dict[str, float]:
-        """Share of clean images that each head gets right."""
+    def accuracy(self, part: str, attack: Attack | None = None) -> dict[str, float]:
+        """Share of the part's images that each head gets right, clean or after an attack on both heads together."""
         self.network.eval()
         right = dict.fromkeys(BOTH_HEADS, 0)
+        generator = torch.Generator().manual_seed(self.config.seed)
         for images, labels, _ in self._batches(part, None):
-            forward = self.network(from_bytes(images))
+            inputs = from_bytes(images)
+            if attack is not None:
+                inputs = run_attack(attack, loss_of(self.network, BOTH_HEADS), inputs, labels, generator)
+            forward = self.network(inputs)
             for head in BOTH_HEADS:
                 right[head] += int((forward.head(head).argmax(1) == labels).sum())
         return {head: count / len(self.parts[part]) for head, count in right.items()}
+
+    def _watch_attack(self) -> Attack:
+        eps = self.config.adversarial_eps
+        return Attack(name="watch", eps=eps, steps=5, step=eps / 2, random_start=True)
 
     def _batches(self, part: str, epoch: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches on the device; shuffled by (seed, epoch), or in order when `epoch` is None."""
@@ -237,10 +254,7 @@ class Trainer:
                 f"{self.run.path} was trained on other data than {self.dataset.root} now holds",
                 hint="Restore the dataset, or start a new run with another --out.",
             )
-        if to_plain(previous.config) != to_plain(record.config):
-            raise CheckpointError(
-                f"{self.run.path} was started with other settings", hint="Resume with the same options."
-            )
+        self.run.check_settings(record.config)
         state = self.run.read_state("state.pt")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
