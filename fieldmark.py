@@ -42,6 +42,10 @@ EXTRAS: dict[str, str] = {
 VERSION = "0.1.0"
 
 
+class Terminated(SystemExit):
+    """A supervisor's SIGTERM, on its way out through every `finally`."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb."""
     guarded(lambda: _run(sys.argv[1:] if arguments is None else arguments))
@@ -64,9 +68,9 @@ def guarded(action: Callable[[], object]) -> None:
     except OSError as problem:
         _drop_output()
         _fail((f"{problem.filename}: " if problem.filename else "") + (problem.strerror or str(problem)), 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stop:
         Console(stderr=True).print("stopped; nothing half-written was left behind")
-        sys.exit(130)
+        sys.exit(stop.code if isinstance(stop, Terminated) else 130)
     except Exception as problem:
         if os.environ.get("FIELDMARK_DEBUG"):
             raise
@@ -130,7 +134,7 @@ def _clean_up_on_sigterm() -> None:
     def stop(number: int, _: FrameType | None) -> None:
         if os.getpid() != owner:  # a worker process of ours owns nothing to clean up
             os._exit(128 + number)
-        sys.exit(128 + number)
+        raise Terminated(128 + number)
 
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, stop)

@@ -24,9 +24,14 @@ LARGE = "resnet34"
 
 def demo(_: Path) -> dict[str, Any]:
     """The figures of the last `make demo`: seconds of each stage, accuracy, flagged shares, AUROC."""
-    report: dict[str, Any] = json.loads((DEMO / "report.json").read_text(encoding="utf-8"))
-    if report["reused"]:
-        report["note"] = f"stages {', '.join(report['reused'])} were reused; their seconds are those of their first run"
+    path = DEMO / "report.json"
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if report["reused"]:
+            reused = ", ".join(report["reused"])
+            report["note"] = f"stages {reused} were reused; their seconds are those of their first run"
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise OptionError(f"{path} cannot be read ({problem})", hint="Run 'make demo' again.") from None
     return report
 
 
@@ -67,11 +72,12 @@ def bench(
 ) -> None:
     """Measure side by side in one run and keep the results with device, versions and commit."""
     console = Console()
-    for name in names or MEASURES:
+    for name in names or ():  # a mistyped name must not cost the minutes of those before it
         if name not in MEASURES:
             raise OptionError(f"unknown benchmark {name!r}", hint=f"Choose from: {', '.join(MEASURES)}.")
-        if not bundle.exists():
-            raise OptionError(f"there is no bundle at {bundle}", hint="Run 'make demo' first, or pass --bundle.")
+    if not bundle.exists():
+        raise OptionError(f"there is no bundle at {bundle}", hint="Run 'make demo' first, or pass --bundle.")
+    for name in names or MEASURES:
         result = MEASURES[name](bundle)
         console.print(f"[bold]{name}[/] -> {save(name, result)}")
         console.print_json(json.dumps(result))

@@ -96,7 +96,8 @@ def _export_network(
     staged: Path,
     console: Console,
 ) -> NetworkInfo:
-    with console.status(f"{served}: fitting the detector"):
+    talk = Console(stderr=True)  # standard output is for results
+    with talk.status(f"{served}: fitting the detector"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         detector = fit_detector(
             network.to(device),
@@ -108,7 +109,7 @@ def _export_network(
             alpha=settings.alpha,
             seed=settings.seed,
         )
-    with console.status(f"{served}: writing, calibrating and proving the ONNX graph"):
+    with talk.status(f"{served}: writing, calibrating and proving the ONNX graph"):
         info = stage_network(
             network.cpu(), served, detector, spec, parts["calibration"][0], parts["validation"][0], staged
         )

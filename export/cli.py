@@ -1,5 +1,6 @@
 """`fieldmark export`."""
 
+import importlib
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from bundle.errors import MissingExtra, OptionError
 
+LATE = ("onnxruntime", "onnxscript", "sklearn")  # not used before minutes of work: missed now or not at all
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -35,6 +37,9 @@ def export(
     try:
         from bundle.folder import describe
         from export.bundling import ExportSettings, export_run
+
+        for library in LATE:
+            importlib.import_module(library)
     except ImportError as problem:
         raise MissingExtra.named("export", "fieldmark export", problem) from None
     if not 0 < alpha < 1:

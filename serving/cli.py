@@ -71,7 +71,7 @@ def serve(
         try:
             if signals:
                 talk.print("stopped before the server was ready; nothing was left behind")
-                raise typer.Exit(130)
+                raise typer.Exit(128 + signals[0])
             _announce(server, json)
             if host == EVERYWHERE:
                 talk.print("[yellow]note:[/] whoever reaches this machine can call it: Triton asks nobody who they are")

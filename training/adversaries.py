@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -72,9 +73,11 @@ def write_attacks(
     network.to(device)
     loader = image_loader(chosen, image_spec(record.config), batch_size=BATCH, shuffle_seed=None)
     rows: list[tuple[str, str, str, str, str]] = []
+    talk = Console(stderr=True)
     with atomic_folder(out, replace=replace, marker="index.csv") as folder:
         for served in networks:
-            for name in track(attacks, description=f"attacking {served}"):
+            progress = track(attacks, f"attacking {served}", console=talk, transient=True, disable=not talk.is_terminal)
+            for name in progress:
                 target = folder / served / name
                 target.mkdir(parents=True)
                 generator = torch.Generator().manual_seed(seed)

@@ -68,6 +68,7 @@ def train(
         config = replace(config, weights=None)
     run, console = Run(out), Console(stderr=json)
     if run.finished and resume:
+        run.check_settings(config)
         console.print(f"{out} is finished; nothing to do", highlight=False)
         if json:
             _print_json(run, run.read_record(), 0.0)

@@ -82,7 +82,8 @@ class Trainer:
         self.run.path.mkdir(parents=True, exist_ok=True)
         self.run.write_record(record)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress, self._stoppable():
+        bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        with bar as progress, self._stoppable():
             for epoch in range(len(self.history), self.config.epochs):
                 task = progress.add_task(f"epoch {epoch + 1}/{self.config.epochs}", total=self.steps_per_epoch)
                 row = self._epoch(epoch, lambda task=task: progress.advance(task))

@@ -92,6 +92,11 @@ class Run:
             raise CheckpointError(f"{path} has schema {record.schema}, and this version reads {SCHEMA}")
         return record
 
+    def check_settings(self, config: TrainingConfig) -> None:
+        """Raises CheckpointError when this run was started with another config than `config`."""
+        if to_plain(self.read_record().config) != to_plain(config):
+            raise CheckpointError(f"{self.path} was started with other settings", hint="Resume with the same options.")
+
     def write_state(self, name: str, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()  # torch's own writer turns a full disk into an error without its number
         torch.save(state, buffer)

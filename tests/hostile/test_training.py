@@ -127,3 +127,11 @@ def test_attacks_named_twice_are_made_once_and_seeds_have_bounds(tiny_run, tmp_p
     assert done.returncode == 2
     assert "4294967295" in done.stderr
     assert not (tmp_path / "b").exists()
+
+
+def test_resuming_a_finished_run_with_other_options_does_not_say_finished(tiny_run):
+    """Told from run.json alone: the data need not be there."""
+    other = train(tiny_run / "no data", tiny_run, "--epochs", "7", "--resume")
+    done = subprocess.run(other, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {tiny_run} was started with other settings. Resume with the same options.\n"

@@ -49,6 +49,13 @@ def test_the_index_tells_the_truth_of_every_file(tiny_run, tiny_birds, tmp_path)
             assert 4 < difference.mean() < 8  # |normal| of standard deviation 8 has mean 6.4, less where it is clipped
 
 
+def test_what_is_piped_holds_no_progress(tiny_run, tiny_birds, tmp_path, capsys):
+    record, network = Run(tiny_run).load_network()
+    names = {"attacks": ("clean",), "networks": tensors.NETWORKS}
+    write_attacks(record, network, tiny_birds, tmp_path / "out", part="test", count=2, seed=0, **names)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_the_full_network_is_fooled_where_either_of_the_two_losses_fools_it(tiny_run, tiny_birds):
     record, network = Run(tiny_run).load_network()
     images, labels = images_array(open_dataset(tiny_birds).parts["test"], image_spec(record.config))

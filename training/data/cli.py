@@ -40,7 +40,8 @@ def make(
     recipe = Recipe(species=species, size=size, images_train=images_train, images_test=images_test, seed=seed)
     console = Console(markup=False, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    talk = Console(stderr=True)
+    with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as progress:
         task = progress.add_task("drawing birds", total=recipe.images)
         write_birds(
             path,
