@@ -389,7 +389,7 @@ def test_serve_interrupted_while_starting(toy_bundle: Bundle, private_temp: Path
         wait_for((tmp_path / "asked").exists)
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert output == ""
     assert errors == "stopped before the server was ready; nothing was left behind\n"
     assert traces(private_temp) == []
