@@ -50,6 +50,38 @@ def test_moving_all_features_changes_no_distance():
     np.testing.assert_allclose(near, far, rtol=5e-2, atol=1e-2)
 
 
+def test_the_covariance_is_within_classes_however_far_apart_they_are():
+    """Ledoit & Wolf (2004) written out, on residuals from each class's own mean; classes are 100 spreads apart."""
+    rng = np.random.default_rng(4)
+    dimensions, classes, n = 5, 3, 60
+    labels = rng.permutation(np.arange(n) % classes)
+    features = rng.normal(size=(classes, dimensions))[labels] * 100 + rng.normal(size=(n, dimensions)) * [1, 2, 3, 1, 2]
+    fitted = fit_gaussians(features, labels, layer="x")
+    residuals = []
+    for x, label in zip(features, labels, strict=True):
+        members = [other for other, k in zip(features, labels, strict=True) if k == label]
+        residuals.append(x - sum(members) / len(members))
+    within = sum(np.outer(r, r) for r in residuals) / n
+    target = np.trace(within) / dimensions * np.eye(dimensions)
+    spread = sum(np.square(np.outer(r, r) - within).sum() for r in residuals) / n**2
+    shrinkage = min(1.0, spread / np.square(within - target).sum())
+    assert 0.01 < shrinkage < 0.99  # both parts have a say
+    assert fitted.shrinkage == pytest.approx(shrinkage, rel=1e-6)
+    whitened = fitted.whitening @ ((1 - shrinkage) * within + shrinkage * target) @ fitted.whitening.T
+    np.testing.assert_allclose(whitened, np.eye(dimensions), atol=1e-5)
+
+
+def test_features_far_from_zero_lose_no_digits():
+    """A spread of 1 at 1e4: whitened but uncentred, squared norms near 1e9 would drown distances near 10."""
+    rng = np.random.default_rng(5)
+    features, labels = blobs(rng, condition=1.0, offset=1e4)
+    queries = features[:40].astype(np.float32)
+    expected = naive(features, labels, queries.astype(np.float64))
+    assert np.median(expected.min(axis=1)) < 20
+    fitted = fit_gaussians(features, labels, layer="x")
+    np.testing.assert_allclose(fitted.squared_distances(queries), expected, rtol=5e-3)
+
+
 def test_the_mean_within_class_distance_is_the_dimension():
     features, labels = blobs(np.random.default_rng(1), n=4000, dimensions=8)
     own = fit_gaussians(features, labels, layer="x").squared_distances(features)[np.arange(4000), labels]

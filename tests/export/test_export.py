@@ -8,20 +8,21 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from bundle import Bundle, tensors
 from bundle.errors import CheckpointError, DetectorError, ExportError, OptionError
 from bundle.image import ImageSpec
 from detector.model import Detector
-from export.bundling import ExportSettings, export_run
+from export.bundling import ExportSettings, _prototype_files, export_run
 from export.fitting import measure
 from export.graph import GraphSession, to_onnx
 from export.parity import prove
 from export.served import ServedNetwork
 from training.data import open_dataset
 from training.data.loading import images_array
-from training.run import Run
+from training.run import PrototypeSource, Run
 
 SPEC = ImageSpec(height=32, width=32)
 SETTINGS = ExportSettings(attacks=("fgsm-8",), alpha=0.1)
@@ -98,12 +99,39 @@ def test_the_bundle_is_whole_and_tells_where_it_came_from(exported):
         left, top, right, bottom = prototype.box
         assert 0 <= left < right <= 32
         assert 0 <= top < bottom <= 32
+        assert prototype.box == box(prototype.row, prototype.column, width=32, height=32)
     for name in tensors.NETWORKS:
         graph = onnx.load(exported.model(name)).graph
         assert [output.name for output in graph.output] == list(tensors.OUTPUTS[name])
         assert [item.name for item in graph.input] == [tensors.IMAGE]
     weights = {initializer.name for initializer in onnx.load(exported.model("attention")).graph.initializer}
     assert not any(name.startswith("prototype_head") for name in weights)
+
+
+def box(row, column, *, width, height, stride=8):
+    """The cell and its eight neighbours in pixels, as far as they lie in the image: left, top, right, bottom."""
+    left, top = column * stride - stride, row * stride - stride
+    return max(left, 0), max(top, 0), min(left + 3 * stride, width), min(top + 3 * stride, height)
+
+
+def test_prototype_boxes_reach_one_cell_around_the_cell_and_stay_in_the_image(tiny_run, tiny_birds, tmp_path):
+    record, network = Run(tiny_run).load_network()
+    samples = open_dataset(tiny_birds, seed=record.dataset.seed).parts["train"]
+    expected = {  # (row, column) on a map of 8 by 12 cells: left, top, right, bottom
+        (0, 0): (0, 0, 16, 16),
+        (0, 11): (80, 0, 96, 16),
+        (7, 0): (0, 48, 16, 64),
+        (7, 11): (80, 48, 96, 64),
+        (4, 2): (8, 24, 32, 48),
+        (3, 9): (64, 16, 88, 40),
+    }
+    sources = [PrototypeSource(label=0, source=samples[0].key, row=row, column=column) for row, column in expected]
+    spec = ImageSpec(height=64, width=96)
+    infos = _prototype_files(sources, {samples[0].key: samples[0]}, spec, network, tmp_path)
+    assert {(info.row, info.column): info.box for info in infos} == expected
+    assert {info.image for info in infos} == {"prototypes/00000.jpg"}  # one image is stored once
+    with Image.open(tmp_path / "prototypes" / "00000.jpg") as image:
+        assert image.size == (96, 64)
 
 
 def test_parity_notices_a_graph_that_computes_something_else(exported, tiny_run, parts):

@@ -1,6 +1,7 @@
 """Training end to end on a tiny set: what a run leaves behind, how it goes on, and how it fails."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import training.fit
 from bundle.errors import CheckpointError, OptionError, TrainingError
 from bundle.image import ImageSpec
 from training.attacks import from_bytes
@@ -15,11 +17,17 @@ from training.config import PRESETS, preset
 from training.data import open_dataset
 from training.data.loading import images_array
 from training.fit import Devices, Trainer
-from training.run import Run
+from training.losses import sparsity
+from training.networks import NetworkConfig, PrototypeHead
+from training.run import Run, network_config
+
+CLASSIFIER, PROTOTYPES = "prototype_head.classifier.weight", "prototype_head.prototypes"
 
 
-def make_trainer(path, data, config):
+def make_trainer(path, data, config, *, every=1):
+    """`every` 4 trains on each fourth image, for tests that do not mind what is learnt."""
     dataset = open_dataset(data, seed=config.seed)
+    dataset = replace(dataset, parts={**dataset.parts, "train": dataset.parts["train"][::every]})
     return Trainer(Run(path), dataset, config, Devices(accelerator="cpu"), Console(quiet=True))
 
 
@@ -95,6 +103,110 @@ def test_projection_chooses_the_minimum(tiny_run, tiny_birds):
         moved = (network.prototype_head.prototypes[index] - before[index]).square().sum()
         torch.testing.assert_close(moved, nearest, rtol=1e-3, atol=1e-4)
         assert source.label == index // per_class
+
+
+def test_the_last_of_the_best_joint_epochs_is_the_one_that_is_projected(tiny_birds, tiny_config, tmp_path, monkeypatch):
+    """Best is the highest sum of both heads' validation accuracies, the later epoch where two are equal."""
+    trainer = make_trainer(tmp_path / "run", tiny_birds, replace(tiny_config, epochs=5, warmup_epochs=1), every=4)
+    script = [(1.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.125), (0.125, 0.75)]  # the first is a warm-up epoch
+    after, seen = [], []
+
+    def state():
+        return {key: value.clone() for key, value in trainer.network.state_dict().items()}
+
+    def scripted(part):
+        assert part == "validation"
+        after.append(state())
+        full, attention = script[len(after) - 1] if len(after) <= len(script) else (0.0, 0.0)
+        return {"full": full, "attention": attention}
+
+    def looks(*arguments):
+        seen.append(state())
+        return project(*arguments)
+
+    project = training.fit.project
+    monkeypatch.setattr(trainer, "accuracy", scripted)
+    monkeypatch.setattr(training.fit, "project", looks)
+    record = trainer.fit(resume=False)
+    assert [(row["full"], row["attention"]) for row in record.results["history"]] == script
+    assert not torch.equal(after[2][PROTOTYPES], after[4][PROTOTYPES])
+    for best in (trainer.run.read_state("best.pt"), seen[0]):
+        assert best.keys() == after[2].keys()
+        assert all(torch.equal(best[key], value) for key, value in after[2].items())
+
+
+def test_after_the_projection_only_the_last_layer_is_fitted(tiny_run, tiny_birds):
+    """It starts at +1 / -0.5, and its own objective on the training part falls."""
+    record, network = Run(tiny_run).load_network()
+    best, done = Run(tiny_run).read_state("best.pt"), Run(tiny_run).read_state("model.pt")
+    moved = {key for key in done if not torch.equal(best[key], done[key])}
+    assert moved == {CLASSIFIER, PROTOTYPES}
+    own = PrototypeHead.own_class(3, record.config.prototypes_per_class)
+    assert torch.equal(best[CLASSIFIER], 1.5 * own - 0.5)
+    images, labels = images_array(
+        open_dataset(tiny_birds, seed=record.dataset.seed).parts["train"], ImageSpec(height=32, width=32)
+    )
+    with torch.no_grad():
+        similarities = network(from_bytes(torch.from_numpy(images))).similarities
+
+        def objective():
+            logits = network.prototype_head.classifier(similarities)
+            loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
+            return (loss + record.config.loss.sparsity * sparsity(network)).item()
+
+        fitted = objective()
+        network.prototype_head.classifier.weight.copy_(best[CLASSIFIER])
+        assert fitted < objective()
+
+
+STEP = {0: 1, 49: 1, 50: 0.1, 99: 0.1, 100: 0.01}
+COSINE = {0: 0.1, 4: 0.5, 9: 1, 10: 1, 40: 0.75, 55: 0.5, 70: 0.25, 99: (1 + math.cos(math.pi * 89 / 90)) / 2}
+
+
+@pytest.mark.parametrize(("schedule", "factors"), [("step", STEP), ("cosine", COSINE)])
+def test_learning_rates_at_chosen_steps(tiny_birds, tiny_config, tmp_path, schedule, factors):
+    """Twenty epochs of five steps. step: a tenth every ten epochs; cosine: ten steps up, then half a wave down."""
+    rates = {"learning_rate_backbone": 1e-3, "learning_rate_heads": 5e-3}
+    config = replace(tiny_config, epochs=20, schedule=schedule, **rates)
+    trainer = make_trainer(tmp_path / "run", tiny_birds, config)
+    trainer.steps_per_epoch = 5
+    for step, factor in factors.items():
+        trainer._set_rates(step)
+        expected = [pytest.approx(base * factor, rel=1e-9) for base in (1e-3, 5e-3, 5e-3)]
+        assert [group["lr"] for group in trainer.optimizer.param_groups] == expected, step
+
+
+def test_rates_follow_the_step_of_the_whole_run(tiny_birds, tiny_config, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path / "run", tiny_birds, tiny_config, every=4)
+    trainer.run.path.mkdir()
+    steps = []
+    monkeypatch.setattr(trainer, "_set_rates", steps.append)
+    trainer._epoch(2, lambda: None)
+    count = math.ceil(len(trainer.parts["train"]) / tiny_config.batch_size)
+    assert steps == list(range(2 * count, 3 * count))
+
+
+def test_every_parameter_has_its_rate_and_decay_and_the_last_layer_has_none(tiny_birds, tiny_config, tmp_path):
+    rates = {"learning_rate_backbone": 1e-3, "learning_rate_heads": 5e-3, "weight_decay": 0.02}
+    trainer = make_trainer(tmp_path / "run", tiny_birds, replace(tiny_config, **rates))
+    found = [
+        (id(parameter), group["lr"], group["base"], group["weight_decay"])
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    expected = []
+    for name, parameter in trainer.network.named_parameters():
+        if name != CLASSIFIER:
+            rate = 1e-3 if name.startswith("backbone.") else 5e-3
+            expected.append((id(parameter), rate, rate, 0.0 if name == PROTOTYPES else 0.02))
+    assert sorted(found) == sorted(expected)
+
+
+def test_the_network_is_made_as_the_config_says(tiny_config):
+    config = replace(tiny_config, prototypes_per_class=4, prototype_channels=7, attention_dropout=0.3)
+    assert network_config(config, 5) == NetworkConfig(
+        backbone="small", classes=5, prototypes_per_class=4, prototype_channels=7, attention_dropout=0.3
+    )
 
 
 def test_fast_adversarial_training_runs_and_changes_the_result(tiny_birds, tiny_config, tiny_run, tmp_path):

@@ -76,6 +76,28 @@ def test_the_total_loss_is_the_sum_of_its_terms(joint):
     torch.testing.assert_close(total_loss(forward, labels, weights, joint=joint), expected)
 
 
+def test_label_smoothing_mixes_both_heads_targets_with_the_uniform_distribution():
+    torch.manual_seed(0)
+    attention_logits, logits = torch.randn(3, 4), torch.randn(3, 4)
+    empty = torch.empty(0)
+    forward = Forward(
+        stages=[],
+        attention_logits=attention_logits,
+        attention=empty,
+        local=empty,
+        distances=empty,
+        similarities=empty,
+        logits=logits,
+    )
+    labels = [0, 3, 1]
+    expected = 0.0
+    for head in (attention_logits, logits):
+        for row, label in zip(head.log_softmax(1), labels, strict=True):
+            expected = expected - (0.8 * row[label] + 0.2 * row.mean()) / 3
+    loss = total_loss(forward, torch.tensor(labels), LossWeights(label_smoothing=0.2), joint=False)
+    torch.testing.assert_close(loss, expected)
+
+
 def test_sparsity_counts_only_weights_from_other_classes():
     network = Network(NetworkConfig(backbone="small", classes=3, prototypes_per_class=2, prototype_channels=4))
     assert sparsity(network).item() == pytest.approx(12 * 0.5)  # 3 classes, 4 others' prototypes each, -0.5

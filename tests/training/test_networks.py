@@ -42,12 +42,57 @@ def test_attention_peaks_at_one_and_an_all_nonpositive_map_is_finite_with_finite
     assert torch.isfinite(features.grad).all()
 
 
+def test_dropout_is_on_the_class_specific_branch_while_training_only():
+    torch.manual_seed(0)
+    head = AttentionHead(6, 3, 0.5)
+    features = torch.rand(2, 6, 4, 4)
+    torch.manual_seed(1)
+    training, _ = head.train()(features)
+    torch.manual_seed(1)
+    dropped = torch.nn.functional.dropout(features, 0.5, training=True)
+    torch.testing.assert_close(training, (head.agnostic(features) * head.specific(dropped)).mean((2, 3)))
+    serving, _ = head.eval()(features)
+    torch.testing.assert_close(serving, (head.agnostic(features) * head.specific(features)).mean((2, 3)))
+    assert not torch.allclose(training, serving)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.6])
+def test_the_network_drops_as_its_config_says(rate):
+    torch.manual_seed(0)
+    network = Network(NetworkConfig(backbone="small", classes=3, prototypes_per_class=2, attention_dropout=rate))
+    images = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        training = [network.train()(images).attention_logits for _ in range(2)]
+        serving = [network.eval()(images).attention_logits for _ in range(2)]
+    assert torch.equal(*training) == (rate == 0)  # batch statistics alone are the same twice
+    assert torch.equal(*serving)
+    assert network.attention_head.dropout.p == rate
+
+
 def test_distances_equal_direct_differences():
     torch.manual_seed(1)
     head = PrototypeHead(4, NetworkConfig(backbone="small", classes=2, prototypes_per_class=3, prototype_channels=5))
     local = torch.rand(2, 5, 3, 4)
     direct = (local[:, None] - head.prototypes[None, :, :, None, None]).square().sum(2)
     torch.testing.assert_close(head.distances(local), direct, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_distances_equal_those_of_direct_differences():
+    """Shifting by the mean must not leak into the gradient of either side."""
+    torch.manual_seed(2)
+    config = NetworkConfig(backbone="small", classes=2, prototypes_per_class=3, prototype_channels=5)
+    head = PrototypeHead(4, config).double()
+    local = torch.rand(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(2, 6, 3, 4, dtype=torch.float64)  # so that no sum hides a wrong sign
+    direct = (local[:, None] - head.prototypes[None, :, :, None, None]).square().sum(2)
+    distances = head.distances(local)
+    torch.testing.assert_close(distances, direct, rtol=1e-12, atol=1e-12)
+    for mine, twin in zip(
+        torch.autograd.grad((distances * upstream).sum(), (local, head.prototypes)),
+        torch.autograd.grad((direct * upstream).sum(), (local, head.prototypes)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, twin, rtol=1e-12, atol=1e-12)
 
 
 def test_similarities_are_gated_by_attention_and_the_last_layer_starts_at_plus_one_and_minus_a_half():

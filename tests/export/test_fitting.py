@@ -1,0 +1,118 @@
+"""Which images teach the detector's combination, against a selection written out one image at a time."""
+
+import numpy as np
+import pytest
+
+import export.fitting
+from bundle import tensors
+from bundle.image import ImageSpec
+from export.fitting import fit_detector, measure
+from training.data import open_dataset
+from training.data.loading import images_array
+from training.run import Run
+
+COUNT, ATTACKS = 50, ("fgsm-8", "pgd10-8")
+
+
+@pytest.fixture(scope="module")
+def network(tiny_run):
+    return Run(tiny_run).load_network()[1]
+
+
+@pytest.fixture(scope="module")
+def train(tiny_birds, tiny_config):
+    dataset = open_dataset(tiny_birds, seed=tiny_config.seed)
+    return images_array(dataset.parts["train"], ImageSpec(height=32, width=32))
+
+
+@pytest.fixture(scope="module")
+def photographers(network, train):
+    return {served: Photographer(network, served, train[0]) for served in tensors.NETWORKS}
+
+
+class Photographer:
+    """Finds images that the network calls what a test wants it to call them."""
+
+    def __init__(self, network, served, pool):
+        self.pool, self.predicted = pool, measure(network, served, pool)[1]
+        self.classes = np.unique(self.predicted)
+        self.random = np.random.default_rng(0)
+
+    def take(self, labels, wrong):
+        """Images that are called `labels` : (n,), but something else at the positions in `wrong`."""
+        chosen = []
+        for position, label in enumerate(labels):
+            fits = (self.predicted != label) if position in wrong else (self.predicted == label)
+            chosen.append(self.random.choice(np.flatnonzero(fits)))
+        return self.pool[chosen]
+
+
+def naive(detector, network, served, shown, labels):
+    """Negatives and positives, (n, columns) each, as the paper's protocol and its two exceptions say."""
+    rows, right = {}, {}
+    for name, images in shown.items():
+        features, answers = measure(network, served, images)
+        rows[name] = detector.layer_scores(features, answers)
+        right[name] = [answer == label for answer, label in zip(answers, labels, strict=True)]
+    chosen = [i for i in range(len(labels)) if right["clean"][i] and right["noise"][i]]
+    if len(chosen) < 20:
+        chosen = list(range(len(labels)))
+    negatives = [rows["clean"][i] for i in chosen] + [rows["noise"][i] for i in chosen]
+    positives = [rows[name][i] for name in ATTACKS for i in chosen if not right[name][i]]
+    if len(positives) < 20:
+        positives = [rows[name][i] for name in ATTACKS for i in chosen]
+    return np.array(negatives), np.array(positives)
+
+
+@pytest.mark.parametrize(
+    ("served", "kept", "fooled", "sizes"),
+    [
+        ("attention", 32, (13, 11), (64, 24)),
+        ("full", 20, (12, 8), (40, 20)),  # just enough of both
+        ("full", 32, (11, 8), (64, 64)),  # one fooled image too few: every attacked image is a positive
+        ("full", 19, (10, 9), (100, 35)),  # one image too few that is right both ways: all of them take part
+    ],
+)
+def test_the_combination_learns_from_the_right_images(
+    network, train, photographers, served, kept, fooled, sizes, monkeypatch
+):
+    """`kept` images are right clean and noisy; of those the attacks fool `fooled`, and 16 in all of the others."""
+    train, photographer = (train[0][::2], train[1][::2]), photographers[served]
+    labels = np.resize(photographer.classes, COUNT).astype(np.int64)
+    order = np.random.default_rng(1).permutation(COUNT)
+    both, rest = order[:kept], order[kept:]
+    shown = {
+        "clean": photographer.take(labels, set(rest[::2])),
+        "noise": photographer.take(labels, set(rest[1::2])),
+        ATTACKS[0]: photographer.take(labels, {*both[: fooled[0]], *rest[:9]}),
+        ATTACKS[1]: photographer.take(labels, {*both[-fooled[1] :], *rest[:7]}),
+    }
+    taught = []
+
+    def attacked(name, *_):
+        return shown[name]
+
+    def spy(negatives, positives):
+        taught.append((negatives, positives))
+        return combination(negatives, positives)
+
+    combination = export.fitting.fit_combination
+    monkeypatch.setattr(export.fitting, "attacked", attacked)
+    monkeypatch.setattr(export.fitting, "fit_combination", spy)
+    detector = fit_detector(
+        network,
+        served,
+        train=train,
+        validation=(shown["clean"], labels),
+        attacks=ATTACKS,
+        calibration_n=30,
+        alpha=0.1,
+        seed=0,
+    )
+    ((negatives, positives),) = taught
+    assert (len(negatives), len(positives)) == sizes
+    for mine, twin in zip((negatives, positives), naive(detector, network, served, shown, labels), strict=True):
+        np.testing.assert_allclose(mine, twin, rtol=1e-5)
+    weights = combination(negatives, positives).weights
+    np.testing.assert_array_equal(detector.combination.weights, weights)
+    assert (len(detector.calibration), detector.alpha) == (30, 0.1)
