@@ -86,9 +86,10 @@ def train(
     trainer = Trainer(
         run, dataset, config, Devices(accelerator=accelerator, precision=precision, workers=workers), console
     )
-    if replaced:  # only now: a mistyped option must not cost a finished run
-        run.clear()
-    record = trainer.fit(resume=resume)
+    with run.owned():
+        if replaced:  # only now: a mistyped option must not cost a finished run
+            run.clear()
+        record = trainer.fit(resume=resume)
     seconds = time.perf_counter() - started
     if json:
         _print_json(run, record, seconds)

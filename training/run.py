@@ -6,9 +6,13 @@ model.pt        the finished network's state dict
 prototypes.json which training image, and where in it, each prototype was projected onto
 """
 
+import contextlib
+import fcntl
 import io
 import json
+import os
 import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +72,24 @@ class Run:
     @property
     def finished(self) -> bool:
         return (self.path / "model.pt").is_file() and (self.path / "prototypes.json").is_file()
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Keep a second training out of this folder; the kernel lets go of it however this process ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CheckpointError(
+                    f"another fieldmark train is writing to {self.path}", hint="Wait for it, or choose another --out."
+                ) from None
+            except OSError:  # network file systems cannot lock a folder; a run there is not refused for that
+                pass
+            yield
+        finally:
+            os.close(handle)
 
     def clear(self) -> None:
         """Remove this run's files, and only them."""

@@ -135,3 +135,16 @@ def test_resuming_a_finished_run_with_other_options_does_not_say_finished(tiny_r
     done = subprocess.run(other, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"error: {tiny_run} was started with other settings. Resume with the same options.\n"
+
+
+@pytest.mark.parametrize("option", ["--force", "--resume"])
+def test_two_trainings_do_not_write_into_one_folder(tiny_birds, tiny_run, tmp_path, option):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    (run / "model.pt").unlink()  # not finished
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with Run(run).owned():
+        done = subprocess.run(train(tiny_birds, run, option), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"error: another fieldmark train is writing to {run}. Wait for it, or choose another --out.\n"
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
