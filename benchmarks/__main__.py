@@ -22,9 +22,9 @@ DEMO = Path("build/demo")
 LARGE = "resnet34"
 
 
-def demo(_: Path) -> dict[str, Any]:
-    """The figures of the last `make demo`: seconds of each stage, accuracy, flagged shares, AUROC."""
-    path = DEMO / "report.json"
+def demo(bundle: Path) -> dict[str, Any]:
+    """The figures of the `make demo` that made the bundle: seconds of each stage, accuracy, flagged shares, AUROC."""
+    path = bundle.parent / "report.json"
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if report["reused"]:
@@ -79,7 +79,8 @@ def bench(
         raise OptionError(f"there is no bundle at {bundle}", hint="Run 'make demo' first, or pass --bundle.")
     for name in names or MEASURES:
         result = MEASURES[name](bundle)
-        console.print(f"[bold]{name}[/] -> {save(name, result)}")
+        file = bundle.parent.name if name == "demo" else name  # demo, demo-small-fast, ...
+        console.print(f"[bold]{name}[/] -> {save(file, result)}")
         console.print_json(json.dumps(result))
 
 

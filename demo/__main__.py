@@ -23,12 +23,13 @@ from serving.client import TritonInference
 ATTACKS = ("clean", "noise", "fgsm-8", "pgd10-2", "pgd10-8")
 TITLES = ("clean", "Gaussian noise", "FGSM 8/255", "PGD-10 2/255", "PGD-10 8/255")
 SHOWN = 6  # birds in demo.png
+DEFAULT_PRESET = "small"
 
 
 def demo(
     data: Annotated[Path | None, typer.Option(help="Your dataset: CUB, Cars or class folders.")] = None,
-    preset: Annotated[str, typer.Option(help="Training preset.")] = "small",
-    out: Annotated[Path | None, typer.Option(help="Where everything goes; build/demo, or build/demo-NAME.")] = None,
+    preset: Annotated[str, typer.Option(help="Training preset.")] = DEFAULT_PRESET,
+    out: Annotated[Path | None, typer.Option(help="Where everything goes; build/demo[-NAME][-PRESET].")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Training epochs, instead of the preset's.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Input side in pixels, instead of the preset's.")] = None,
     weights: Annotated[str | None, typer.Option(help="'imagenet', 'none' or a file, instead of the preset's.")] = None,
@@ -36,7 +37,8 @@ def demo(
 ) -> None:
     """Run the whole job; finished stages are reused."""
     console = Console()
-    out = out or Path("build") / ("demo" if data is None else f"demo-{data.resolve().name}")
+    names = [*([] if data is None else [data.resolve().name]), *([] if preset == DEFAULT_PRESET else [preset])]
+    out = out or Path("build") / "-".join(["demo", *names])
     out.mkdir(parents=True, exist_ok=True)
     stages = Stages(out, console)
     run, bundle_path, attacked = out / "run", out / "bundle", out / "attacked"
