@@ -148,15 +148,23 @@ def _die_with_the_parent() -> None:
 
 @contextlib.contextmanager
 def _children_ignore_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches the whole process group; only the parent answers it. Children inherit what is ignored at birth."""
+    """Ctrl-C reaches the whole process group; only the parent answers it. Children inherit what is ignored at birth.
+
+    SIGTERM waits until they are born: a parent that goes away in between leaves them with half a letter to read.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    waiting: list[int] = []
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    terminate = signal.signal(signal.SIGTERM, lambda number, _: waiting.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, terminate)
+        if waiting:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _write_index(folder: Path, recipe: Recipe, chosen: tuple[Species, ...], drawn: list[_Drawn]) -> None:
