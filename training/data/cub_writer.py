@@ -113,7 +113,7 @@ def _draw_all(folder: Path, recipe: Recipe, workers: int, tick: Tick) -> list[_D
         min(workers, len(tasks)), mp_context=get_context("spawn"), initializer=_die_with_the_parent
     ) as pool:
         try:
-            with _children_ignore_interrupts():
+            with _signals_wait():
                 futures: list[Future[list[_Drawn]]] = [pool.submit(_draw_some, folder, recipe, *task) for task in tasks]
             for future in as_completed(futures):
                 tick(len(future.result()))
@@ -140,6 +140,7 @@ def _draw_some(folder: Path, recipe: Recipe, number: int, images: range) -> list
 
 def _die_with_the_parent() -> None:
     """A worker waits for work for ever, also when its parent was killed; so it watches the parent, too."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
     parent = parent_process()
     if parent is not None:
         sentinel = parent.sentinel
@@ -147,24 +148,27 @@ def _die_with_the_parent() -> None:
 
 
 @contextlib.contextmanager
-def _children_ignore_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches the whole process group; only the parent answers it. Children inherit what is ignored at birth.
+def _signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait while workers are born: a parent that goes away then leaves them half a letter to read.
 
-    SIGTERM waits until they are born: a parent that goes away in between leaves them with half a letter to read.
+    Workers are born with both blocked, and unblock only SIGTERM: Ctrl-C reaches the whole group of processes, and only
+    the parent answers it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    waiting: list[int] = []
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    terminate = signal.signal(signal.SIGTERM, lambda number, _: waiting.append(number))
+    heard: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda received, _: heard.append(received)) for number in numbers]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, interrupt)
-        signal.signal(signal.SIGTERM, terminate)
-        if waiting:
-            signal.raise_signal(signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # what came in between is heard here
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        if heard:
+            signal.raise_signal(heard[0])
 
 
 def _write_index(folder: Path, recipe: Recipe, chosen: tuple[Species, ...], drawn: list[_Drawn]) -> None:
