@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from bundle.files import atomic_file
+from serving.explain import overlay
 from serving.prediction import Prediction
 
 BESIDE = 2  # birds in a line
@@ -78,17 +78,3 @@ def _panel(left: Any, right: Any, truth: str, condition: str, panel: Panel) -> N
         axis.axis("on")
         axis.set_xticks([])
         axis.set_yticks([])
-
-
-def overlay(pixels: npt.NDArray[np.uint8], attention: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Grey image, tinted where attention is high: (H, W, 3) uint8."""
-    from matplotlib import colormaps
-
-    height, width = pixels.shape[:2]
-    heat = Image.fromarray((np.clip(attention, 0, 1) * 255).astype(np.uint8)).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
-    strength = np.asarray(heat, dtype=np.float32)[..., None] / 255
-    grey = np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"), dtype=np.float32)
-    colour = np.asarray(colormaps["inferno"](strength[..., 0]))[..., :3] * 255
-    return (grey * (1 - 0.65 * strength) + colour * 0.65 * strength).clip(0, 255).astype(np.uint8)

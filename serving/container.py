@@ -6,7 +6,6 @@ is the same but for three things: the backend, no adapter, and one instance on e
 
 import argparse
 import os
-import secrets
 import sys
 import tempfile
 from pathlib import Path
@@ -16,9 +15,9 @@ from bundle import Bundle
 from bundle.errors import FieldmarkError, ServerError, printable
 from bundle.files import write_text
 from serving.repository import available_cores, model_config
+from serving.server import restriction
 
 SERVER = "tritonserver"
-RESTRICTED = "shared-memory,model-repository,trace,logging"
 
 
 def native_config(bundle: Bundle, network: str, cores: int) -> Any:
@@ -51,7 +50,7 @@ def write_native_repository(bundle: Bundle, folder: Path, *, cores: int | None =
 
 def command(models: Path) -> list[str]:
     """tritonserver's command line: gRPC on 8001, HTTP on 8000, metrics on 8002, nothing that changes the server."""
-    secret = f"{RESTRICTED}:fieldmark-key={secrets.token_urlsafe(24)}"
+    secret = restriction()
     options = {
         "model-repository": models,
         "model-control-mode": "none",  # the other modes can load code that a request brings along
