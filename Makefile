@@ -19,7 +19,7 @@ LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gen
 	$(if $(UPGRADE),--upgrade) pyproject.toml
 LINE := printf '==> %s\n'
 
-.PHONY: help setup demo test check bench lock clean distclean
+.PHONY: help setup demo test check bench study lock clean distclean
 
 help: ## Show this list
 	@echo "usage: make TARGET"
@@ -42,6 +42,9 @@ check: .venv/.ready ## Lint, formatting, strict types, locks and the Dockerfile
 
 bench: setup ## Measure every number of the README again
 	.venv/bin/python -m benchmarks
+
+study: setup ## Tables 1-3 of the paper; goes on where it stopped. DATA=FOLDER BACKBONE=vgg16 take your own
+	@.venv/bin/python -m benchmarks.study $${DATA:+--data "$$DATA"} $${BACKBONE:+--backbone "$$BACKBONE"}
 
 lock: .venv/.ready ## Choose versions again for pyproject.toml, write the locks. UPGRADE=1 takes the newest of everything
 	$(LOCK) --output-file requirements/base.lock >/dev/null

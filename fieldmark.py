@@ -19,6 +19,7 @@ from bundle.errors import FieldmarkError, MissingExtra, OptionError, printable
 VERBS: dict[str, tuple[str, str]] = {
     "data": ("training.data.cli", "Draw the built-in set of birds, or look at any dataset."),
     "train": ("training.cli", "Train a robust classifier on a dataset folder."),
+    "evaluate": ("training.cli", "Measure a trained classifier's accuracy, clean and under attack."),
     "attack": ("training.cli", "Attack a trained classifier; write the attacked images as 8-bit files."),
     "export": ("export.cli", "Turn a training run into a bundle: ONNX graphs with preprocessing and detector inside."),
     "bundle": ("bundle.cli", "Show or verify a bundle."),
@@ -31,6 +32,9 @@ EXTRAS: dict[str, str] = {
     "torch": "training",
     "torchvision": "training",
     "lightning_fabric": "training",
+    "pytorch_metric_learning": "training",
+    "tensorboard": "training",
+    "pyautoattack": "attacks",
     "sklearn": "training",
     "scipy": "training",
     "onnx": "export",

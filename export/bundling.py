@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from bundle import tensors
-from bundle.errors import CheckpointError
+from bundle.errors import CheckpointError, OptionError
 from bundle.files import check_free, sha256_of
 from bundle.folder import Bundle, write_bundle
 from bundle.image import ImageSpec
@@ -55,6 +55,11 @@ def export_run(
     record, network = run.load_network()
     for name in settings.attacks:
         attack_named(name)
+    if unserved := set(network.config.heads) - set(tensors.NETWORKS):
+        raise OptionError(
+            f"{run_path} is a substitute to attack from, with the head {unserved.pop()!r}; it is not served",
+            hint="Export a run of another system.",
+        )
     root = data if data is not None else Path(record.dataset.root)
     dataset = run_dataset(record, root)
     check_outside(dataset, out)
@@ -68,9 +73,10 @@ def export_run(
         staged = Path(folder)
         networks = {
             served: _export_network(network, served, spec, parts, settings, staged, console)
-            for served in tensors.NETWORKS
+            for served in network.config.heads
         }
-        prototypes = _prototype_files(run.read_prototypes(), by_key, spec, network, staged)
+        sources = run.read_prototypes() if network.prototype_head is not None else []
+        prototypes = _prototype_files(sources, by_key, spec, network, staged)
         return write_bundle(
             out,
             staged,

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bundle import tensors
 from detector.combination import fit_combination
 from detector.model import Detector, fit_layers, layer_scores
 from training.adversaries import CLEAN, NOISE, perturb
@@ -81,16 +80,10 @@ def measure(
     predicted: list[Tensor] = []
     for batch in torch.from_numpy(images).split(BATCH):
         pixels = from_bytes(batch.to(device))
-        if served == tensors.FULL:
-            forward = network(pixels)
-            features = detector_features(forward.stages, forward.attention, forward.local)
-            logits = forward.logits
-        else:
-            stages, logits, attention = network.attend(pixels)
-            features = detector_features(stages, attention, None)
-        for layer, values in features.items():
+        forward = network(pixels, served)
+        for layer, values in detector_features(forward).items():
             collected.setdefault(layer, []).append(values.cpu())
-        predicted.append(logits.argmax(1).cpu())
+        predicted.append(forward.logits[served].argmax(1).cpu())
     return {layer: torch.cat(parts).numpy() for layer, parts in collected.items()}, torch.cat(predicted).numpy()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bundle import tensors
 from detector.combination import FLOOR
 from detector.model import DISTANCES, Detector
-from training.networks import Network, detector_features
+from training.networks import Forward, Network, detector_features, read_heads
 
 PROTOTYPES_SHOWN = 5
 
@@ -51,11 +51,12 @@ class ServedNetwork(nn.Module):
 
     def __init__(self, network: Network, served: str, detector: Detector) -> None:
         super().__init__()
-        self.full = served == tensors.FULL
+        self.served = served
         self.backbone, self.attention_head = network.backbone, network.attention_head
-        self.prototype_head = network.prototype_head if self.full else None
+        self.prototype_head = network.prototype_head if served == tensors.FULL else None
         self.layers, self.alpha = detector.layers, detector.alpha
-        self.shown = min(PROTOTYPES_SHOWN, len(network.prototype_head.prototypes))
+        prototypes = 0 if self.prototype_head is None else len(self.prototype_head.prototypes)
+        self.shown = min(PROTOTYPES_SHOWN, prototypes)
         # The image stays in 0..255 until here: (x / 255 - mean) / std as one multiply and one add.
         self.register_buffer("scale", 1 / (255 * network.std))
         self.register_buffer("shift", -network.mean / network.std)
@@ -69,15 +70,12 @@ class ServedNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """image : uint8 [N, H, W, 3], RGB."""
-        stages = self._stages(image)
-        logits, attention = self.attention_head(stages[-1])
-        local = None
+        forward = self._forward(image)
+        logits, features = forward.logits[self.served], detector_features(forward)
         explanation: tuple[Tensor, ...] = ()
-        if self.prototype_head is not None:
-            local, _, similarities, logits = self.prototype_head(stages[-1], attention)
-            strongest = similarities.topk(self.shown, dim=1)
+        if forward.similarities is not None:
+            strongest = forward.similarities.topk(self.shown, dim=1)
             explanation = (strongest.indices, strongest.values)
-        features = detector_features(stages, attention, local)
         predicted = logits.argmax(1, keepdim=True)
         found = [fit(features[layer], predicted) for layer, fit in zip(self.layers, self.gaussians, strict=True)]
         norms = torch.cat([norm for norm, _, _ in found for _ in DISTANCES], dim=1)
@@ -85,17 +83,18 @@ class ServedNetwork(nn.Module):
         score = (torch.log(layer_scores + FLOOR) @ self.weights).squeeze(1) + self.bias
         at_least = (self.calibration >= score[:, None]).to(torch.float32).sum(1)
         p_value = (1 + at_least) / (self.calibration.shape[1] + 1)
+        attention = forward.attention
+        if attention is None:  # a network without attention looks everywhere alike
+            attention = torch.ones_like(forward.stages[-1][:, 0])
         return logits.softmax(1), score, p_value, p_value <= self.alpha, layer_scores, attention, *explanation
 
     def similarities(self, image: Tensor) -> Tensor:
         """How similar every prototype is, [N, m], of which `forward` shows the strongest; the full network only."""
-        if self.prototype_head is None:
-            raise ValueError("the attention network has no prototypes")
-        features = self._stages(image)[-1]
-        _, attention = self.attention_head(features)
-        similarities: Tensor = self.prototype_head(features, attention)[2]
+        similarities = self._forward(image).similarities
+        if similarities is None:
+            raise ValueError(f"the network {self.served!r} has no prototypes")
         return similarities
 
-    def _stages(self, image: Tensor) -> list[Tensor]:
+    def _forward(self, image: Tensor) -> Forward:
         stages: list[Tensor] = self.backbone(image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift)
-        return stages
+        return read_heads(stages, self.attention_head, self.prototype_head)

@@ -265,7 +265,8 @@ def tiny_run(tiny_birds: Path, tiny_config: Any, tmp_path_factory: pytest.TempPa
     from rich.console import Console
 
     from training.data import open_dataset
-    from training.fit import Devices, Trainer
+    from training.fit import Trainer
+    from training.parallel import Devices
     from training.run import Run
 
     path = tmp_path_factory.mktemp("run") / "tiny"

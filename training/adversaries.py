@@ -1,6 +1,12 @@
-"""Attacked images as files: what an attacker with the weights would upload."""
+"""Attacks by name on a network's head, and attacked images as files, as an attacker with the weights would send them.
+
+A name is `clean`, `noise`, an attack of `training.attacks`, `autoattack-EPS`, or any of these at a source: NAME@SOURCE
+is made on another network and transferred, as by an attacker who does not have the weights.
+"""
 
 import csv
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,12 +19,15 @@ from bundle.errors import CheckpointError, OptionError
 from bundle.files import atomic_folder
 from training.attack_losses import judge_of, losses_against
 from training.attacks import attack_named, from_bytes, gaussian_noise, round_to_bytes, worst_case
+from training.autoattack import auto_attack
 from training.data import Dataset, Sample, check_outside, open_dataset
 from training.data.loading import image_loader
 from training.networks import Network
-from training.run import RunRecord, image_spec
+from training.run import Run, RunRecord, image_spec
 
 CLEAN, NOISE = "clean", "noise"
+_AUTO = re.compile(r"autoattack-(\d+)")
+AUTO_CLASSES = 4  # the targeted ratio of logits divides by the gap to the fourth
 NOISE_STD = 8 / 255  # pixel units; the control is as large as the largest usual eps
 BATCH = 64
 
@@ -34,17 +43,79 @@ def run_dataset(record: RunRecord, root: Path) -> Dataset:
     return dataset
 
 
-def perturb(
-    name: str, network: Network, served: str, images: Tensor, labels: Tensor, generator: torch.Generator
+def check_attacks(names: tuple[str, ...], sources: Mapping[str, Network], network: Network) -> None:
+    """Raises OptionError for a name that `perturb` would not understand."""
+    for name in names:
+        method, at, source = name.partition("@")
+        if at and source not in sources:
+            known = ", ".join(sources) or "none"
+            raise OptionError(
+                f"attack {name!r} names the source {source!r}", hint=f"Sources: {known}; give one by --source."
+            )
+        if method in (CLEAN, NOISE):
+            continue
+        if _AUTO.fullmatch(method) is None:
+            attack_named(method)
+        elif (sources[source] if at else network).config.classes < AUTO_CLASSES:
+            raise OptionError(f"{method} needs at least {AUTO_CLASSES} classes", hint="Use pgd100x10 there.")
+
+
+def open_sources(texts: tuple[str, ...], record: RunRecord) -> dict[str, Network]:
+    """Networks to transfer attacks from, by name, from NAME=RUN texts. They must take the same images and name the same
+    classes as `record`.
+    """
+    found: dict[str, Network] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not re.fullmatch(r"[\w-]+", name):
+            raise OptionError(f"{text!r} is not NAME=RUN", hint="For example: --source bb-v=runs/gap-vgg16")
+        other, network = Run(Path(path)).load_network()
+        if image_spec(other.config) != image_spec(record.config) or other.labels != record.labels:
+            raise OptionError(
+                f"{path} takes other images or knows other classes than this run",
+                hint="Train the source on the same data at the same image size.",
+            )
+        found[name] = network
+    return found
+
+
+def attack_pixels(
+    name: str,
+    network: Network,
+    head: str,
+    pixels: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    sources: Mapping[str, Network] | None = None,
 ) -> Tensor:
-    """`clean`, `noise` or an attack's name, on uint8 images [B, H, W, 3]; rounded back to uint8."""
+    """[B, 3, H, W] in [0, 1] and labels [B] -> attacked images of the same shape, in floats."""
+    method, at, source = name.partition("@")
+    if at and sources is not None:
+        network = sources[source]
+        head = network.config.heads[0]
+    if method == CLEAN:
+        return pixels
+    if method == NOISE:
+        return gaussian_noise(pixels, NOISE_STD, generator)
+    if auto := _AUTO.fullmatch(method):
+        return auto_attack(network, head, pixels, labels, eps=int(auto[1]) / 255, seed=generator.initial_seed())
+    losses, judge = losses_against(network, head), judge_of(network, head)
+    return worst_case(attack_named(method), losses, judge, pixels, labels, generator).images
+
+
+def perturb(
+    name: str,
+    network: Network,
+    head: str,
+    images: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    sources: Mapping[str, Network] | None = None,
+) -> Tensor:
+    """The same on uint8 images [B, H, W, 3], rounded back to uint8."""
     if name == CLEAN:
         return images
-    pixels = from_bytes(images)
-    if name == NOISE:
-        return round_to_bytes(gaussian_noise(pixels, NOISE_STD, generator))
-    losses, judge = losses_against(network, served), judge_of(network, served)
-    return round_to_bytes(worst_case(attack_named(name), losses, judge, pixels, labels, generator).images)
+    return round_to_bytes(attack_pixels(name, network, head, from_bytes(images), labels, generator, sources))
 
 
 def write_attacks(
@@ -58,19 +129,19 @@ def write_attacks(
     part: str,
     count: int,
     seed: int,
+    sources: Mapping[str, Network] | None = None,
     replace: bool = False,
 ) -> int:
     """Write OUT/<network>/<attack>/NNNNN.png and OUT/index.csv; returns the number of images."""
-    for name in attacks:
-        if name not in (CLEAN, NOISE):
-            attack_named(name)
+    check_attacks(attacks, sources or {}, network)
     dataset = run_dataset(record, root)
     check_outside(dataset, out)
     if part not in dataset.parts:
         raise OptionError(f"unknown part {part!r}", hint=f"Choose one of: {', '.join(dataset.parts)}.")
     chosen = spread(dataset.parts[part], count)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
+    for each in (network, *(sources or {}).values()):
+        each.to(device)
     loader = image_loader(chosen, image_spec(record.config), batch_size=BATCH, shuffle_seed=None)
     rows: list[tuple[str, str, str, str, str]] = []
     talk = Console(stderr=True)
@@ -83,7 +154,7 @@ def write_attacks(
                 generator = torch.Generator().manual_seed(seed)
                 for images, labels, positions in loader:
                     images, labels = images.to(device), labels.to(device)
-                    attacked = perturb(name, network, served, images, labels, generator).cpu().numpy()
+                    attacked = perturb(name, network, served, images, labels, generator, sources).cpu().numpy()
                     for pixels, position in zip(attacked, positions.tolist(), strict=True):
                         sample, file = chosen[position], f"{position:05d}.png"
                         Image.fromarray(pixels).save(target / file)

@@ -39,31 +39,30 @@ def towards(targets: Tensor, loss: LogitLoss = cross_entropy) -> LogitLoss:
     return lambda logits, _: -loss(logits, targets)
 
 
-def loss_of(network: Network, heads: tuple[str, ...], loss: LogitLoss = cross_entropy) -> LossFunction:
-    """`loss` summed over the named heads (`full`, `attention`); the paper attacks with the sum of both."""
+def loss_of(network: Network, head: str | None = None, loss: LogitLoss = cross_entropy) -> LossFunction:
+    """`loss` of one head's logits, or summed over all heads of the network; the paper attacks with the sum of both."""
 
     def total(images: Tensor, labels: Tensor) -> Tensor:
-        if heads == (tensors.ATTENTION_ONLY,):
-            return loss(network.attend(images)[1], labels)
-        forward = network(images)
-        return torch.stack([loss(forward.head(head), labels) for head in heads]).sum(0)
+        logits = network(images, head).logits
+        return torch.stack([loss(each, labels) for name, each in logits.items() if head in (None, name)]).sum(0)
 
     return total
 
 
-def judge_of(network: Network, served: str) -> Judge:
-    """Whether the served head's answer is right."""
+def judge_of(network: Network, head: str) -> Judge:
+    """Whether the head's answer is right."""
 
     def right(images: Tensor, labels: Tensor) -> Tensor:
-        logits = network.attend(images)[1] if served == tensors.ATTENTION_ONLY else network(images).logits
+        logits: Tensor = network(images, head).logits[head]
         return logits.argmax(1) == labels
 
     return right
 
 
-def losses_against(network: Network, served: str) -> tuple[LossFunction, ...]:
-    """What is tried against a served head: its own cross-entropy; for `full` also the joint one of both heads, which is
-    all that the authors' code tries.
+def losses_against(network: Network, head: str, loss: LogitLoss = cross_entropy) -> tuple[LossFunction, ...]:
+    """What is tried against a head: its own loss; where an attention head gates it, also the joint one of both heads,
+    which is all that the authors' code tries.
     """
-    own = loss_of(network, (served,))
-    return (own, loss_of(network, tensors.NETWORKS)) if served == tensors.FULL else (own,)
+    own = loss_of(network, head, loss)
+    gated = head == tensors.FULL and network.attention_head is not None
+    return (own, loss_of(network, None, loss)) if gated else (own,)

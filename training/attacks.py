@@ -92,6 +92,22 @@ def run_attack(
     return adversarial
 
 
+def noisy_step(
+    eps: float,
+    step: float,
+    loss: LossFunction,
+    images: Tensor,
+    labels: Tensor,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """N-FGSM (de Jorge et al. 2022), for training only: one signed step from uniform noise of twice `eps`, and no
+    projection back onto the eps ball.
+    """
+    noise = torch.rand(images.shape, generator=generator, dtype=images.dtype, device="cpu").to(images.device)
+    noisy = images + 2 * eps * (2 * noise - 1)
+    return (noisy + step * _gradient(loss, noisy, labels).sign()).clamp(0, 1)
+
+
 class WorstCase(NamedTuple):
     """`images` [B, 3, H, W] and, per image, whether the attack `fooled` the network [B] bool."""
 

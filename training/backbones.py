@@ -4,6 +4,7 @@ H, W: image pixels. Every stage map is [B, C_s, H_s, W_s] and non-negative (afte
 """
 
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bundle.errors import CheckpointError, OptionError
+
+_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 class Backbone(nn.Module):
@@ -76,11 +79,26 @@ def _resnet34() -> Backbone:
     return Backbone([stem, net.layer2, net.layer3, net.layer4], (64, 128, 256, 512), 32)
 
 
+def _densenet121() -> Backbone:
+    import torchvision
+
+    features = torchvision.models.densenet121(weights=None).features
+    block, stages = [features.conv0, features.norm0, features.relu0, features.pool0], []
+    for index in (1, 2, 3):  # a stage ends with the ReLU before the transition's convolution
+        transition = features.get_submodule(f"transition{index}")
+        block += [features.get_submodule(f"denseblock{index}"), transition.norm, transition.relu]
+        stages.append(nn.Sequential(*block))
+        block = [transition.conv, transition.pool]
+    stages.append(nn.Sequential(*block, features.denseblock4, features.norm5, nn.ReLU()))
+    return Backbone(stages, (256, 512, 1024, 1024), 32)
+
+
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "small": _small,
     "vgg16": lambda: _vgg(16),
     "vgg19": lambda: _vgg(19),
     "resnet34": _resnet34,
+    "densenet121": _densenet121,
 }
 
 
@@ -106,6 +124,8 @@ def load_weights(backbone: Backbone, name: str, weights: str) -> None:
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as problem:
             first_line = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
             raise CheckpointError(f"{path} is not a PyTorch state dict ({first_line})") from None
+    if isinstance(state, dict) and name == "densenet121":  # its published files keep the names of torch 0.3
+        state = {_DENSE_LAYER.sub(r"\1\2", str(key)): value for key, value in state.items()}
     reference = _torchvision_names(backbone, name)
     missing = [key for key in reference if not isinstance(state, dict) or key not in state]
     if missing:
@@ -134,7 +154,7 @@ def _torchvision_names(backbone: Backbone, name: str) -> dict[str, str]:
     import torchvision
 
     net = getattr(torchvision.models, name)(weights=None)
-    source = net.features if name.startswith("vgg") else net
-    prefix = "features." if name.startswith("vgg") else ""
+    source = getattr(net, "features", net)
+    prefix = "features." if source is not net else ""
     theirs = [f"{prefix}{key}" for key in source.state_dict() if not key.startswith("fc.")]
     return dict(zip(theirs, backbone.state_dict(), strict=True))

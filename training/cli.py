@@ -1,4 +1,4 @@
-"""`fieldmark train` and `fieldmark attack`."""
+"""`fieldmark train`, `fieldmark attack` and `fieldmark evaluate`."""
 
 import json as jsonlib
 import sys
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bundle import tensors
 from bundle.errors import MissingExtra, OptionError
+from bundle.files import write_text
 
 if TYPE_CHECKING:
     from training.run import Run, RunRecord
@@ -30,14 +31,22 @@ def train(
     data: Annotated[Path, typer.Argument(help="CUB-200-2011, Stanford Cars-196 or a folder of class folders.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     preset: Annotated[str, typer.Option(help="Starting point of all settings; an unknown name lists them.")] = "small",
+    system: Annotated[
+        str | None, typer.Option(help="maxsep (default), ap, ap-triplet, ap-pcl, protopnet, gap.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training part, warm-up included.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the square input in pixels.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="small, vgg16, vgg19 or resnet34.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="small, vgg16, vgg19, resnet34 or densenet121.")] = None,
     weights: Annotated[str | None, typer.Option(help="'imagenet', 'none', or a torchvision state dict.")] = None,
-    adversarial: Annotated[str | None, typer.Option(help="'fast': fast adversarial training; 'none'.")] = None,
+    adversarial: Annotated[str | None, typer.Option(help="Adversarial training: fast, n-fgsm or none.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting: --set loss.cluster=0 --set ema=0.99"),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation and data division.")] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="Devices to train on together; a batch is divided.")] = 1,
     precision: Annotated[
         str, typer.Option(help="Lightning Fabric's names: 32-true, bf16-mixed, 16-mixed.")
     ] = "32-true",
@@ -46,16 +55,19 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is there already.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train attention and prototype heads, project the prototypes, and keep the best epoch on validation."""
+    """Train a system's heads, project its prototypes, and keep the best epoch on validation."""
     try:
         from training.config import preset as preset_named
         from training.data import check_outside, open_dataset
-        from training.fit import Devices, Trainer
+        from training.fit import train_run
+        from training.parallel import Devices
         from training.run import Run
     except ImportError as problem:
         raise MissingExtra.named("training", "fieldmark train", problem) from None
     config = preset_named(
         preset,
+        system=system,
+        texts=set_ or (),
         epochs=epochs,
         batch_size=batch_size,
         image_size=image_size,
@@ -83,22 +95,17 @@ def train(
     counts = ", ".join(f"{len(samples)} {name}" for name, samples in dataset.parts.items())
     console.print(f"{dataset.name}: {len(dataset.labels)} classes; {counts}", highlight=False)
     started = time.perf_counter()
-    trainer = Trainer(
-        run, dataset, config, Devices(accelerator=accelerator, precision=precision, workers=workers), console
-    )
-    with run.owned():
-        if replaced:  # only now: a mistyped option must not cost a finished run
-            run.clear()
-        record = trainer.fit(resume=resume)
+    using = Devices(accelerator=accelerator, precision=precision, devices=devices, workers=workers)
+    record = train_run(run, dataset, config, using, console, resume=resume)
     seconds = time.perf_counter() - started
     if json:
         _print_json(run, record, seconds)
         return
-    validation = record.results["validation"]
+    shares = ", ".join(f"{head} {share:.1%}" for head, share in record.results["validation"].items())
+    served = set(record.results["validation"]) <= set(tensors.NETWORKS)
+    following = f"fieldmark export {out} --out BUNDLE" if served else f"fieldmark attack RUN --source {out}"
     console.print(
-        f"{out}: validation accuracy full {validation[tensors.FULL]:.1%}, "
-        f"attention {validation[tensors.ATTENTION_ONLY]:.1%}, {seconds:.0f} s\n"
-        f"next: fieldmark export {out} --out BUNDLE",
+        f"{out}: validation accuracy {shares}, {seconds:.0f} s\nnext: {following}",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -115,9 +122,12 @@ def attack(
     run: Annotated[Path, typer.Argument(help="A finished training run.")],
     out: Annotated[Path, typer.Option(help="Folder for the images and index.csv.")],
     data: Annotated[Path | None, typer.Option(help="The dataset, if it has moved since training.")] = None,
-    attacks: Annotated[str, typer.Option(help="Comma-separated: clean, noise, fgsm-8, pgd10-2, pgd10-8 ...")] = (
-        "clean,noise,fgsm-8,pgd10-2,pgd10-8"
-    ),
+    attacks: Annotated[
+        str, typer.Option(help="Comma-separated: clean, noise, fgsm-8, pgd10-8, autoattack-8, pgd10-8@SOURCE ...")
+    ] = ("clean,noise,fgsm-8,pgd10-2,pgd10-8"),
+    source: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=RUN", help="A run to transfer attacks from, as ATTACK@NAME.")
+    ] = None,
     network: Annotated[str, typer.Option(help="full, attention or both.")] = "both",
     part: Annotated[str, typer.Option(help="Part of the dataset to attack.")] = "test",
     count: Annotated[int, typer.Option(min=1, help="Images at most, spread over the classes.")] = 400,
@@ -126,19 +136,78 @@ def attack(
 ) -> None:
     """White-box attacks on a run, written as PNG files an attacker could upload."""
     try:
-        from training.adversaries import write_attacks
+        from training.adversaries import open_sources, write_attacks
         from training.run import Run
     except ImportError as problem:
         raise MissingExtra.named("training", "fieldmark attack", problem) from None
-    networks = tensors.NETWORKS if network == "both" else (network,)
-    if unknown := set(networks) - set(tensors.NETWORKS):
-        raise OptionError(f"unknown network {unknown.pop()!r}", hint="Choose one of: full, attention, both.")
     record, model = Run(run).load_network()
+    networks = model.config.heads if network == "both" else (network,)
+    if unknown := set(networks) - set(model.config.heads):
+        hint = f"Choose one of: {', '.join(model.config.heads)}, both."
+        raise OptionError(f"unknown network {unknown.pop()!r} of {run}", hint=hint)
     names = tuple(dict.fromkeys(name.strip() for name in attacks.split(",") if name.strip()))
     if not names:
         raise OptionError("--attacks names nothing", hint="Name some, such as: clean,pgd10-8")
     root = data if data is not None else Path(record.dataset.root)
     written = write_attacks(
-        record, model, root, out, attacks=names, networks=networks, part=part, count=count, seed=seed, replace=force
+        record,
+        model,
+        root,
+        out,
+        attacks=names,
+        networks=networks,
+        part=part,
+        count=count,
+        seed=seed,
+        sources=open_sources(tuple(source or ()), record),
+        replace=force,
     )
     Console().print(f"{out}: {written} images and index.csv", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A finished training run.")],
+    data: Annotated[Path | None, typer.Option(help="The dataset, if it has moved since training.")] = None,
+    attacks: Annotated[
+        str | None, typer.Option(help="Comma-separated attacks instead of the paper's columns; clean is always there.")
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=RUN", help="A run to transfer attacks from, as ATTACK@NAME.")
+    ] = None,
+    part: Annotated[str, typer.Option(help="Part of the dataset to attack.")] = "test",
+    count: Annotated[int, typer.Option(min=1, help="Images at most, spread over the classes.")] = 400,
+    autoattack_count: Annotated[int, typer.Option(min=0, help="Images at most for AutoAttack; 0 leaves it out.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of noise and random starts.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the result, image by image, to this JSON file.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Accuracy of every head under the paper's attacks, per-image worst case and AutoAttack included."""
+    try:
+        from training.adversaries import open_sources
+        from training.evaluation import PAPER, evaluate_run, show
+        from training.run import Run
+    except ImportError as problem:
+        raise MissingExtra.named("training", "fieldmark evaluate", problem) from None
+    record, model = Run(run).load_network()
+    sources = open_sources(tuple(source or ()), record)
+    chosen = PAPER if attacks is None else tuple(name.strip() for name in attacks.split(",") if name.strip())
+    transferred = tuple(f"pgd10-8@{name}" for name in sources) if attacks is None else ()
+    result = evaluate_run(
+        record,
+        model,
+        data if data is not None else Path(record.dataset.root),
+        attacks=(*chosen, *transferred),
+        sources=sources,
+        part=part,
+        count=count,
+        autoattack_count=autoattack_count,
+        seed=seed,
+    )
+    text = jsonlib.dumps(result) + "\n"
+    if out is not None:
+        write_text(out, text)
+    if json:
+        sys.stdout.write(text)
+    else:
+        Console().print(show(result))

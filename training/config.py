@@ -1,7 +1,12 @@
-"""What a training run is made of: one frozen record, and presets that are functions returning one."""
+"""What a training run is made of: one frozen record, made from a preset and changed by options.
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+A preset is named [SYSTEM-]BACKBONE[-fast]: the objective and heads of a system, the recipe of a backbone, and fast
+adversarial training if asked for. `small`, `ap-vgg16`, `protopnet-resnet34-fast`, `gap-densenet121`.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from bundle.errors import OptionError
@@ -9,6 +14,9 @@ from training.attacks import Attack
 from training.augment import Augmentation
 from training.backbones import BACKBONES
 from training.losses import LossWeights
+from training.systems import DEFAULT, SYSTEMS
+
+ADVERSARIAL = ("none", "fast", "n-fgsm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +24,7 @@ class TrainingConfig:
     """Every number of a run. Sizes in pixels, rates per step, eps and step in [0, 1] pixel units."""
 
     preset: str
+    system: str  # a name in training.systems.SYSTEMS
     backbone: str
     image_size: int
     epochs: int  # warm-up included
@@ -32,9 +41,13 @@ class TrainingConfig:
     schedule: str = "step"  # "step": a tenth every 10 epochs; "cosine": one cycle with a linear start
     loss: LossWeights = field(default_factory=LossWeights)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    adversarial: str = "none"  # "fast": single-step adversarial training from a random start (Wong et al. 2020)
+    ema: float = 0.0  # decay of an average over the weights, which is then what is validated and kept; 0: none
+    # "fast": single-step adversarial training from a random start (Wong et al. 2020); "n-fgsm": from noise of twice
+    # eps, unclipped (de Jorge et al. 2022)
+    adversarial: str = "none"
     adversarial_eps: float = 8 / 255
     adversarial_step: float = 10 / 255
+    adversarial_rise: int = 0  # epochs over which eps and step rise to their full size
     weights: str | None = None  # "imagenet", a file in torchvision's names, or none: random
     seed: int = 0
 
@@ -51,23 +64,38 @@ class TrainingConfig:
             raise OptionError(f"{self.warmup_epochs} warm-up epochs do not fit into {self.epochs} epochs")
         if self.schedule not in ("step", "cosine"):
             raise OptionError(f"unknown schedule {self.schedule!r}", hint="Choose one of: step, cosine.")
-        if self.adversarial not in ("none", "fast"):
-            raise OptionError(f"unknown adversarial training {self.adversarial!r}", hint="Choose one of: none, fast.")
+        if self.adversarial not in ADVERSARIAL:
+            raise OptionError(
+                f"unknown adversarial training {self.adversarial!r}", hint=f"Choose one of: {', '.join(ADVERSARIAL)}."
+            )
+        if self.system not in SYSTEMS:
+            raise OptionError(f"unknown system {self.system!r}", hint=f"Choose one of: {', '.join(SYSTEMS)}.")
+        if not 0 <= self.ema < 1:
+            raise OptionError(f"ema {self.ema:g} is outside [0, 1)")
         if self.backbone not in BACKBONES:
             raise OptionError(f"unknown backbone {self.backbone!r}", hint=f"Choose one of: {', '.join(BACKBONES)}.")
         if not 0 <= self.seed < 2**32:
             raise OptionError(f"seed {self.seed} is outside 0..{2**32 - 1}")
         self.training_attack()
 
-    def training_attack(self) -> Attack:
-        """The single step of fast adversarial training."""
-        return Attack(name="training", eps=self.adversarial_eps, steps=1, step=self.adversarial_step, random_start=True)
+    def training_attack(self, epoch: int = 10**6, caution: float = 1.0) -> Attack:
+        """The single step of adversarial training in an epoch; `caution` is a factor on the step, not on eps."""
+        rise = min(1.0, (epoch + 1 - self.warmup_epochs) / self.adversarial_rise) if self.adversarial_rise else 1.0
+        return Attack(
+            name="training",
+            eps=self.adversarial_eps * rise,
+            steps=1,
+            step=self.adversarial_step * rise * caution,
+            random_start=True,
+        )
 
 
-def small() -> TrainingConfig:
+def small(system: str) -> TrainingConfig:
     """The built-in birds at 64 px on a CPU, in about four minutes on two cores."""
+    loss = SYSTEMS[system].loss
     return TrainingConfig(
-        preset="small",
+        preset="",
+        system=system,
         backbone="small",
         image_size=64,
         epochs=16,
@@ -79,18 +107,16 @@ def small() -> TrainingConfig:
         attention_dropout=0.2,
         last_layer_epochs=20,
         learning_rate_last_layer=1e-3,
-        loss=LossWeights(cluster=1.0),
+        # A network from scratch: 100 would hold every patch to one point before it can tell birds apart.
+        loss=replace(loss, cluster=min(loss.cluster, 1.0)),
     )
 
 
-def small_fast() -> TrainingConfig:
-    """`small` with fast adversarial training, gentler than the reference so that it does not collapse from scratch."""
-    return replace(small(), preset="small-fast", epochs=24, adversarial="fast", adversarial_step=8 / 255)
-
-
-def _paper(backbone: str) -> TrainingConfig:
+def paper(system: str, backbone: str) -> TrainingConfig:
+    """The reference's recipe at 224 px, from ImageNet weights."""
     return TrainingConfig(
-        preset=backbone,
+        preset="",
+        system=system,
         backbone=backbone,
         image_size=224,
         epochs=31,
@@ -98,23 +124,88 @@ def _paper(backbone: str) -> TrainingConfig:
         last_layer_epochs=20,
         batch_size=80,
         weights="imagenet",
+        loss=SYSTEMS[system].loss,
     )
 
 
-PRESETS: dict[str, Callable[[], TrainingConfig]] = {
-    "small": small,
-    "small-fast": small_fast,
-    "vgg16": lambda: _paper("vgg16"),
-    "vgg19": lambda: _paper("vgg19"),
-    "resnet34": lambda: _paper("resnet34"),
-    "vgg16-fast": lambda: replace(_paper("vgg16"), preset="vgg16-fast", adversarial="fast"),
-    "vgg19-fast": lambda: replace(_paper("vgg19"), preset="vgg19-fast", adversarial="fast"),
-    "resnet34-fast": lambda: replace(_paper("resnet34"), preset="resnet34-fast", adversarial="fast"),
+def _fast(config: TrainingConfig) -> TrainingConfig:
+    if config.backbone != "small":
+        return replace(config, adversarial="fast")
+    # Gentler than the reference, so that it does not collapse from scratch.
+    return replace(config, epochs=24, adversarial="fast", adversarial_step=8 / 255)
+
+
+_PRESET = re.compile(rf"(?:({'|'.join(SYSTEMS)})-)?({'|'.join(BACKBONES)})(-fast)?")
+
+
+def preset(name: str, *, system: str | None = None, texts: Iterable[str] = (), **changes: Any) -> TrainingConfig:
+    """The named preset, of another `system` if one is given, with `changes` that are not None and with settings by
+    NAME=VALUE `texts`; a dotted name reaches into a part (`loss.cluster=0`). OptionError says how both are named.
+    """
+    match = _PRESET.fullmatch(name)
+    if match is None:
+        raise OptionError(
+            f"unknown preset {name!r}",
+            hint=f"Presets are named [SYSTEM-]BACKBONE[-fast]; systems: {', '.join(SYSTEMS)}; "
+            f"backbones: {', '.join(BACKBONES)}.",
+        )
+    chosen, backbone, fast = system or match[1] or DEFAULT, match[2], match[3] or ""
+    if chosen not in SYSTEMS:
+        raise OptionError(f"unknown system {chosen!r}", hint=f"Choose one of: {', '.join(SYSTEMS)}.")
+    config = small(chosen) if backbone == "small" else paper(chosen, backbone)
+    config = _fast(config) if fast else config
+    canonical = f"{'' if chosen == DEFAULT else chosen + '-'}{backbone}{fast}"
+    given = {key: value for key, value in changes.items() if value is not None}
+    return replace(config, preset=canonical, **{**given, **_values(config, _pairs(texts))})
+
+
+def _pairs(texts: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise OptionError(f"{text!r} is not NAME=VALUE", hint="For example: --set loss.cluster=0")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def _values(record: Any, values: dict[str, str], prefix: str = "") -> dict[str, Any]:
+    """Fields of a config by dotted name, each read from its text as the field's type."""
+    names = {each.name: getattr(record, each.name) for each in fields(record) if each.name not in ("preset", "system")}
+    own: dict[str, Any] = {}
+    for name, text in values.items():
+        head, dot, rest = name.partition(".")
+        if head not in names or bool(dot) != is_dataclass(names[head]):
+            raise OptionError(f"there is no setting {prefix + name!r}", hint=f"Settings: {', '.join(_leaves(record))}.")
+        if dot:
+            part = own.get(head, names[head])
+            own[head] = replace(part, **_values(part, {rest: text}, f"{prefix}{head}."))
+        else:
+            own[head] = _read(names[head], text, prefix + name)
+    return own
+
+
+def _leaves(record: Any, prefix: str = "") -> list[str]:
+    found = []
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if is_dataclass(value):
+            found += _leaves(value, f"{prefix}{each.name}.")
+        elif each.name not in ("preset", "system"):
+            found.append(prefix + each.name)
+    return found
+
+
+_READERS: dict[type, tuple[Callable[[str], Any], str]] = {
+    bool: ({"true": True, "false": False}.__getitem__, "true or false"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
 }
 
 
-def preset(name: str, **changes: Any) -> TrainingConfig:
-    """The named preset with `changes` that are not None; raises OptionError that lists the presets."""
-    if name not in PRESETS:
-        raise OptionError(f"unknown preset {name!r}", hint=f"Choose one of: {', '.join(PRESETS)}.")
-    return replace(PRESETS[name](), **{key: value for key, value in changes.items() if value is not None})
+def _read(current: Any, text: str, name: str) -> Any:
+    reader, kind = _READERS.get(type(current), (str, "text"))
+    try:
+        return reader(text)
+    except (ValueError, KeyError):
+        raise OptionError(f"setting {name} is {kind}, not {text!r}") from None

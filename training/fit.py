@@ -1,59 +1,91 @@
-"""The training loop: warm-up, joint epochs, prototype projection, last layer. Model selection on validation only."""
+"""The training loop: warm-up, joint epochs, prototype projection, last layer. Model selection on validation only.
 
+What is trained is a network (heads on a backbone) and an objective (weights of loss terms); which system of the paper
+that makes is never asked here.
+"""
+
+import contextlib
 import math
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from bundle import tensors
-from bundle.errors import CheckpointError, Interrupted, MissingExtra, OptionError, TrainingError
+from bundle.errors import CheckpointError, Interrupted, MissingExtra, TrainingError
 from training.adversaries import spread
 from training.attack_losses import loss_of
-from training.attacks import Attack, from_bytes, run_attack
+from training.attacks import Attack, from_bytes, noisy_step, run_attack
 from training.augment import augment
 from training.backbones import load_weights
 from training.config import TrainingConfig
 from training.data import Dataset
-from training.data.loading import ImageParts, image_loader, load_part
-from training.losses import sparsity, total_loss
+from training.data.loading import ImageParts, Share, image_loader, load_part
+from training.losses import Objective, sparsity
 from training.networks import Network
+from training.parallel import Devices, gathered, in_parallel, share_statistics
 from training.projection import project
 from training.run import SCHEMA, DatasetRecord, Run, RunRecord, image_spec, network_config
 
-BOTH_HEADS = (tensors.FULL, tensors.ATTENTION_ONLY)
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 WATCHED = 128  # validation images under attack after each epoch of adversarial training
+COLLAPSE = 0.5  # robustness below this share of its best is taken for catastrophic overfitting
 
 
-@dataclass(frozen=True, kw_only=True)
-class Devices:
-    """Lightning Fabric's words for where to compute and in which precision."""
+class Learner(nn.Module):
+    """Network and objective as one module, so that processes that train together share every parameter."""
 
-    accelerator: str = "auto"
-    precision: str = "32-true"
-    workers: int = 2  # processes that decode images when the set does not fit in memory
+    def __init__(self, network: Network, objective: Objective) -> None:
+        super().__init__()
+        self.network, self.objective = network, objective
+
+    def forward(self, images: Tensor, labels: Tensor, joint: bool) -> Tensor:
+        """The loss, [], of images [B, 3, H, W] in [0, 1] and labels [B]."""
+        loss: Tensor = self.objective(self.network(images), labels, joint=joint)
+        return loss
+
+
+def train_run(
+    run: Run, dataset: Dataset, config: TrainingConfig, devices: Devices, console: Console, *, resume: bool
+) -> RunRecord:
+    """Train to the end, on one device or several."""
+    if devices.devices == 1:
+        return Trainer(run, dataset, config, devices, console).fit(resume=resume)
+    record: RunRecord = in_parallel(devices, _train, run, dataset, config, devices, console.stderr, resume)
+    return record
+
+
+def _train(
+    fabric: "Fabric", run: Run, dataset: Dataset, config: TrainingConfig, devices: Devices, stderr: bool, resume: bool
+) -> RunRecord:
+    console = Console(stderr=stderr, quiet=fabric.global_rank > 0)
+    return Trainer(run, dataset, config, devices, console, fabric).fit(resume=resume)
 
 
 class Trainer:
-    """One run: construct it, then call `fit`."""
+    """One run in one process: construct it, then call `fit`. Without a `fabric` it makes its own."""
 
-    def __init__(self, run: Run, dataset: Dataset, config: TrainingConfig, devices: Devices, console: Console) -> None:
-        try:
-            from lightning_fabric import Fabric
-        except ImportError as problem:
-            raise MissingExtra.named("training", "fieldmark train", problem) from None
-        try:
-            self.fabric = Fabric(accelerator=devices.accelerator, devices=1, precision=devices.precision)  # type: ignore[arg-type]
-        except (ValueError, RuntimeError, TypeError) as problem:
-            raise OptionError(f"cannot compute there: {problem}", hint="Check --accelerator and --precision.") from None
+    def __init__(
+        self,
+        run: Run,
+        dataset: Dataset,
+        config: TrainingConfig,
+        devices: Devices,
+        console: Console,
+        fabric: "Fabric | None" = None,
+    ) -> None:
+        self.fabric = fabric or devices.fabric()
+        self.share = Share(self.fabric.global_rank, self.fabric.world_size)
         self.run, self.dataset, self.config, self.console = run, dataset, config, console
         self.spec = image_spec(config)
         self.parts: dict[str, ImageParts] = {
@@ -65,35 +97,60 @@ class Trainer:
         self.workers = devices.workers
         torch.manual_seed(config.seed)
         self.network = Network(network_config(config, len(dataset.labels)))
+        objective = Objective(config.loss, self.network.config, self.network.backbone.channels[-1])
         if config.weights:
             load_weights(self.network.backbone, config.backbone, config.weights)
+        if self.share.processes > 1:
+            share_statistics(self.network, self.fabric.device)
+            objective.gather = lambda rows: gathered(self.fabric, rows)
         self.network.to(memory_format=torch.channels_last)
+        self.learner = Learner(self.network, objective)
         self.optimizer = torch.optim.Adam(self._parameter_groups())
-        self.model, self.fabric_optimizer = self.fabric.setup(self.network, self.optimizer)
+        self.model, self.fabric_optimizer = self.fabric.setup(self.learner, self.optimizer)
+        self.average = None
+        if config.ema:
+            self.average = AveragedModel(
+                self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
+            ).requires_grad_(False)
         self.history: list[dict[str, float]] = []
         self.best = -1.0
+        self.caution = 1.0  # factor on the step of adversarial training
         self.steps_per_epoch = math.ceil(len(self.parts["train"]) / config.batch_size)
 
+    @property
+    def kept(self) -> Network:
+        """The network that is validated and kept: the average over the weights, where there is one."""
+        if self.average is None:
+            return self.network
+        average: Any = self.average.module
+        return average  # type: ignore[no-any-return]
+
     def fit(self, *, resume: bool) -> RunRecord:
-        """Train to the end; every epoch ends with a complete state on disk."""
+        """Train to the end; every epoch ends with a complete state on disk. Without `resume`, a run that is there is
+        replaced: only here, so that a mistyped option does not cost it.
+        """
+        with self.run.owned() if self.share.rank == 0 else contextlib.nullcontext():
+            return self._fit(resume=resume)
+
+    def _fit(self, *, resume: bool) -> RunRecord:
         record = self._record()
         if resume and (self.run.path / "state.pt").is_file():
             self._resume(record)
-        self.run.path.mkdir(parents=True, exist_ok=True)
-        self.run.write_record(record)
+        if self.share.rank == 0:
+            if not resume:
+                self.run.clear()
+            self.run.write_record(record)
+        self.fabric.barrier()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        with bar as progress, self._stoppable():
+        with bar as progress, self._stoppable(), self._curves() as curves:
             for epoch in range(len(self.history), self.config.epochs):
                 task = progress.add_task(f"epoch {epoch + 1}/{self.config.epochs}", total=self.steps_per_epoch)
                 row = self._epoch(epoch, lambda task=task: progress.advance(task))
                 progress.remove_task(task)
-                shares = "  ".join(f"{name} {row[name]:6.1%}" for name in row if name not in ("loss", "seconds"))
-                self.console.print(
-                    f"epoch {epoch + 1:3d}/{self.config.epochs}  loss {row['loss']:8.4f}  "
-                    f"validation: {shares}  {row['seconds']:5.1f} s",
-                    highlight=False,
-                )
+                self._tell(epoch, row)
+                for name, value in {**row, "learning rate": self.optimizer.param_groups[0]["lr"]}.items():
+                    curves.add_scalar(name, value, epoch + 1)
             return self._finish(record)
 
     @contextmanager
@@ -107,6 +164,30 @@ class Trainer:
                 hint="The same command with --resume goes on.",
             ) from None
 
+    @contextmanager
+    def _curves(self) -> Iterator[Any]:
+        """A TensorBoard writer; epochs that a resumed run repeats are purged."""
+        if self.share.rank:
+            yield _Silent()
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as problem:
+            raise MissingExtra.named("training", "fieldmark train", problem) from None
+        with contextlib.closing(
+            SummaryWriter(self.run.path / "tensorboard", purge_step=len(self.history) + 1)
+        ) as writer:
+            yield writer
+
+    def _tell(self, epoch: int, row: dict[str, float]) -> None:
+        shares = "  ".join(f"{name} {row[name]:6.1%}" for name in row if name not in ("loss", "seconds", "caution"))
+        self.console.print(
+            f"epoch {epoch + 1:3d}/{self.config.epochs}  loss {row['loss']:8.4f}  "
+            f"validation: {shares}  {row['seconds']:5.1f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
     def _epoch(self, epoch: int, advance: Any) -> dict[str, float]:
         started = time.perf_counter()
         joint = epoch >= self.config.warmup_epochs
@@ -119,93 +200,146 @@ class Trainer:
             self._set_rates(epoch * self.steps_per_epoch + step)
             inputs = augment(from_bytes(images), self.config.augmentation, generator)
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-            if self.config.adversarial == "fast" and joint:
-                self.network.eval()  # the attacker sees the network as it will be used: no dropout, fixed statistics
-                attack, loss_function = self.config.training_attack(), loss_of(self.network, BOTH_HEADS)
-                inputs = run_attack(attack, loss_function, inputs, labels, generator)
-                self.network.train()
-            loss = total_loss(self.model(inputs), labels, self.config.loss, joint=joint)
-            if not torch.isfinite(loss):
+            if self.config.adversarial != "none" and joint:
+                inputs = self._attacked(inputs, labels, epoch, generator)
+            loss = self.model(inputs, labels, joint)
+            value = self._summed(loss.detach()).item() / self.share.processes
+            if not math.isfinite(value):
                 raise TrainingError(
-                    f"the loss became {loss.item()} in epoch {epoch + 1}, batch {step + 1}",
+                    f"the loss became {value} in epoch {epoch + 1}, batch {step + 1}",
                     hint=f"The state before this epoch is kept in {self.run.path}; lower the learning rate.",
                 )
             self.fabric_optimizer.zero_grad()
             self.fabric.backward(loss)
             self.fabric_optimizer.step()
-            total, seen = total + loss.item() * len(labels), seen + len(labels)
+            if self.average is not None:
+                self.average.update_parameters(self.network)
+            total, seen = total + value * len(labels), seen + len(labels)
             advance()
         right = self.accuracy("validation")
+        row = {"loss": total / seen, **right}
         if len(self.parts["watched"]):
             robust = self.accuracy("watched", self._watch_attack())
-            right |= {f"robust {head}": share for head, share in robust.items()}
-        row = {"loss": total / seen, **right, "seconds": time.perf_counter() - started}
+            row |= {f"robust {head}": share for head, share in robust.items()} | {"caution": self.caution}
+        row["seconds"] = time.perf_counter() - started
+        collapsed = joint and self._collapsed(row)
         self.history.append(row)
-        score = sum(right.values())
-        if score >= self.best and joint:
+        score = sum(value for name, value in row.items() if name not in ("loss", "seconds", "caution"))
+        if score >= self.best and joint and not collapsed:
             self.best = score
-            self.run.write_state("best.pt", self.network.state_dict())
-        state = {"epoch": epoch + 1, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        self.run.write_state("state.pt", {**state, "history": self.history, "best": self.best})
+            self._write("best.pt", self.kept.state_dict())
+        if collapsed:
+            self._return_to_best()
+        self._write("state.pt", self._state())
         return row
+
+    def _attacked(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
+        """The batch after the single step of adversarial training."""
+        self.network.eval()  # the attacker sees the network as it will be used: no dropout, fixed statistics
+        attack, loss = self.config.training_attack(epoch, self.caution), loss_of(self.network)
+        with self.fabric.autocast():
+            if self.config.adversarial == "n-fgsm":
+                attacked = noisy_step(attack.eps, attack.step, loss, images, labels, generator)
+            else:
+                attacked = run_attack(attack, loss, images, labels, generator)
+        self.network.train()
+        return attacked
+
+    def _collapsed(self, row: dict[str, float]) -> bool:
+        """Catastrophic overfitting (Wong et al. 2020): robustness that was there is gone within an epoch."""
+
+        def robust(each: dict[str, float]) -> float:
+            return sum(value for name, value in each.items() if name.startswith("robust"))
+
+        best = max((robust(each) for each in self.history), default=0.0)
+        chance = 2 * len(self.network.config.heads) / self.network.config.classes
+        return best > chance and robust(row) < COLLAPSE * best and (self.run.path / "best.pt").is_file()
+
+    def _return_to_best(self) -> None:
+        """The response to a collapse: back to the best epoch's weights, and half the step from now on."""
+        self.caution /= 2
+        self.network.load_state_dict(self.run.read_state("best.pt"))
+        if self.average is not None:
+            self.average.module.load_state_dict(self.run.read_state("best.pt"))
+        self.optimizer.state.clear()  # moments that led into the collapse
+        step = 255 * self.config.adversarial_step * self.caution
+        self.console.print(
+            f"robustness collapsed; back to the best epoch, and on with a step of {step:.2g}/255", highlight=False
+        )
 
     def _finish(self, record: RunRecord) -> RunRecord:
         """Best epoch -> projection -> last layer; model.pt is written last, so that it means all is there."""
-        self.network.load_state_dict(self.run.read_state("best.pt"))
-        sources = project(
-            self.network, lambda: self._batches("train", None), self.dataset.parts["train"], self.fabric.device
-        )
-        projected = self.accuracy("validation")
-        self._last_layer()
-        self.run.write_prototypes(sources)
-        final = self.accuracy("validation")
-        results = {"validation": final, "validation_after_projection": projected, "history": self.history}
+        network = self.network
+        network.load_state_dict(self.run.read_state("best.pt"))
+        self.average = None
+        results: dict[str, Any] = {"history": self.history}
+        if network.prototype_head is not None:
+            samples = self.dataset.parts["train"]
+            sources = project(network, lambda: self._batches("train", None, Share()), samples, self.fabric.device)
+            results["validation_after_projection"] = self.accuracy("validation")
+            self._last_layer()
+            if self.share.rank == 0:
+                self.run.write_prototypes(sources)
+        results["validation"] = self.accuracy("validation")
         record = replace(record, results=results)
-        self.run.write_record(record)
-        self.run.write_state("model.pt", self.network.state_dict())
+        if self.share.rank == 0:
+            self.run.write_record(record)
+        self._write("model.pt", network.state_dict())
         return record
 
     def _last_layer(self) -> None:
         """Fit only the last layer on the projected prototypes' similarities, which are computed once."""
+        head, similar, truth = self.network.prototype_head, [], []
+        if head is None:
+            return
         with torch.no_grad():
             self.network.eval()
-            pairs = [
-                (self.network(from_bytes(images)).similarities, labels)
-                for images, labels, _ in self._batches("train", None)
-            ]
-        similarities, labels = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
-        classifier = self.network.prototype_head.classifier
-        optimizer = torch.optim.Adam(classifier.parameters(), lr=self.config.learning_rate_last_layer)
-        generator = self._seed(self.config.epochs)
+            for images, labels, _ in self._batches("train", None, Share()):
+                similar.append(self.network(from_bytes(images)).similarities)
+                truth.append(labels)
+        similarities, labels = torch.cat(similar), torch.cat(truth)
+        optimizer = torch.optim.Adam(head.classifier.parameters(), lr=self.config.learning_rate_last_layer)
+        generator = torch.Generator().manual_seed(self.config.seed * 100_003 + self.config.epochs)
         for _ in range(self.config.last_layer_epochs):
             order = torch.randperm(len(labels), generator=generator).to(labels.device)
             for chosen in order.split(self.config.batch_size):
-                loss = F.cross_entropy(classifier(similarities[chosen]), labels[chosen])
-                loss = loss + self.config.loss.sparsity * sparsity(self.network)
+                loss = F.cross_entropy(head.classifier(similarities[chosen]), labels[chosen])
+                loss = loss + self.config.loss.sparsity * sparsity(head)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
 
     @torch.no_grad()
     def accuracy(self, part: str, attack: Attack | None = None) -> dict[str, float]:
-        """Share of the part's images that each head gets right, clean or after an attack on both heads together."""
-        self.network.eval()
-        right = dict.fromkeys(BOTH_HEADS, 0)
+        """Share of the part's images that each head gets right, clean or after an attack on all heads together."""
+        network = self.kept
+        network.eval()
+        heads = network.config.heads
+        right = torch.zeros(len(heads), device=self.fabric.device)
         generator = torch.Generator().manual_seed(self.config.seed)
         for images, labels, _ in self._batches(part, None):
             inputs = from_bytes(images)
             if attack is not None:
-                inputs = run_attack(attack, loss_of(self.network, BOTH_HEADS), inputs, labels, generator)
-            forward = self.network(inputs)
-            for head in BOTH_HEADS:
-                right[head] += int((forward.head(head).argmax(1) == labels).sum())
-        return {head: count / len(self.parts[part]) for head, count in right.items()}
+                inputs = run_attack(attack, loss_of(network), inputs, labels, generator)
+            logits = network(inputs).logits
+            right += torch.stack([(logits[head].argmax(1) == labels).sum() for head in heads])
+        shares = (self._summed(right) / len(self.parts[part])).tolist()
+        return dict(zip(heads, shares, strict=True))
+
+    def _summed(self, values: Tensor) -> Tensor:
+        """Over all processes."""
+        total = self.fabric.all_reduce(values, reduce_op="sum")
+        if not isinstance(total, Tensor):
+            raise AssertionError("a tensor reduces to a tensor")
+        return total
 
     def _watch_attack(self) -> Attack:
         eps = self.config.adversarial_eps
         return Attack(name="watch", eps=eps, steps=5, step=eps / 2, random_start=True)
 
-    def _batches(self, part: str, epoch: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _batches(
+        self, part: str, epoch: int | None, share: Share | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches on the device; shuffled by (seed, epoch), or in order when `epoch` is None."""
         shuffle = None if epoch is None else self.config.seed * 100_003 + epoch
         loader = image_loader(
@@ -214,26 +348,34 @@ class Trainer:
             batch_size=self.config.batch_size,
             shuffle_seed=shuffle,
             workers=self.workers,
+            share=share or self.share,
         )
         for images, labels, positions in loader:
             yield images.to(self.fabric.device), labels.to(self.fabric.device), positions
 
     def _seed(self, epoch: int) -> torch.Generator:
-        """Fresh, known random state for one epoch, so that a resumed run repeats an uninterrupted one exactly."""
-        torch.manual_seed(self.config.seed * 100_003 + epoch)
-        return torch.Generator().manual_seed(self.config.seed * 100_003 + epoch)
+        """Fresh, known random state for one epoch, so that a resumed run repeats an uninterrupted one exactly; another
+        one in every process.
+        """
+        seed = self.config.seed * 100_003 + epoch + self.share.rank * 1_000_003
+        torch.manual_seed(seed)
+        return torch.Generator().manual_seed(seed)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Everything but the last layer, which keeps +1 / -0.5 until the prototypes are projected."""
+        """Everything but the last layer of prototypes, which keeps +1 / -0.5 until they are projected."""
         config, head = self.config, self.network.prototype_head
-        heads = [*self.network.attention_head.parameters(), *head.add_on.parameters()]
-        backbone = {"params": list(self.network.backbone.parameters()), "base": config.learning_rate_backbone}
+        free = [] if head is None else [head.prototypes]  # no weight decay on points of feature space
+        free += [] if self.learner.objective.centers is None else [self.learner.objective.centers]
+        apart = {id(each) for each in (*free, *([] if head is None else head.classifier.parameters()))}
+        backbone = list(self.network.backbone.parameters())
+        apart |= {id(each) for each in backbone}
+        heads = [each for each in self.network.parameters() if id(each) not in apart]
         groups: list[dict[str, Any]] = [
-            {**backbone, "weight_decay": config.weight_decay},
+            {"params": backbone, "base": config.learning_rate_backbone, "weight_decay": config.weight_decay},
             {"params": heads, "base": config.learning_rate_heads, "weight_decay": config.weight_decay},
-            {"params": [head.prototypes], "base": config.learning_rate_heads, "weight_decay": 0.0},
+            {"params": free, "base": config.learning_rate_heads, "weight_decay": 0.0},
         ]
-        return [{**group, "lr": group["base"]} for group in groups]
+        return [{**group, "lr": group["base"]} for group in groups if group["params"]]
 
     def _set_rates(self, step: int) -> None:
         """Learning rates are a pure function of the step, so there is no scheduler state to lose."""
@@ -248,6 +390,23 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * factor
 
+    def _write(self, name: str, state: dict[str, Any]) -> None:
+        """One process writes; the others go on when the file is there."""
+        if self.share.rank == 0:
+            self.run.write_state(name, state)
+        self.fabric.barrier()
+
+    def _state(self) -> dict[str, Any]:
+        state = {
+            "epoch": len(self.history),
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "best": self.best,
+            "caution": self.caution,
+        }
+        return state if self.average is None else {**state, "average": self.average.state_dict()}
+
     def _resume(self, record: RunRecord) -> None:
         previous = self.run.read_record()
         if previous.dataset.digest != record.dataset.digest:
@@ -257,9 +416,11 @@ class Trainer:
             )
         self.run.check_settings(record.config)
         state = self.run.read_state("state.pt")
-        self.network.load_state_dict(state["network"])
+        self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.history, self.best = list(state["history"]), float(state["best"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.history, self.best, self.caution = list(state["history"]), float(state["best"]), float(state["caution"])
         self.console.print(f"going on after epoch {len(self.history)}", highlight=False)
 
     def _record(self) -> RunRecord:
@@ -272,6 +433,15 @@ class Trainer:
             counts={name: len(samples) for name, samples in self.dataset.parts.items()},
         )
         versions = {"torch": torch.__version__, "python": platform.python_version(), "device": str(self.fabric.device)}
+        if self.share.processes > 1:
+            versions["devices"] = str(self.share.processes)
         return RunRecord(
             schema=SCHEMA, config=self.config, labels=self.dataset.labels, dataset=dataset, versions=versions
         )
+
+
+class _Silent:
+    """A writer of curves that writes none, for all processes but the first."""
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Nothing."""

@@ -1,15 +1,21 @@
-"""The training objective: Eqs. 1-3 and the total loss of Nakka & Salzmann (ACCV 2020).
+"""The training objectives: Eqs. 1-3 and the total loss of Nakka & Salzmann (ACCV 2020), and those it is compared with.
 
-B images, t locations, c prototypes a class, K classes. Distances are squared L2.
+B images, t locations, c prototypes a class, K classes, C channels. Distances are squared L2. An objective is a weighted
+sum of terms, and a weight of zero switches its term off; no code asks which system it trains.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from training.networks import Forward, Network, PrototypeHead
+from bundle.errors import MissingExtra, OptionError
+from training.networks import Forward, NetworkConfig, PrototypeHead
+
+# How locations count in the prototype terms: each by the batch's attention (Eq. 3), or the closest alone (ProtoPNet).
+LOCATIONS = ("attention", "nearest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +24,22 @@ class LossWeights:
 
     cluster: float = 100.0  # lambda_1
     separation: float = 0.08  # lambda_2
+    over: str = "attention"  # one of LOCATIONS
     sparsity: float = 1e-4  # last-layer phase: on |W| between a class and others' prototypes
+    triplet: float = 0.0  # on the unit-length embedding
+    triplet_margin: float = 0.2
+    proximity: float = 0.0  # PCL: an embedding to the centre of its class
+    contrast: float = 0.0  # PCL: away from the other centres
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.over not in LOCATIONS:
+            raise OptionError(f"unknown locations {self.over!r}", hint=f"Choose one of: {', '.join(LOCATIONS)}.")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not 0 <= value < float("inf"):
+                raise OptionError(f"loss {name} must be a number of at least 0, not {value:g}")
+        if self.label_smoothing >= 1:
+            raise OptionError(f"label smoothing {self.label_smoothing:g} is outside [0, 1)")
 
 
 def nearest_prototypes(distances: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -38,25 +58,87 @@ def regulariser(distances: Tensor, attention: Tensor, labels: Tensor, classes: i
     """Attentional clustering and separation of Eq. 3, each the mean over i, j and t of a_j^t * min_l ||x_i^t - p_l||^2.
 
     The double sum over images i and j equals sum_{i,t} (sum_j a_j^t) d_i^t, so the cost is O(B), not O(B^2).
+    `attention` may be of more images than `distances`: of the whole batch, where other processes hold the rest.
     """
     own, others = nearest_prototypes(distances, labels, classes)
     shared = attention.mean(dim=0)
     return (own * shared).mean(), (others * shared).mean()
 
 
-def total_loss(forward: Forward, labels: Tensor, weights: LossWeights, *, joint: bool) -> Tensor:
-    """CE_att + CE_reg + L_reg. During warm-up (`joint` false) the regulariser is off, as in the authors' code."""
-    smoothing = weights.label_smoothing
-    loss = F.cross_entropy(forward.attention_logits, labels, label_smoothing=smoothing)
-    loss = loss + F.cross_entropy(forward.logits, labels, label_smoothing=smoothing)
-    if joint:
-        cluster, separation = regulariser(forward.distances, forward.attention, labels, forward.logits.shape[1])
-        loss = loss + weights.cluster * cluster - weights.separation * separation
-    return loss
+def closest_patches(distances: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """ProtoPNet's cluster and separation cost (Chen et al. 2019): the mean over images of the smallest distance between
+    any location and any prototype of the image's own class, or of any other.
+    """
+    own, others = nearest_prototypes(distances, labels, classes)
+    return own.amin(dim=(1, 2)).mean(), others.amin(dim=(1, 2)).mean()
 
 
-def sparsity(network: Network) -> Tensor:
+def prototype_conformity(embedding: Tensor, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """PCL (Mustafa et al. 2019, Eq. 3-4) on e : [B, C] and centres w : [K, C]: the means over images of ||e - w_y||^2,
+    and of ||e - w_j||^2 + ||w_y - w_j||^2 averaged over the other classes j.
+    """
+    to_all = (embedding[:, None] - centers).square().sum(dim=2)  # [B, K]
+    between = (centers[:, None] - centers).square().sum(dim=2)  # [K, K], zero on its diagonal
+    own = to_all.gather(1, labels[:, None]).squeeze(1)
+    away = (to_all.sum(dim=1) - own + between[labels].sum(dim=1)) / (len(centers) - 1)
+    return own.mean(), away.mean()
+
+
+def _alone(rows: Tensor) -> Tensor:
+    return rows
+
+
+class Objective(nn.Module):
+    """The weighted sum of terms. `gather` brings the rows of all processes together, for the terms that couple images;
+    the mean of the processes' losses is then the loss of the whole batch.
+    """
+
+    centers: nn.Parameter | None
+
+    def __init__(self, weights: LossWeights, config: NetworkConfig, channels: int) -> None:
+        super().__init__()
+        self.weights, self.classes = weights, config.classes
+        self.gather: Callable[[Tensor], Tensor] = _alone
+        conforming = weights.proximity or weights.contrast
+        self.centers = nn.Parameter(0.1 * torch.randn(config.classes, channels)) if conforming else None
+        self.triplet: nn.Module | None = None
+        if weights.triplet:
+            try:
+                from pytorch_metric_learning.losses import TripletMarginLoss
+            except ImportError as problem:
+                raise MissingExtra.named("training", "The triplet loss", problem) from None
+            self.triplet = TripletMarginLoss(margin=weights.triplet_margin)
+
+    def forward(self, forward: Forward, labels: Tensor, *, joint: bool) -> Tensor:
+        """Cross-entropy of every head, and from `joint` epochs on the other terms; warm-up, as in the authors' code, is
+        without them.
+        """
+        weights = self.weights
+        loss = torch.stack(
+            [
+                F.cross_entropy(logits, labels, label_smoothing=weights.label_smoothing)
+                for logits in forward.logits.values()
+            ]
+        ).sum()
+        if not joint:
+            return loss
+        if forward.distances is not None and (weights.cluster or weights.separation):
+            if weights.over == "attention" and forward.attention is not None:
+                attention = self.gather(forward.attention)
+                cluster, separation = regulariser(forward.distances, attention, labels, self.classes)
+            else:
+                cluster, separation = closest_patches(forward.distances, labels, self.classes)
+            loss = loss + weights.cluster * cluster - weights.separation * separation
+        if forward.embedding is not None and self.triplet is not None:
+            loss = loss + weights.triplet * self.triplet(self.gather(forward.embedding), self.gather(labels))
+        if forward.embedding is not None and self.centers is not None:
+            near, away = prototype_conformity(forward.embedding, labels, self.centers)
+            loss = loss + weights.proximity * near - weights.contrast * away
+        return loss
+
+
+def sparsity(head: PrototypeHead) -> Tensor:
     """L1 norm of the last layer's weights from other classes' prototypes, for the last-layer phase."""
-    weight = network.prototype_head.classifier.weight
-    own = PrototypeHead.own_class(network.config.classes, network.config.prototypes_per_class).to(weight)
+    weight = head.classifier.weight
+    own = PrototypeHead.own_class(weight.shape[0], weight.shape[1] // weight.shape[0]).to(weight)
     return (weight * (1 - own)).abs().sum()

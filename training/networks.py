@@ -1,4 +1,8 @@
-"""The network of the paper: a backbone, an attention head (Ours-A) and a prototype head (Ours-FR) that it gates.
+"""The networks compared in the paper: one backbone under any of three heads.
+
+`attention` alone is attentional pooling (AP; Girdhar & Ramanan 2017); `full` alone is ProtoPNet (Chen et al. 2019);
+both together are the paper's network, where attention (Ours-A) gates the prototypes (Ours-FR). `pooled` is global
+average pooling and one linear layer, the substitute that transfer attacks start from.
 
 Shapes: B images, K classes, c prototypes a class, m = cK prototypes, (h, w) the feature map, C its channels,
 D the add-on channels. Images are [B, 3, H, W] in [0, 1]; normalisation lives inside, so epsilon has one meaning.
@@ -14,6 +18,8 @@ from torch import Tensor, nn
 from bundle import tensors
 from training.backbones import make_backbone
 
+POOLED = "pooled"
+HEADS = (*tensors.NETWORKS, POOLED)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -24,6 +30,7 @@ class NetworkConfig:
 
     backbone: str  # a name in training.backbones.BACKBONES
     classes: int  # K
+    heads: tuple[str, ...] = tensors.NETWORKS  # some of HEADS
     prototypes_per_class: int = 10  # c
     prototype_channels: int = 128  # D
     attention_dropout: float = 0.8  # on the class-specific branch only
@@ -31,19 +38,15 @@ class NetworkConfig:
 
 
 class Forward(NamedTuple):
-    """Everything one pass computes."""
+    """What one pass computes; None where the heads that were asked for do not need it."""
 
     stages: list[Tensor]  # backbone maps, [B, C_s, H_s, W_s]
-    attention_logits: Tensor  # [B, K]
-    attention: Tensor  # A, [B, h, w], peak 1
-    local: Tensor  # x_i^t, the add-on output, [B, D, h, w]
-    distances: Tensor  # [B, m, h, w]
-    similarities: Tensor  # attention-gated, spatially max-pooled, [B, m]
-    logits: Tensor  # [B, K]
-
-    def head(self, network: str) -> Tensor:
-        """Logits of `full` (prototype head) or `attention`."""
-        return self.logits if network == tensors.FULL else self.attention_logits
+    logits: dict[str, Tensor]  # by head, [B, K]
+    attention: Tensor | None = None  # A, [B, h, w], peak 1
+    embedding: Tensor | None = None  # the second-order pooling e of an image, [B, C]
+    local: Tensor | None = None  # x_i^t, the add-on output, [B, D, h, w]
+    distances: Tensor | None = None  # [B, m, h, w]
+    similarities: Tensor | None = None  # attention-gated, spatially max-pooled, [B, m]
 
 
 class AttentionHead(nn.Module):
@@ -55,14 +58,18 @@ class AttentionHead(nn.Module):
         self.specific = nn.Conv2d(channels, classes, 1)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features : [B, C, h, w] -> logits [B, K], attention A [B, h, w] with spatial peak 1."""
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """features : [B, C, h, w] -> logits [B, K], attention A [B, h, w] with spatial peak 1, embedding e [B, C].
+
+        e = mean_t a(x_t) x_t, the rank-1 second-order pooling: logits are linear in it, dropout and biases left aside.
+        """
         features = torch.relu(features)
-        maps = self.agnostic(features) * self.specific(self.dropout(features))
+        saliency = self.agnostic(features)
+        maps = saliency * self.specific(self.dropout(features))
         strongest = torch.relu(maps).amax(dim=1)
         # A map without a positive value has no peak to divide by; it stays zero instead of becoming 0/0.
         peak = strongest.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-        return maps.mean(dim=(2, 3)), strongest / peak
+        return maps.mean(dim=(2, 3)), strongest / peak, (saliency * features).mean(dim=(2, 3))
 
 
 class PrototypeHead(nn.Module):
@@ -96,17 +103,56 @@ class PrototypeHead(nn.Module):
         norms = prototypes.square().sum(dim=1)[None, :, None, None]
         return (local.square().sum(dim=1, keepdim=True) - 2 * cross + norms).clamp_min(0)
 
-    def forward(self, features: Tensor, attention: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """[B, C, h, w], A [B, h, w] -> local [B, D, h, w], distances [B, m, h, w], similarity [B, m], logits [B, K]"""
+    def forward(self, features: Tensor, attention: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[B, C, h, w], A [B, h, w] or none -> local [B, D, h, w], distances [B, m, h, w], similarities [B, m], logits
+        [B, K].
+        """
         local = self.add_on(features)
         distances = self.distances(local)
-        maps = torch.log((distances + 1) / (distances + self.gamma)) * attention[:, None]
+        maps = torch.log((distances + 1) / (distances + self.gamma))
+        if attention is not None:
+            maps = maps * attention[:, None]
         similarities = maps.amax(dim=(2, 3))
         return local, distances, similarities, self.classifier(similarities)
 
 
+class PooledHead(nn.Module):
+    """Global average pooling and one linear layer."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, h, w] -> logits [B, K]"""
+        logits: Tensor = self.classifier(torch.relu(features).mean(dim=(2, 3)))
+        return logits
+
+
+def read_heads(
+    stages: list[Tensor],
+    attention_head: AttentionHead | None,
+    prototype_head: PrototypeHead | None,
+    pooled_head: PooledHead | None = None,
+) -> Forward:
+    """What the given heads make of the backbone's maps; an attention head gates the prototype head beside it."""
+    logits: dict[str, Tensor] = {}
+    attention = embedding = local = distances = similarities = None
+    if attention_head is not None:
+        logits[tensors.ATTENTION_ONLY], attention, embedding = attention_head(stages[-1])
+    if prototype_head is not None:
+        local, distances, similarities, logits[tensors.FULL] = prototype_head(stages[-1], attention)
+    if pooled_head is not None:
+        logits[POOLED] = pooled_head(stages[-1])
+    return Forward(stages, logits, attention, embedding, local, distances, similarities)
+
+
+def _at_least_float32(maps: Tensor) -> Tensor:
+    return maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
+
+
 class Network(nn.Module):
-    """Backbone + both heads. `forward` gives everything; `attend` stops before the prototype head."""
+    """Backbone and heads; a head that the config leaves out is None."""
 
     mean: Tensor
     std: Tensor
@@ -115,43 +161,41 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = make_backbone(config.backbone)
-        self.attention_head = AttentionHead(self.backbone.channels[-1], config.classes, config.attention_dropout)
-        self.prototype_head = PrototypeHead(self.backbone.channels[-1], config)
+        channels, wanted = self.backbone.channels[-1], config.heads
+        attention = tensors.ATTENTION_ONLY in wanted
+        self.attention_head = AttentionHead(channels, config.classes, config.attention_dropout) if attention else None
+        self.prototype_head = PrototypeHead(channels, config) if tensors.FULL in wanted else None
+        self.pooled_head = PooledHead(channels, config.classes) if POOLED in wanted else None
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
-    def attend(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """The standalone attention network: [B, 3, H, W] in [0, 1] -> stages, logits [B, K], A [B, h, w]."""
+    def forward(self, images: Tensor, head: str | None = None) -> Forward:
+        """[B, 3, H, W] in [0, 1] -> everything, or what one head needs: `attention` leaves the prototypes out."""
         stages = self.backbone((images - self.mean) / self.std)
-        logits, attention = self.attention_head(stages[-1])
-        return stages, logits, attention
-
-    def forward(self, images: Tensor) -> Forward:
-        stages, attention_logits, attention = self.attend(images)
-        local, distances, similarities, logits = self.prototype_head(stages[-1], attention)
-        return Forward(
-            stages=stages,
-            attention_logits=attention_logits,
-            attention=attention,
-            local=local,
-            distances=distances,
-            similarities=similarities,
-            logits=logits,
-        )
+        prototype_head = None if head in (tensors.ATTENTION_ONLY, POOLED) else self.prototype_head
+        attention_head = None if head == POOLED else self.attention_head
+        pooled_head = self.pooled_head if head in (None, POOLED) else None
+        # In mixed precision the heads stay in float32: near zero, where similarity is steepest, distances need digits.
+        with torch.autocast(images.device.type, enabled=False):
+            return read_heads([_at_least_float32(maps) for maps in stages], attention_head, prototype_head, pooled_head)
 
 
-def detector_features(stages: list[Tensor], attention: Tensor, local: Tensor | None) -> dict[str, Tensor]:
-    """What the detector looks at, by layer name, [B, channels] each: the spatial mean of every stage (Lee et al. 2018);
-    the last stage's spatial standard deviation (`spread`) and attention-weighted mean (`attended`); and, where there is
-    an add-on output, its plain and attention-weighted means (`local`, `focus`).
+def detector_features(forward: Forward) -> dict[str, Tensor]:
+    """What the detector looks at, by layer name, [B, channels] each: the spatial mean of every stage (Lee et al. 2018)
+    and the last stage's spatial standard deviation (`spread`); with an add-on output, its mean (`local`); with
+    attention also the means that it weights, of the last stage (`attended`) and of the add-on output (`focus`).
     """
+    stages, attention, local = forward.stages, forward.attention, forward.local
     last, means = stages[-1], [maps.mean(dim=(2, 3)) for maps in stages]
-    weights = (attention / attention.sum(dim=(1, 2), keepdim=True).clamp_min(1e-6))[:, None]
     features = {f"stage{index}": mean for index, mean in enumerate(means, start=1)}
     variance = (last - means[-1][:, :, None, None]).square().mean(dim=(2, 3))
     features["spread"] = torch.sqrt(variance + 1e-6)
-    features["attended"] = (last * weights).sum(dim=(2, 3))
+    weights = None
+    if attention is not None:
+        weights = (attention / attention.sum(dim=(1, 2), keepdim=True).clamp_min(1e-6))[:, None]
+        features["attended"] = (last * weights).sum(dim=(2, 3))
     if local is not None:
         features["local"] = local.mean(dim=(2, 3))
-        features["focus"] = (local * weights).sum(dim=(2, 3))
+        if weights is not None:
+            features["focus"] = (local * weights).sum(dim=(2, 3))
     return features

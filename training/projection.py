@@ -23,22 +23,26 @@ def project(
     """
     network.eval()
     head = network.prototype_head
+    if head is None:
+        return []
     count, per_class = len(head.prototypes), network.config.prototypes_per_class
-    best = torch.full((count,), torch.inf)
+    best = torch.full((count,), torch.inf, device=device)
     patches = head.prototypes.detach().clone()
     where = torch.zeros(count, 3, dtype=torch.long)  # position in the part, row, column
     for images, labels, positions in batches():
         forward = network(from_bytes(images.to(device)))
+        if forward.distances is None or forward.local is None:
+            raise AssertionError("a prototype head gives distances")
         width = forward.distances.shape[-1]
-        for item, (label, position) in enumerate(zip(labels.tolist(), positions.tolist(), strict=True)):
-            own = slice(label * per_class, (label + 1) * per_class)
-            nearest, cell = forward.distances[item, own].flatten(1).min(dim=1)
-            closer = nearest.cpu() < best[own]
-            for offset in closer.nonzero().flatten().tolist():
-                index, (row, column) = own.start + offset, divmod(int(cell[offset]), width)
-                best[index] = nearest[offset].cpu()
+        own = labels.to(device)[:, None] * per_class + torch.arange(per_class, device=device)  # [B, c]
+        maps = forward.distances.flatten(2)  # [B, m, hw]
+        nearest, cell = maps.gather(1, own[:, :, None].expand(-1, -1, maps.shape[2])).min(dim=2)
+        for item, offset in (nearest < best[own]).nonzero().tolist():  # few, after the first batches
+            index, (row, column) = int(own[item, offset]), divmod(int(cell[item, offset]), width)
+            if nearest[item, offset] < best[index]:
+                best[index] = nearest[item, offset]
                 patches[index] = forward.local[item, :, row, column]
-                where[index] = torch.tensor([position, row, column])
+                where[index] = torch.tensor([int(positions[item]), row, column])
     head.prototypes.copy_(patches)
     return [
         PrototypeSource(label=index // per_class, source=samples[position].key, row=row, column=column)

@@ -3,7 +3,8 @@
 run.json        config, labels, dataset, versions, results; plain JSON
 state.pt        everything needed to go on: weights, optimiser, epoch, history; loaded with weights_only
 model.pt        the finished network's state dict
-prototypes.json which training image, and where in it, each prototype was projected onto
+prototypes.json which training image, and where in it, each prototype was projected onto; for networks with prototypes
+tensorboard/    the curves of the run, for `tensorboard --logdir`
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +27,9 @@ from bundle.image import ImageSpec
 from bundle.records import RecordError, from_plain, to_plain
 from training.config import TrainingConfig
 from training.networks import Network, NetworkConfig
+from training.systems import SYSTEMS
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return (self.path / "model.pt").is_file() and (self.path / "prototypes.json").is_file()
+        return (self.path / "model.pt").is_file()
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
@@ -95,6 +98,7 @@ class Run:
         """Remove this run's files, and only them."""
         for name in ("model.pt", "prototypes.json", "state.pt", "best.pt", "run.json"):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
     def write_record(self, record: RunRecord) -> None:
         write_text(self.path / "run.json", json.dumps(to_plain(record), indent=2, ensure_ascii=False) + "\n")
@@ -168,6 +172,7 @@ def network_config(config: TrainingConfig, classes: int) -> NetworkConfig:
     return NetworkConfig(
         backbone=config.backbone,
         classes=classes,
+        heads=SYSTEMS[config.system].heads,
         prototypes_per_class=config.prototypes_per_class,
         prototype_channels=config.prototype_channels,
         attention_dropout=config.attention_dropout,

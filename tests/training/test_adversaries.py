@@ -80,8 +80,8 @@ def test_the_attention_head_is_attacked_by_its_own_loss(tiny_run):
     with torch.no_grad():
         forward = network(images)
         for head in tensors.NETWORKS:
-            expected = torch.nn.functional.cross_entropy(forward.head(head), labels, reduction="none")
-            torch.testing.assert_close(loss_of(network, (head,))(images, labels), expected)
+            expected = torch.nn.functional.cross_entropy(forward.logits[head], labels, reduction="none")
+            torch.testing.assert_close(loss_of(network, head)(images, labels), expected)
 
 
 def test_momentum_remembers_where_the_loss_pointed_before():

@@ -15,7 +15,7 @@ from PIL import Image
 from bundle.errors import ImageError
 from bundle.image import ImageSpec
 from training.data import Dataset, Sample, open_dataset
-from training.data.loading import ImageParts, image_loader, images_array, load_part
+from training.data.loading import ImageParts, Share, image_loader, images_array, load_part
 
 SPEC = ImageSpec(height=8, width=12)
 RED = (255, 0, 0)
@@ -379,21 +379,28 @@ class TestLoading:
         assert self.order(part, epochs=1, seed=7 + 2) == first[2:]  # how a resumed run goes on
         assert self.order(part, epochs=2, seed=None) == [list(range(11))] * 2
 
-    def test_set_epoch_chooses_the_order(self, samples: tuple[Sample, ...]) -> None:
+    def test_processes_divide_every_batch_of_the_common_order(self, samples: tuple[Sample, ...]) -> None:
         part = load_part(samples, SPEC)
-        loader = image_loader(part, SPEC, batch_size=4, shuffle_seed=7)
-        loader.sampler.set_epoch(2)
-        assert [int(i) for _, _, indices in loader for i in indices] == self.order(part, epochs=3, seed=7)[2]
+        for seed in (7, None):
+            whole = [batch[2].tolist() for batch in image_loader(part, SPEC, batch_size=4, shuffle_seed=seed)]
+            shares = [
+                [batch[2].tolist() for batch in image_loader(part, SPEC, batch_size=4, shuffle_seed=seed, share=share)]
+                for share in (Share(0, 2), Share(1, 2))
+            ]
+            assert [sorted(a + b) for a, b in zip(*shares, strict=False)][:2] == [sorted(batch) for batch in whole[:2]]
+            if seed is None:  # measuring: every image once
+                assert sorted(index for batch in shares[0] + shares[1] for index in batch) == list(range(11))
+            else:  # training: equal shares, so the odd eleventh image waits for another epoch
+                assert [len(batch) for batch in shares[0]] == [len(batch) for batch in shares[1]] == [2, 2, 1]
 
     def test_batches_hold_images_labels_and_indices(self, samples: tuple[Sample, ...]) -> None:
         images, labels = images_array(samples, SPEC)
-        for drop_last, sizes in ((False, [4, 4, 3]), (True, [4, 4])):
-            batches = list(image_loader(samples, SPEC, batch_size=4, shuffle_seed=3, drop_last=drop_last))
-            assert [len(batch[0]) for batch in batches] == sizes
-            for batch in batches:
-                assert (batch[0].dtype, batch[1].dtype, batch[2].dtype) == (torch.uint8, torch.int64, torch.int64)
-                np.testing.assert_array_equal(batch[0].numpy(), images[batch[2]])
-                np.testing.assert_array_equal(batch[1].numpy(), labels[batch[2]])
+        batches = list(image_loader(samples, SPEC, batch_size=4, shuffle_seed=3))
+        assert [len(batch[0]) for batch in batches] == [4, 4, 3]
+        for batch in batches:
+            assert (batch[0].dtype, batch[1].dtype, batch[2].dtype) == (torch.uint8, torch.int64, torch.int64)
+            np.testing.assert_array_equal(batch[0].numpy(), images[batch[2]])
+            np.testing.assert_array_equal(batch[1].numpy(), labels[batch[2]])
 
     def test_workers_give_the_same_batches(self, samples: tuple[Sample, ...]) -> None:
         alone = image_loader(samples, SPEC, batch_size=4, shuffle_seed=3, workers=2)

@@ -13,13 +13,16 @@ import training.fit
 from bundle.errors import CheckpointError, OptionError, TrainingError
 from bundle.image import ImageSpec
 from training.attacks import from_bytes
-from training.config import PRESETS, preset
+from training.backbones import BACKBONES
+from training.config import preset
 from training.data import open_dataset
 from training.data.loading import images_array
-from training.fit import Devices, Trainer
+from training.fit import Trainer
 from training.losses import sparsity
 from training.networks import NetworkConfig, PrototypeHead
+from training.parallel import Devices
 from training.run import Run, network_config
+from training.systems import SYSTEMS
 
 CLASSIFIER, PROTOTYPES = "prototype_head.classifier.weight", "prototype_head.prototypes"
 
@@ -152,7 +155,7 @@ def test_after_the_projection_only_the_last_layer_is_fitted(tiny_run, tiny_birds
         def objective():
             logits = network.prototype_head.classifier(similarities)
             loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
-            return (loss + record.config.loss.sparsity * sparsity(network)).item()
+            return (loss + record.config.loss.sparsity * sparsity(network.prototype_head)).item()
 
         fitted = objective()
         network.prototype_head.classifier.weight.copy_(best[CLASSIFIER])
@@ -297,8 +300,47 @@ def test_bad_settings_are_one_sentence(tiny_config, change, message):
 
 
 def test_presets_exist_for_every_backbone_of_the_paper_and_unknown_ones_list_them():
-    for name in PRESETS:
-        assert preset(name).preset == name
+    for backbone in BACKBONES:
+        for system in SYSTEMS:
+            config = preset(f"{system}-{backbone}")
+            assert (config.system, config.backbone, config.adversarial) == (system, backbone, "none")
+            fast = preset(f"{system}-{backbone}-fast")
+            assert fast.adversarial == "fast"
+            assert preset(fast.preset) == fast
+        assert preset(backbone) == preset(f"maxsep-{backbone}") == preset(f"ap-{backbone}", system="maxsep")
     assert preset("vgg16").image_size == 224
-    with pytest.raises(OptionError, match="vgg19-fast"):
+    assert preset("vgg16").loss.cluster == 100
+    with pytest.raises(OptionError, match=r"\[SYSTEM-\]BACKBONE\[-fast\]; systems: maxsep, ap,"):
         preset("vgg")
+    with pytest.raises(OptionError, match=r"unknown system 'ours'.*protopnet"):
+        preset("small", system="ours")
+
+
+def test_any_setting_can_be_set_by_name():
+    texts = ["loss.cluster=0", "loss.separation=0.5", "schedule=step", "ema=0.9", "augmentation.flip=false", "epochs=2"]
+    config = preset("small", texts=texts)
+    expected = replace(preset("small"), schedule="step", ema=0.9, epochs=2)
+    expected = replace(expected, loss=replace(config.loss, cluster=0.0, separation=0.5))
+    assert config == replace(expected, augmentation=replace(config.augmentation, flip=False))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cluster", "NAME=VALUE"),
+        ("=3", "NAME=VALUE"),
+        ("cluster=1", r"no setting 'cluster'.*loss\.cluster"),
+        ("loss=1", "no setting 'loss'"),
+        ("loss.x=1", r"no setting 'loss\.x'"),
+        ("epochs.x=1", "no setting"),
+        ("system=ap", "no setting 'system'"),
+        ("epochs=many", "whole number"),
+        ("loss.cluster=x", r"loss\.cluster is a number"),
+        ("loss.cluster=-1", "at least 0"),
+        ("augmentation.flip=1", "true or false"),
+        ("ema=1", "outside"),
+    ],
+)
+def test_settings_that_are_none_are_one_sentence(text, message):
+    with pytest.raises(OptionError, match=message):
+        preset("small", texts=[text])

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.losses import LossWeights, nearest_prototypes, regulariser, sparsity, total_loss
+from bundle.errors import OptionError
+from training.losses import LossWeights, Objective, nearest_prototypes, regulariser, sparsity
 from training.networks import Forward, Network, NetworkConfig
 
 
@@ -54,54 +55,116 @@ def test_nearest_prototypes_by_hand():
     assert (own.item(), others.item()) == (2.0, 1.0)
 
 
+CONFIG = NetworkConfig(backbone="small", classes=2, prototypes_per_class=2, prototype_channels=4)
+
+
+def made_up(classes=2, channels=3):
+    """A forward pass that no network made."""
+    torch.manual_seed(0)
+    return Forward(
+        stages=[],
+        logits={"attention": torch.randn(3, classes), "full": torch.randn(3, classes)},
+        attention=torch.rand(3, 2, 2),
+        embedding=torch.randn(3, channels),
+        distances=torch.rand(3, 2 * classes, 2, 2),
+    )
+
+
+def loss_of_terms(weights, forward, labels, *, joint=True, config=CONFIG):
+    return Objective(weights, config, 3)(forward, labels, joint=joint)
+
+
+def cross_entropies(forward, labels):
+    return sum(torch.nn.functional.cross_entropy(logits, labels) for logits in forward.logits.values())
+
+
 @pytest.mark.parametrize("joint", [False, True])
 def test_the_total_loss_is_the_sum_of_its_terms(joint):
-    torch.manual_seed(0)
-    forward = Forward(
-        stages=[],
-        attention_logits=torch.randn(3, 2),
-        attention=torch.rand(3, 2, 2),
-        local=torch.empty(0),
-        distances=torch.rand(3, 4, 2, 2),
-        similarities=torch.empty(0),
-        logits=torch.randn(3, 2),
-    )
-    labels = torch.tensor([0, 1, 1])
-    weights = LossWeights(cluster=3.0, separation=0.5)
-    expected = torch.nn.functional.cross_entropy(forward.attention_logits, labels)
-    expected = expected + torch.nn.functional.cross_entropy(forward.logits, labels)
+    forward, labels = made_up(), torch.tensor([0, 1, 1])
+    expected = cross_entropies(forward, labels)
     if joint:
         cluster, separation = naive(forward.distances, forward.attention, labels.tolist(), 2)
         expected = expected + 3 * cluster - 0.5 * separation
-    torch.testing.assert_close(total_loss(forward, labels, weights, joint=joint), expected)
+    weights = LossWeights(cluster=3.0, separation=0.5)
+    torch.testing.assert_close(loss_of_terms(weights, forward, labels, joint=joint), expected)
 
 
-def test_label_smoothing_mixes_both_heads_targets_with_the_uniform_distribution():
-    torch.manual_seed(0)
-    attention_logits, logits = torch.randn(3, 4), torch.randn(3, 4)
-    empty = torch.empty(0)
-    forward = Forward(
-        stages=[],
-        attention_logits=attention_logits,
-        attention=empty,
-        local=empty,
-        distances=empty,
-        similarities=empty,
-        logits=logits,
-    )
-    labels = [0, 3, 1]
+def test_protopnets_terms_take_each_images_closest_patch_alone():
+    forward, labels = made_up(), [0, 1, 1]
+    cluster = separation = 0.0
+    for image, label in enumerate(labels):
+        own = [forward.distances[image, 2 * label + k, r, c] for k in range(2) for r in range(2) for c in range(2)]
+        other = [
+            forward.distances[image, 2 - 2 * label + k, r, c] for k in range(2) for r in range(2) for c in range(2)
+        ]
+        cluster, separation = cluster + min(own) / 3, separation + min(other) / 3
+    expected = cross_entropies(forward, torch.tensor(labels)) + 0.8 * cluster - 0.08 * separation
+    weights = LossWeights(cluster=0.8, separation=0.08, over="nearest")
+    torch.testing.assert_close(loss_of_terms(weights, forward, torch.tensor(labels)), expected)
+
+
+def test_prototype_conformity_by_its_sums():
+    forward, labels = made_up(classes=4), [0, 3, 1]
+    config = NetworkConfig(backbone="small", classes=4)
+    objective = Objective(LossWeights(cluster=0, separation=0, proximity=0.5, contrast=0.01), config, 3)
+    near = away = 0.0
+    for e, label in zip(forward.embedding, labels, strict=True):
+        near = near + (e - objective.centers[label]).square().sum() / 3
+        for other in set(range(4)) - {label}:
+            w, own = objective.centers[other], objective.centers[label]
+            away = away + ((e - w).square().sum() + (own - w).square().sum()) / 3 / 3
+    expected = cross_entropies(forward, torch.tensor(labels)) + 0.5 * near - 0.01 * away
+    torch.testing.assert_close(objective(forward, torch.tensor(labels), joint=True), expected)
+
+
+def test_the_triplet_term_pulls_a_class_together_and_pushes_others_away():
+    forward, labels = made_up(), torch.tensor([0, 0, 1])
+    unit = torch.nn.functional.normalize(forward.embedding)
+    distance = torch.cdist(unit, unit)
+    hinges = [
+        (distance[0, 1] - distance[0, 2] + 0.7).clamp_min(0),
+        (distance[1, 0] - distance[1, 2] + 0.7).clamp_min(0),
+    ]
+    positive = [hinge for hinge in hinges if hinge > 0]
+    assert positive, "nothing to test"
+    expected = cross_entropies(forward, labels) + 2 * sum(positive) / len(positive)
+    weights = LossWeights(cluster=0, separation=0, triplet=2.0, triplet_margin=0.7)
+    torch.testing.assert_close(loss_of_terms(weights, forward, labels), expected)
+
+
+def test_a_weight_of_zero_switches_its_term_off():
+    forward, labels = made_up(), torch.tensor([0, 1, 1])
+    none = LossWeights(cluster=0.0, separation=0.0)
+    torch.testing.assert_close(loss_of_terms(none, forward, labels), cross_entropies(forward, labels))
+
+
+def test_label_smoothing_mixes_all_heads_targets_with_the_uniform_distribution():
+    forward, labels = made_up(classes=4), [0, 3, 1]
     expected = 0.0
-    for head in (attention_logits, logits):
-        for row, label in zip(head.log_softmax(1), labels, strict=True):
+    for logits in forward.logits.values():
+        for row, label in zip(logits.log_softmax(1), labels, strict=True):
             expected = expected - (0.8 * row[label] + 0.2 * row.mean()) / 3
-    loss = total_loss(forward, torch.tensor(labels), LossWeights(label_smoothing=0.2), joint=False)
+    config = NetworkConfig(backbone="small", classes=4)
+    weights = LossWeights(label_smoothing=0.2)
+    loss = loss_of_terms(weights, forward, torch.tensor(labels), joint=False, config=config)
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"over": "some"}, "attention, nearest"), ({"cluster": -1.0}, "cluster"), ({"label_smoothing": 1.0}, "smoothing")],
+)
+def test_bad_weights_are_one_sentence(change, message):
+    with pytest.raises(OptionError, match=message):
+        LossWeights(**change)
+
+
 def test_sparsity_counts_only_weights_from_other_classes():
-    network = Network(NetworkConfig(backbone="small", classes=3, prototypes_per_class=2, prototype_channels=4))
-    assert sparsity(network).item() == pytest.approx(12 * 0.5)  # 3 classes, 4 others' prototypes each, -0.5
+    head = Network(
+        NetworkConfig(backbone="small", classes=3, prototypes_per_class=2, prototype_channels=4)
+    ).prototype_head
+    assert sparsity(head).item() == pytest.approx(12 * 0.5)  # 3 classes, 4 others' prototypes each, -0.5
     with torch.no_grad():
-        network.prototype_head.classifier.weight[0, 0] += 9  # class 0's own prototype
-        network.prototype_head.classifier.weight[0, 5] -= 9
-    assert sparsity(network).item() == pytest.approx(12 * 0.5 + 9)
+        head.classifier.weight[0, 0] += 9  # class 0's own prototype
+        head.classifier.weight[0, 5] -= 9
+    assert sparsity(head).item() == pytest.approx(12 * 0.5 + 9)

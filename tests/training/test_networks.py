@@ -36,7 +36,7 @@ def test_attention_peaks_at_one_and_an_all_nonpositive_map_is_finite_with_finite
     with torch.no_grad():
         head.agnostic.weight.fill_(1.0), head.agnostic.bias.fill_(1.0)
         head.specific.weight.fill_(-1.0), head.specific.bias.fill_(-1.0)
-    logits, attention = head(features)
+    logits, attention, _ = head(features)
     assert torch.equal(attention, torch.zeros_like(attention))
     (logits.sum() + attention.sum()).backward()
     assert torch.isfinite(features.grad).all()
@@ -47,11 +47,11 @@ def test_dropout_is_on_the_class_specific_branch_while_training_only():
     head = AttentionHead(6, 3, 0.5)
     features = torch.rand(2, 6, 4, 4)
     torch.manual_seed(1)
-    training, _ = head.train()(features)
+    training, _, _ = head.train()(features)
     torch.manual_seed(1)
     dropped = torch.nn.functional.dropout(features, 0.5, training=True)
     torch.testing.assert_close(training, (head.agnostic(features) * head.specific(dropped)).mean((2, 3)))
-    serving, _ = head.eval()(features)
+    serving, _, _ = head.eval()(features)
     torch.testing.assert_close(serving, (head.agnostic(features) * head.specific(features)).mean((2, 3)))
     assert not torch.allclose(training, serving)
 
@@ -62,8 +62,8 @@ def test_the_network_drops_as_its_config_says(rate):
     network = Network(NetworkConfig(backbone="small", classes=3, prototypes_per_class=2, attention_dropout=rate))
     images = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
-        training = [network.train()(images).attention_logits for _ in range(2)]
-        serving = [network.eval()(images).attention_logits for _ in range(2)]
+        training = [network.train()(images).logits["attention"] for _ in range(2)]
+        serving = [network.eval()(images).logits["attention"] for _ in range(2)]
     assert torch.equal(*training) == (rate == 0)  # batch statistics alone are the same twice
     assert torch.equal(*serving)
     assert network.attention_head.dropout.p == rate
@@ -108,16 +108,15 @@ def test_similarities_are_gated_by_attention_and_the_last_layer_starts_at_plus_o
 
 def test_the_attention_network_alone_gives_the_same_answers_as_within_the_full_one(network):
     images = torch.rand(2, 3, 32, 32)
-    _, logits, attention = network.attend(images)
-    forward = network(images)
-    assert torch.equal(logits, forward.attention_logits)
-    assert torch.equal(attention, forward.attention)
-    assert torch.equal(forward.head("full"), forward.logits)
+    alone, forward = network(images, "attention"), network(images)
+    assert torch.equal(alone.logits["attention"], forward.logits["attention"])
+    assert torch.equal(alone.attention, forward.attention)
+    assert alone.distances is None
 
 
 def test_detector_features_are_spatial_statistics(network):
     forward = network(torch.rand(2, 3, 32, 32))
-    features = detector_features(forward.stages, forward.attention, forward.local)
+    features = detector_features(forward)
     assert list(features) == [*("stage1", "stage2", "stage3", "stage4", "spread", "attended", "local", "focus")]
     torch.testing.assert_close(features["stage2"], forward.stages[1].flatten(2).mean(2))
     spread = forward.stages[-1].flatten(2).std(2, unbiased=False)

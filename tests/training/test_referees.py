@@ -24,7 +24,7 @@ class Logits(torch.nn.Module):
         self.network, self.served = network, served
 
     def forward(self, images):
-        return self.network(images).head(self.served)
+        return self.network(images).logits[self.served]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_torchattacks_makes_the_same_images(network, images, served, name):
     }
     theirs = referees[name[:3] if name[:4] != "fgsm" else "fgsm"]()(images[0], images[1])
     still = attack.__class__(**{**vars(attack), "random_start": False})
-    ours = run_attack(still, loss_of(network, (served,)), *images)
+    ours = run_attack(still, loss_of(network, served), *images)
     assert_same_images(ours, theirs, attack.eps)
 
 
@@ -78,7 +78,7 @@ def test_foolbox_makes_the_same_images(network, images, served, name):
     referee = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=attack.step, steps=attack.steps, random_start=False)
     theirs = referee.run(model, images[0], criterion=foolbox.criteria.Misclassification(images[1]), epsilon=attack.eps)
     still = attack.__class__(**{**vars(attack), "random_start": False})
-    assert_same_images(run_attack(still, loss_of(network, (served,)), *images), theirs, attack.eps)
+    assert_same_images(run_attack(still, loss_of(network, served), *images), theirs, attack.eps)
 
 
 def test_autoattack_finds_nothing_that_our_worst_case_at_many_restarts_leaves_far_behind(network, images):
@@ -90,7 +90,7 @@ def test_autoattack_finds_nothing_that_our_worst_case_at_many_restarts_leaves_fa
     attack = attack_named("pgd40x3-8")
     ours = worst_case(
         attack,
-        [*losses_against(network, "attention"), loss_of(network, ("attention",), margin)],
+        [*losses_against(network, "attention"), loss_of(network, "attention", margin)],
         judge_of(network, "attention"),
         x,
         y,
@@ -117,8 +117,8 @@ def test_gradients_of_the_losses_agree_with_finite_differences():
 def test_numpy_twin_of_one_step(network, images):
     """FGSM by its definition, with the gradient by autograd of a plain expression."""
     x = images[0].clone().requires_grad_()
-    loss = torch.nn.functional.cross_entropy(network(x).logits, images[1], reduction="sum")
+    loss = torch.nn.functional.cross_entropy(network(x).logits["full"], images[1], reduction="sum")
     (gradient,) = torch.autograd.grad(loss, x)
     expected = np.clip(images[0].numpy() + 8 / 255 * np.sign(gradient.numpy()), 0, 1)
-    ours = run_attack(attack_named("fgsm-8"), loss_of(network, ("full",)), *images)
+    ours = run_attack(attack_named("fgsm-8"), loss_of(network, "full"), *images)
     np.testing.assert_allclose(ours.numpy(), expected, atol=1e-6)

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from training.data.index import Sample
 
 try:
     import torch
-    from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+    from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, default_collate
 except ImportError as error:
     raise MissingExtra.named("training", "Loading images for training", error) from None
 
@@ -75,16 +76,12 @@ def load_part(samples: Samples, spec: ImageSpec, *, cache_bytes: int = CACHE_BYT
 
 
 class EpochOrder(Sampler[int]):
-    """A new order each epoch that depends on seed + epoch alone, so a resumed run sees the order it would have seen."""
+    """A new order each pass, which depends on the seed and the number of the pass alone."""
 
     def __init__(self, length: int, seed: int) -> None:
         self.length = length
         self.seed = seed
         self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass; without a call each pass takes the next epoch."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.length
@@ -93,6 +90,36 @@ class EpochOrder(Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         self.epoch += 1
         return iter(torch.randperm(self.length, generator=generator).tolist())
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of every batch, where `processes` work on it together."""
+
+    rank: int = 0
+    processes: int = 1
+
+
+class Batches(Sampler[list[int]]):
+    """Batches of a common order, of which this process takes its share: every `processes`-th image.
+
+    Shuffled batches are for training: they are cut to a multiple of the processes, so that all shares are equally large
+    and their mean is the batch's. Unshuffled ones are for measuring and keep every image.
+    """
+
+    def __init__(self, length: int, batch_size: int, shuffle_seed: int | None, share: Share) -> None:
+        self.order: Sampler[int] = (
+            SequentialSampler(range(length)) if shuffle_seed is None else EpochOrder(length, shuffle_seed)
+        )
+        self.batch_size, self.shuffled, self.share = batch_size, shuffle_seed is not None, share
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.order)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            usable = len(batch) - (len(batch) % self.share.processes if self.shuffled else 0)
+            if mine := batch[self.share.rank : usable : self.share.processes]:
+                yield mine
 
 
 class ImageLoader(DataLoader[Any]):
@@ -112,7 +139,7 @@ def image_loader(
     batch_size: int,
     shuffle_seed: int | None,
     workers: int = 0,
-    drop_last: bool = False,
+    share: Share = Share(),
     cache_bytes: int = CACHE_BYTES,
 ) -> ImageLoader:
     """Batches (images [B, H, W, 3] uint8, labels [B] int64, indices [B] int64), deterministic by `shuffle_seed`.
@@ -123,10 +150,8 @@ def image_loader(
     part = samples if isinstance(samples, ImageParts) else load_part(samples, spec, cache_bytes=cache_bytes)
     return ImageLoader(
         _Guarded(part),
-        batch_size=batch_size,
-        sampler=None if shuffle_seed is None else EpochOrder(len(part), shuffle_seed),
+        batch_sampler=Batches(len(part), batch_size, shuffle_seed, share),
         num_workers=0 if part.in_memory else workers,
-        drop_last=drop_last,
         collate_fn=_collate,
     )
 

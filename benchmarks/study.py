@@ -1,0 +1,189 @@
+"""`make study`: every system of the paper, trained and attacked, on any dataset; one command that can be stopped.
+
+Rows and columns are those of the paper's Tables 1-3: six systems without and with fast adversarial training, and the
+ablation of the regulariser. What is finished is not done again; the tables are written after every run, from whatever
+is there.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from benchmarks.record import RESULTS, environment
+from bundle import tensors
+from bundle.errors import OptionError
+from bundle.files import write_text
+from demo.stages import fieldmark
+from fieldmark import guarded
+from training.evaluation import AUTOATTACK, PAPER, WORST
+
+SYSTEMS = ("ap", "ap-triplet", "ap-pcl", "protopnet", "maxsep")
+SOURCES = {"bb-v": "vgg16", "bb-d": "densenet121"}
+ABLATION = {
+    "maxsep-none": ("--set", "loss.cluster=0", "--set", "loss.separation=0"),
+    "maxsep-separation": ("--set", "loss.cluster=0"),
+    "maxsep-cluster": ("--set", "loss.separation=0"),
+}
+COLUMNS = (*PAPER, *(f"pgd10-8@{source}" for source in SOURCES), WORST, AUTOATTACK)
+FULL, ATTENTION = tensors.FULL, tensors.ATTENTION_ONLY
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One training: a preset, and options that change it."""
+
+    name: str
+    preset: str
+    options: tuple[str, ...] = ()
+    fast: bool = False
+    attacks: str | None = None  # None: all columns
+
+
+def rows(backbone: str) -> Iterator[Row]:
+    """Tables 1 and 2, then what only Table 3 needs."""
+    for fast in (False, True):
+        for system in SYSTEMS:
+            preset = f"{system}-{backbone}{'-fast' if fast else ''}"
+            yield Row(name=preset, preset=preset, fast=fast)
+    for name, options in ABLATION.items():
+        yield Row(name=f"{name}-{backbone}", preset=f"maxsep-{backbone}", options=options, attacks="pgd10-8")
+
+
+def study(
+    data: Annotated[
+        Path | None, typer.Option(help="CUB, Cars or class folders; without it, the built-in birds.")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="small, vgg16, vgg19 or resnet34.")] = "small",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 3,
+    out: Annotated[Path, typer.Option(help="Runs and evaluations; BACKBONE is added.")] = Path("build/study"),
+    name: Annotated[str | None, typer.Option(help="benchmarks/results/NAME.json; paper_tables_BACKBONE.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the preset's; 8 for the built-in birds.")] = None,
+    fast_epochs: Annotated[
+        int | None, typer.Option(help="With adversarial training; 12 for the built-in birds.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Input side in pixels, instead of the preset's.")] = None,
+    weights: Annotated[str | None, typer.Option(help="'imagenet', 'none' or a file, instead of the preset's.")] = None,
+    precision: Annotated[str, typer.Option(help="Of training; evaluation is in float32.")] = "bf16-mixed",
+    count: Annotated[int, typer.Option(min=1, help="Test images under every attack.")] = 150,
+    autoattack_count: Annotated[int, typer.Option(min=0, help="Test images under AutoAttack.")] = 16,
+) -> None:
+    """Train and attack every row with every seed; write the tables."""
+    console, folder = Console(), out / backbone
+    folder.mkdir(parents=True, exist_ok=True)
+    built_in = data is None
+    if data is None:
+        data = out / "birds"
+        if not data.exists():
+            fieldmark("data", "make", data)
+        epochs, fast_epochs = epochs or 8, fast_epochs or 12
+    common = ["--precision", precision]
+    common += [] if weights is None else ["--weights", weights]
+    common += [] if image_size is None else ["--image-size", str(image_size)]
+    if backbone == "small" and (image_size or 64) > 128:
+        raise OptionError("the small backbone is for images of at most 128 pixels", hint="Choose another --backbone.")
+    sources = _sources(data, folder, backbone, common)
+    for seed in range(seeds):
+        for row in rows(backbone):
+            run, evaluation = folder / f"{row.name}-{seed}", folder / f"{row.name}-{seed}.json"
+            if evaluation.is_file():
+                continue
+            console.rule(f"[bold]{row.name}[/], seed {seed}", align="left")
+            length = fast_epochs if row.fast else epochs
+            options = [*common, *row.options, *([] if length is None else ["--epochs", str(length)])]
+            fieldmark("train", data, "--out", run, "--preset", row.preset, "--seed", str(seed), *options, "--resume")
+            attacked = ["--source", f"bb-v={sources['bb-v']}", "--source", f"bb-d={sources['bb-d']}"]
+            counts = ["--count", str(count), "--autoattack-count", str(autoattack_count)]
+            if row.attacks is not None:
+                attacked, counts = ["--attacks", row.attacks], ["--count", str(count), "--autoattack-count", "0"]
+            fieldmark("evaluate", run, "--data", data, "--seed", str(seed), *attacked, *counts, "--out", evaluation)
+            _save(folder, backbone, seeds, name, built_in)
+    console.print(f"tables: {_save(folder, backbone, seeds, name, built_in)}", highlight=False, soft_wrap=True)
+
+
+def _sources(data: Path, folder: Path, backbone: str, common: list[str]) -> dict[str, Path]:
+    """The substitutes that transfer attacks come from, trained once; for the small backbone from scratch, shortly."""
+    runs = {}
+    for source, network in SOURCES.items():
+        runs[source] = folder / f"gap-{network}"
+        options = list(common)
+        if backbone == "small":
+            epochs, rate = ("10", "0.0005") if network == "vgg16" else ("5", "0.0005")
+            short = ("warmup_epochs=0", "schedule=cosine", "batch_size=64", f"learning_rate_backbone={rate}")
+            options += [word for text in short for word in ("--set", text)]
+            options += ["--epochs", epochs, "--weights", "none"]
+            options += [] if "--image-size" in common else ["--image-size", "64"]
+        fieldmark("train", data, "--out", runs[source], "--preset", f"gap-{network}", *options, "--resume")
+    return runs
+
+
+def _save(folder: Path, backbone: str, seeds: int, name: str | None, built_in: bool) -> Path:
+    """Collect every evaluation that is there; returns the file."""
+    table = []
+    for row in rows(backbone):
+        files = [folder / f"{row.name}-{seed}.json" for seed in range(seeds)]
+        found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+        for head in found[0]["right"] if found else ():
+            table.append(
+                {
+                    "row": row.name,
+                    "head": head,
+                    "command": " ".join(("fieldmark train DATA --out RUN --preset", row.preset, *row.options)),
+                    "seeds": [each["seed"] for each in found],
+                    "accuracy": {
+                        column: _summary([each["right"][head][column] for each in found])
+                        for column in COLUMNS
+                        if column in found[0]["right"][head]
+                    },
+                }
+            )
+    path = RESULTS / f"{name or 'paper_tables_' + backbone}.json"
+    sources = {source: _run_facts(folder / f"gap-{network}") for source, network in SOURCES.items()}
+    first = _run_facts(next(folder.glob(f"maxsep-{backbone}-[0-9]*/run.json")).parent) if table else {}
+    document = {
+        "environment": environment(),
+        "dataset": "built-in birds" if built_in else first.get("dataset", ""),
+        "backbone": backbone,
+        "config": first.get("config", {}),
+        "sources": sources,
+        "rows": table,
+    }
+    write_text(path, json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def _run_facts(run: Path) -> dict[str, Any]:
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    return {
+        "config": record["config"],
+        "dataset": record["dataset"]["name"],
+        "device": record["versions"]["device"],
+        "validation": record["results"].get("validation"),
+    }
+
+
+def _summary(answers: list[str]) -> dict[str, Any]:
+    """Mean over seeds of the share of right answers, and a 95 % interval by resampling seeds and images together."""
+    right = np.array([[int(answer) for answer in each] for each in answers], float)  # [seeds, images]
+    rng = np.random.default_rng(0)
+    chosen_seeds = rng.integers(0, right.shape[0], (RESAMPLES, right.shape[0], 1))
+    chosen_images = rng.integers(0, right.shape[1], (RESAMPLES, 1, right.shape[1]))
+    means = right[chosen_seeds, chosen_images].mean(axis=(1, 2))
+    return {
+        "mean": round(float(right.mean()), 4),
+        "interval": [round(float(bound), 4) for bound in np.percentile(means, (2.5, 97.5))],
+        "by_seed": [round(float(each), 4) for each in right.mean(axis=1)],
+        "images": right.shape[1],
+    }
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(study)
+    guarded(app)

@@ -1,0 +1,119 @@
+"""How often each head of a network is right, clean and attacked: the columns of the paper's Tables 1-4, the worst of
+all attacks per image, and AutoAttack.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bundle.errors import OptionError
+from training.adversaries import AUTO_CLASSES, BATCH, CLEAN, attack_pixels, check_attacks, run_dataset, spread
+from training.attack_losses import judge_of
+from training.attacks import from_bytes
+from training.data.loading import image_loader
+from training.networks import Network
+from training.run import RunRecord, image_spec
+
+# Clean and the white-box columns of the paper; black-box ones are ATTACK@SOURCE.
+PAPER = ("clean", "fgsm-2", "fgsm-8", "bim10-2", "bim10-8", "pgd10-2", "pgd10-8", "mim10-2", "mim10-8")
+AUTOATTACK, WORST = "autoattack-8", "worst"
+
+
+def evaluate_run(
+    record: RunRecord,
+    network: Network,
+    root: Path,
+    *,
+    attacks: Sequence[str],
+    sources: Mapping[str, Network],
+    part: str,
+    count: int,
+    autoattack_count: int,
+    seed: int,
+) -> dict[str, Any]:
+    """For every head and attack, image by image whether the answer stayed right.
+
+    `right[head][attack]` is a text of 1 and 0, one for each image; `worst` is right only where every attack leaves the
+    answer right. AutoAttack at 8/255 runs on the first `autoattack_count` images of an even spread, as `autoattack-8`.
+    """
+    names = tuple(dict.fromkeys((CLEAN, *attacks)))
+    check_attacks(names, sources, network)
+    if WORST in names:
+        raise OptionError(f"{WORST!r} is no attack but the worst of all others")
+    dataset = run_dataset(record, root)
+    if part not in dataset.parts:
+        raise OptionError(f"unknown part {part!r}", hint=f"Choose one of: {', '.join(dataset.parts)}.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for each in (network, *sources.values()):
+        each.to(device)
+    chosen = spread(dataset.parts[part], count)
+    subset = spread(chosen, autoattack_count) if network.config.classes >= AUTO_CLASSES else ()
+    jobs = [(name, chosen) for name in names] + ([(AUTOATTACK, subset)] if subset else [])
+    talk = Console(stderr=True)
+    right: dict[str, dict[str, str]] = {}
+    seconds: dict[str, float] = {}
+    for head in network.config.heads:
+        survived: dict[str, list[bool]] = {}
+        for name, samples in track(
+            jobs, f"attacking {head}", console=talk, transient=True, disable=not talk.is_terminal
+        ):
+            started = time.perf_counter()
+            generator = torch.Generator().manual_seed(seed)
+            judge, answers = judge_of(network, head), []
+            for images, labels, _ in image_loader(
+                samples, image_spec(record.config), batch_size=BATCH, shuffle_seed=None
+            ):
+                pixels, labels = from_bytes(images.to(device)), labels.to(device)
+                attacked = attack_pixels(name, network, head, pixels, labels, generator, sources)
+                with torch.no_grad():
+                    answers += judge(attacked, labels).tolist()
+            survived[name] = answers
+            seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 2)
+        survived[WORST] = [all(each) for each in zip(*(survived[name] for name in names), strict=True)]
+        right[head] = {name: "".join("01"[each] for each in answers) for name, answers in survived.items()}
+    return {
+        "preset": record.config.preset,
+        "system": record.config.system,
+        "backbone": record.config.backbone,
+        "adversarial": record.config.adversarial,
+        "seed": record.config.seed,
+        "part": part,
+        "images": [sample.key for sample in chosen],
+        "autoattack_images": [sample.key for sample in subset],
+        "right": right,
+        "seconds": seconds,
+    }
+
+
+def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson 1927); (0, 1) of nothing."""
+    if not count:
+        return 0.0, 1.0
+    share, factor = right / count, 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / factor
+    reach = z / factor * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def show(result: dict[str, Any]) -> Table:
+    """A table for a terminal: attacks down, heads across, Wilson intervals beside the shares."""
+    heads = list(result["right"])
+    table = Table("attack", *heads, "images", box=SIMPLE_HEAD, padding=(0, 2))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in next(iter(result["right"].values())):
+        cells = []
+        for head in heads:
+            answers = result["right"][head][name]
+            low, high = wilson(answers.count("1"), len(answers))
+            cells.append(f"{answers.count('1') / len(answers):.1%} [dim]{low:.0%}..{high:.0%}[/]")
+        table.add_row(name, *cells, str(len(result["right"][heads[0]][name])))
+    return table
