@@ -16,7 +16,6 @@ import typer
 from rich.console import Console
 
 from benchmarks.record import RESULTS, environment
-from bundle import tensors
 from bundle.errors import OptionError
 from bundle.files import write_text
 from demo.stages import fieldmark
@@ -31,7 +30,7 @@ ABLATION = {
     "maxsep-cluster": ("--set", "loss.separation=0"),
 }
 COLUMNS = (*PAPER, *(f"pgd10-8@{source}" for source in SOURCES), WORST, AUTOATTACK)
-FULL, ATTENTION = tensors.FULL, tensors.ATTENTION_ONLY
+
 RESAMPLES = 2000
 
 

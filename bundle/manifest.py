@@ -142,6 +142,11 @@ class Manifest:
         plain = to_plain(self)
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
 
+    @property
+    def main_network(self) -> str:
+        """The network that answers unless another is asked for: `full`, where the bundle has it."""
+        return next(name for name in tensors.NETWORKS if name in self.networks)
+
     @functools.cached_property
     def bundle_id(self) -> str:
         """Hex SHA-256 of the canonical document."""

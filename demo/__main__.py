@@ -61,6 +61,7 @@ def demo(
         "export", key, bundle_path, lambda: fieldmark("export", run, "--out", bundle_path, "--data", data, "--force")
     )
     bundle = Bundle.open(bundle_path)
+    first, *_ = networks = [name for name in tensors.NETWORKS if name in bundle.manifest.networks]
     arguments = ("--out", attacked, "--data", data, "--attacks", ",".join(ATTACKS), "--count", str(count), "--force")
     stages.run("attack", f"{key} {count}", attacked, lambda: fieldmark("attack", run, *arguments))
     console.rule("[bold]serve and classify[/]", align="left")
@@ -69,24 +70,24 @@ def demo(
         console.print(f"Triton {endpoint['triton_version']} answers at {endpoint['grpc_url']} (gRPC)", highlight=False)
         connection = TritonInference.connect(endpoint["grpc_url"], expect_bundle=bundle.bundle_id)
         with stages.timed("classify"), connection as inference:
-            for network in tensors.NETWORKS:
+            for network in networks:
                 answers[network] = ask(inference, attacked, network)
     stages.seconds["serve"] = round(stages.seconds["serve"] - stages.seconds["classify"], 2)
     console.rule("[bold]score a folder[/]", align="left")
     with stages.timed("score"):
-        archive = make_archive(attacked / tensors.FULL, out / "archive")
+        archive = make_archive(attacked / first, out / "archive")
         scored = score_archive(archive, bundle_path, out / "scores")
     report = {
         "seconds": {**_setup_seconds(), **stages.seconds},
         "reused": stages.reused,
         "triton_version": endpoint["triton_version"],
         "bundle_id": bundle.bundle_id,
-        "alpha": bundle.manifest.networks[tensors.FULL].detector.alpha,
+        "alpha": bundle.manifest.networks[first].detector.alpha,
         "networks": {network: _measure(by_attack) for network, by_attack in answers.items()},
         "scored": scored,
     }
     write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
-    _figure(answers[tensors.FULL], out / "demo.png")
+    _figure(answers[first], out / "demo.png")
     _print(report, console)
     console.print(f"\nreport   {out / 'report.json'}\npicture  {out / 'demo.png'}", highlight=False, soft_wrap=True)
     console.print(f"bundle   {bundle_path}   serve it: fieldmark serve {bundle_path}", highlight=False, soft_wrap=True)
@@ -151,7 +152,7 @@ def _print(report: dict[str, Any], console: Console) -> None:
             shares = [f"{measured[attack][column]:.1%}" for column in ("accuracy", "flagged", "missed")]
             table.add_row(title, *shares, "" if auroc is None else f"{auroc:.3f}")
         console.print(table)
-    n = report["networks"][tensors.FULL]["clean"]["n"]
+    n = next(iter(report["networks"].values()))["clean"]["n"]
     scored = report["scored"]
     console.print(
         f"{n} test images a row. flagged: p-value <= {report['alpha']:g}. missed: answered wrongly and not flagged.\n"

@@ -87,7 +87,9 @@ def serve(
 def classify(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...")],
     url: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server's gRPC address.")] = "localhost:8001",
-    network: Annotated[str, typer.Option(help="full or attention.")] = "full",
+    network: Annotated[
+        str | None, typer.Option(help="full or attention; full, where the bundle has it.", show_default=False)
+    ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="False-positive rate of is_adversarial, instead of the bundle's.")
     ] = None,
@@ -110,6 +112,7 @@ def classify(
     with TritonInference.connect(
         url, timeout=timeout, expect_bundle=expected.bundle_id if expected else None
     ) as inference:
+        network = network or inference.manifest.main_network
         check_options(inference.manifest, network, alpha, top)
         answers = []
         for answer in classify_files(inference, images, network, alpha=alpha, top=top):

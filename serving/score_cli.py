@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
+from bundle import tensors
 from bundle.errors import FieldmarkError, ScoringError
 from bundle.folder import Bundle
 
@@ -35,7 +36,10 @@ def score(
     ],
     bundle: Annotated[Path, typer.Option("--bundle", metavar="BUNDLE", help="The bundle to score with.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the Parquet shards.")],
-    network: Annotated[str, typer.Option("--network", help="full or attention.")] = "full",
+    network: Annotated[
+        str | None,
+        typer.Option("--network", help="full or attention; full, where the bundle has it.", show_default=False),
+    ] = None,
     url: Annotated[
         str | None,
         typer.Option("--url", metavar="HOST:PORT", help="Ask this Triton instead of ONNX Runtime in this process."),
@@ -57,10 +61,17 @@ def score(
     from serving.score import AGAIN, ScoreOptions, score_source
 
     options = ScoreOptions(
-        network=network, alpha=alpha, batch=batch, shard_rows=shard_rows, workers=workers, restart=restart
+        network=network or tensors.FULL,
+        alpha=alpha,
+        batch=batch,
+        shard_rows=shard_rows,
+        workers=workers,
+        restart=restart,
     )
     try:
         opened = Bundle.open(bundle)
+        if network is None:
+            options = replace(options, network=opened.manifest.main_network)
         inference = open_inference(opened, url)
         with _progress(source, quiet=json) as show, _stopping(show) as on_progress:
             summary = score_source(

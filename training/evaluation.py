@@ -100,7 +100,8 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     share, factor = right / count, 1 + z * z / count
     middle = (share + z * z / (2 * count)) / factor
     reach = z / factor * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    low, high = middle - reach, middle + reach  # rounding must not move the ends off 0 and 1
+    return (0.0 if right == 0 else low), (1.0 if right == count else high)
 
 
 def show(result: dict[str, Any]) -> Table:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,15 +62,23 @@ def train_run(
     """Train to the end, on one device or several."""
     if devices.devices == 1:
         return Trainer(run, dataset, config, devices, console).fit(resume=resume)
-    record: RunRecord = in_parallel(devices, _train, run, dataset, config, devices, console.stderr, resume)
-    return record
+    work = partial(_train, run, dataset, config, devices, console.stderr, console.quiet, resume)
+    in_parallel(devices, work, frozen_parts=config.warmup_epochs > 0)
+    return run.read_record()
 
 
 def _train(
-    fabric: "Fabric", run: Run, dataset: Dataset, config: TrainingConfig, devices: Devices, stderr: bool, resume: bool
-) -> RunRecord:
-    console = Console(stderr=stderr, quiet=fabric.global_rank > 0)
-    return Trainer(run, dataset, config, devices, console, fabric).fit(resume=resume)
+    run: Run,
+    dataset: Dataset,
+    config: TrainingConfig,
+    devices: Devices,
+    stderr: bool,
+    quiet: bool,
+    resume: bool,
+    fabric: "Fabric",
+) -> None:
+    console = Console(stderr=stderr, quiet=quiet or fabric.global_rank > 0)
+    Trainer(run, dataset, config, devices, console, fabric).fit(resume=resume)
 
 
 class Trainer:
@@ -102,7 +111,7 @@ class Trainer:
             load_weights(self.network.backbone, config.backbone, config.weights)
         if self.share.processes > 1:
             share_statistics(self.network, self.fabric.device)
-            objective.gather = lambda rows: gathered(self.fabric, rows)
+            objective.gather = gathered
         self.network.to(memory_format=torch.channels_last)
         self.learner = Learner(self.network, objective)
         self.optimizer = torch.optim.Adam(self._parameter_groups())

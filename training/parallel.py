@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
+# Weights stay in float32: the heads compute in it, and a detector is fitted on what they give.
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Devices:
     """Lightning Fabric's words for where to compute and in which precision."""
@@ -29,17 +33,20 @@ class Devices:
     devices: int = 1
     workers: int = 2  # processes that decode images when the set does not fit in memory
 
-    def fabric(self) -> "Fabric":
-        """Raises OptionError for what this machine does not have."""
+    def fabric(self, *, frozen_parts: bool = False) -> "Fabric":
+        """Raises OptionError for what this machine does not have. `frozen_parts`: not every parameter takes part in
+        every step, which processes that train together must know.
+        """
+        if self.precision not in PRECISIONS:
+            raise OptionError(f"unknown precision {self.precision!r}", hint=f"Choose one of: {', '.join(PRECISIONS)}.")
         try:
             from lightning_fabric import Fabric
             from lightning_fabric.strategies.ddp import DDPStrategy
             from lightning_fabric.utilities.exceptions import MisconfigurationException
         except ImportError as problem:
             raise MissingExtra.named("training", "fieldmark train", problem) from None
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it repeats the options it was given
-        # Unused parameters: the backbone takes no part in warm-up, the last layer is not trained before projection.
-        shared = DDPStrategy(start_method="spawn", find_unused_parameters=True)
+        _hush()
+        shared = DDPStrategy(start_method="spawn", find_unused_parameters=frozen_parts)
         try:
             return Fabric(
                 accelerator=self.accelerator,
@@ -52,20 +59,23 @@ class Devices:
             raise OptionError(f"cannot compute there: {problem}", hint=hint) from None
 
 
-def in_parallel(devices: Devices, work: Callable[..., Any], *arguments: Any) -> Any:
-    """`work(fabric, *arguments)` in as many processes as there are devices; the first one's answer. Everything passed
-    must survive pickling. A FieldmarkError of any process is raised here as itself.
+def _hush() -> None:
+    """Fabric repeats the options it was given and counts its processes aloud."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+
+
+def in_parallel(devices: Devices, work: Callable[["Fabric"], None], *, frozen_parts: bool = False) -> None:
+    """`work(fabric)` in as many processes as there are devices; it must survive pickling. A FieldmarkError of any
+    process is raised here as itself.
     """
-    fabric = devices.fabric()
-    if devices.devices == 1:
-        return work(fabric, *arguments)
+    fabric = devices.fabric(frozen_parts=frozen_parts)
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
     with tempfile.TemporaryDirectory(prefix="fieldmark-train-") as folder:
         message = Path(folder) / "error.json"
         try:
             launch: Callable[..., Any] = fabric.launch
-            return launch(_guarded, work, message, *arguments)
+            launch(_guarded, work, message)
         except (ProcessExitedException, ProcessRaisedException) as problem:
             if message.is_file():
                 told = json.loads(message.read_text(encoding="utf-8"))
@@ -76,10 +86,11 @@ def in_parallel(devices: Devices, work: Callable[..., Any], *arguments: Any) -> 
             ) from None
 
 
-def _guarded(fabric: "Fabric", work: Callable[..., Any], message: Path, *arguments: Any) -> Any:
+def _guarded(fabric: "Fabric", work: Callable[["Fabric"], None], message: Path) -> None:
+    _hush()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // fabric.world_size))
     try:
-        return work(fabric, *arguments)
+        work(fabric)
     except FieldmarkError as problem:
         told = {"kind": type(problem).__name__, "what": problem.what, "hint": problem.hint}
         temporary = message.with_suffix(f".{fabric.global_rank}")
@@ -88,12 +99,33 @@ def _guarded(fabric: "Fabric", work: Callable[..., Any], message: Path, *argumen
         raise SystemExit(1) from None
 
 
-def gathered(fabric: "Fabric", rows: Tensor) -> Tensor:
-    """The rows of all processes, [processes * B, ...]; gradients flow back to each."""
-    every = fabric.all_gather(rows, sync_grads=rows.requires_grad)
-    if not isinstance(every, Tensor):
-        raise AssertionError("a tensor gathers to a tensor")
-    return every.flatten(0, 1)
+class _Summed(torch.autograd.Function):
+    """A sum over processes, and of gradients on the way back: every process's loss may depend on every term."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes, differentiable."""
+    total: Tensor = _Summed.apply(values)
+    return total
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes, [processes * B, ...], each of which holds as many; differentiable."""
+    every = rows.new_zeros(dist.get_world_size(), *rows.shape)
+    every[dist.get_rank()] = rows
+    return summed(every).flatten(0, 1)
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
@@ -105,11 +137,9 @@ class SharedBatchNorm(nn.BatchNorm2d):
         mean_so_far, variance_so_far, counted = self.running_mean, self.running_var, self.num_batches_tracked
         if not self.training or mean_so_far is None or variance_so_far is None or counted is None:
             return super().forward(maps)
-        from torch.distributed.nn.functional import all_reduce
-
         dimensions, processes = (0, 2, 3), dist.get_world_size()
         moments = torch.stack([maps.mean(dimensions), maps.square().mean(dimensions)])
-        mean, square = all_reduce(moments) / processes
+        mean, square = summed(moments) / processes
         variance = square - mean.square()
         with torch.no_grad():
             count = maps.numel() / maps.shape[1] * processes

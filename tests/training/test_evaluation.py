@@ -1,0 +1,168 @@
+"""Accuracy under attack, image by image: transfer, AutoAttack, the worst of all, and names that mean nothing."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from typer.testing import CliRunner
+
+from bundle.errors import OptionError
+from training.adversaries import attack_pixels, check_attacks, open_sources
+from training.attack_losses import judge_of, losses_against
+from training.attacks import attack_named, run_attack
+from training.autoattack import HeadLogits, auto_attack
+from training.cli import app
+from training.data import open_dataset
+from training.evaluation import PAPER, evaluate_run, show, wilson
+from training.fit import Trainer
+from training.networks import Network, NetworkConfig
+from training.parallel import Devices
+from training.run import Run
+
+
+@pytest.fixture(scope="module")
+def substitute(tiny_birds, tiny_config, tmp_path_factory):
+    """A plain network on the same data."""
+    run = Run(tmp_path_factory.mktemp("substitute") / "run")
+    config = replace(tiny_config, system="gap", preset="gap-small", epochs=2)
+    data = open_dataset(tiny_birds, seed=3)
+    Trainer(run, data, config, Devices(accelerator="cpu"), Console(quiet=True)).fit(resume=False)
+    return run
+
+
+@pytest.fixture
+def untrained():
+    torch.manual_seed(0)
+    config = NetworkConfig(backbone="small", classes=5, prototypes_per_class=2, prototype_channels=8)
+    return Network(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_run, tiny_birds, substitute):
+    record, network = Run(tiny_run).load_network()
+    return evaluate_run(
+        record,
+        network,
+        tiny_birds,
+        attacks=(*PAPER, "pgd10-8@twin"),
+        sources={"twin": substitute.load_network()[1]},
+        part="test",
+        count=9,
+        autoattack_count=4,
+        seed=0,
+    )
+
+
+def test_every_column_is_there_for_every_image_and_head(evaluated):
+    assert set(evaluated["right"]) == {"full", "attention"}
+    for answers in evaluated["right"].values():
+        assert list(answers) == [*PAPER, "pgd10-8@twin", "worst"]
+        assert {len(text) for text in answers.values()} == {9}
+    assert len(evaluated["images"]) == 9
+    assert evaluated["autoattack_images"] == []  # three classes are too few for it
+
+
+def test_the_worst_case_is_right_only_where_every_attack_is(evaluated):
+    for answers in evaluated["right"].values():
+        columns = [text for name, text in answers.items() if name != "worst"]
+        assert answers["worst"] == "".join("01"[all(bit == "1" for bit in bits)] for bits in zip(*columns, strict=True))
+
+
+def test_a_transferred_attack_is_made_on_the_source_and_judged_on_the_network(
+    tiny_run, substitute, evaluated, tiny_birds
+):
+    _, network = Run(tiny_run).load_network()
+    source = substitute.load_network()[1]
+    pixels, labels = torch.rand(3, 3, 32, 32), torch.tensor([0, 1, 2])
+    attacked = attack_pixels(
+        "bim10-8@twin", network, "full", pixels, labels, torch.Generator().manual_seed(0), {"twin": source}
+    )
+    expected = run_attack(attack_named("bim10-8"), losses_against(source, "pooled")[0], pixels, labels)
+    torch.testing.assert_close(attacked, expected)
+    mine = run_attack(attack_named("bim10-8"), losses_against(network, "full")[0], pixels, labels)
+    assert not torch.equal(attacked, mine)
+
+
+def test_autoattack_stays_in_the_ball_and_leaves_less_standing_than_nothing(untrained):
+    torch.manual_seed(1)
+    pixels = torch.rand(6, 3, 32, 32)
+    labels = untrained(pixels).logits["attention"].argmax(1)
+    attacked = auto_attack(untrained, "attention", pixels, labels, eps=8 / 255, seed=0)
+    assert (attacked >= (pixels - 8 / 255).clamp(0, 1)).all()
+    assert (attacked <= (pixels + 8 / 255).clamp(0, 1)).all()
+    with torch.no_grad():
+        assert not judge_of(untrained, "attention")(attacked, labels).all()
+        torch.testing.assert_close(HeadLogits(untrained, "attention")(pixels), untrained(pixels).logits["attention"])
+    again = auto_attack(untrained, "attention", pixels, labels, eps=8 / 255, seed=0)
+    assert torch.equal(attacked, again)
+    assert torch.equal(auto_attack(untrained, "full", pixels, labels, eps=0.0, seed=0), pixels)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pgd10-8@nowhere", r"source 'nowhere'.*Sources: twin"),
+        ("autoattack", "unknown attack"),
+        ("autoattack-8", "at least 4 classes"),
+        ("autoattack-8@twin", "at least 4 classes"),
+        ("pgd-", "METHOD"),
+        ("pgd10-8@", "source ''"),
+    ],
+)
+def test_names_that_mean_nothing_are_one_sentence(tiny_run, substitute, name, message):
+    _, network = Run(tiny_run).load_network()
+    with pytest.raises(OptionError, match=message):
+        check_attacks(("clean", name), {"twin": substitute.load_network()[1]}, network)
+
+
+def test_sources_must_take_the_same_images_and_know_the_same_classes(tiny_run, substitute):
+    record, _ = Run(tiny_run).load_network()
+    assert set(open_sources((f"twin={substitute.path}",), record)) == {"twin"}
+    for change in ({"labels": ("a", "b", "c")}, {"config": replace(record.config, image_size=48)}):
+        with pytest.raises(OptionError, match="takes other images or knows other classes"):
+            open_sources((f"twin={substitute.path}",), replace(record, **change))
+    for text in ("twin", "=run", "a@b=run"):
+        with pytest.raises(OptionError, match="is not NAME=RUN"):
+            open_sources((text,), record)
+
+
+def test_the_verb_prints_a_table_and_writes_every_answer(tiny_run, tiny_birds, substitute, tmp_path):
+    out = tmp_path / "evaluation.json"
+    arguments = ["evaluate", str(tiny_run), "--data", str(tiny_birds), "--count", "6", "--attacks", "fgsm-8"]
+    done = CliRunner().invoke(app, [*arguments, "--source", f"twin={substitute.path}", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "fgsm-8" in done.output
+    written = json.loads(out.read_text())
+    assert list(written["right"]["full"]) == ["clean", "fgsm-8", "worst"]
+
+
+def test_the_table_shows_shares_with_their_intervals(evaluated):
+    console = Console(width=120, force_terminal=False)
+    with console.capture() as capture:
+        console.print(show(evaluated))
+    share = evaluated["right"]["full"]["clean"].count("1") / 9
+    assert f"{share:.1%}" in capture.get()
+
+
+@given(st.integers(1, 400), st.data())
+def test_wilsons_interval_holds_the_share_and_narrows_with_images(count, data):
+    right = data.draw(st.integers(0, count))
+    low, high = wilson(right, count)
+    assert 0 <= low <= right / count <= high <= 1
+    wider = wilson(right, count, z=3)
+    assert wider[0] <= low + 1e-12
+    assert wider[1] >= high - 1e-12
+    many = wilson(100 * right, 100 * count)
+    assert many[1] - many[0] < high - low
+
+
+def test_wilsons_interval_by_the_book():
+    low, high = wilson(8, 10)  # the roots of |p - 0.8| = 1.96 sqrt(p (1 - p) / 10)
+    for root in (low, high):
+        assert abs(root - 0.8) == pytest.approx(1.96 * math.sqrt(root * (1 - root) / 10))
+    assert wilson(0, 0) == (0, 1)
