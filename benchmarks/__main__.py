@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks import detector, endpoint
+from benchmarks import attacks, detector, endpoint, regulariser, training
 from benchmarks.evidence import measure_evidence
 from benchmarks.record import save
 from benchmarks.synthetic import write_synthetic
@@ -57,13 +57,22 @@ def on_both(measure: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[
     return measure_both
 
 
+def alone(measure: Callable[[], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
+    """A measurement that makes all it needs, and so takes no bundle."""
+    return lambda _: measure()
+
+
 MEASURES = {
     "demo": demo,
     "endpoint": on_both(endpoint.measure),
     "detector": on_both(detector.measure),
     "evidence": measure_evidence,
     "footprint": footprint,
+    "training": alone(training.measure),
+    "regulariser": alone(regulariser.measure),
+    "attacks": alone(attacks.measure),
 }
+WITHOUT_BUNDLE = {"training", "regulariser", "attacks"}
 
 
 def bench(
@@ -75,7 +84,7 @@ def bench(
     for name in names or ():  # a mistyped name must not cost the minutes of those before it
         if name not in MEASURES:
             raise OptionError(f"unknown benchmark {name!r}", hint=f"Choose from: {', '.join(MEASURES)}.")
-    if not bundle.exists():
+    if not bundle.exists() and not WITHOUT_BUNDLE.issuperset(names or MEASURES):
         raise OptionError(f"there is no bundle at {bundle}", hint="Run 'make demo' first, or pass --bundle.")
     for name in names or MEASURES:
         result = MEASURES[name](bundle)

@@ -1,12 +1,20 @@
-"""What is asked of `python -m benchmarks` is checked before minutes of measuring."""
+"""What is asked of `python -m benchmarks` is checked before minutes of measuring; what it compares is comparable."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import __main__ as benchmarks
-from bundle.errors import OptionError
+from benchmarks import attacks, regulariser, training
+from bundle.errors import OptionError, TrainingError
+from training.data import open_dataset
+from training.losses import Objective, nearest_prototypes
+from training.run import Run, image_spec
 
 
 @pytest.fixture
@@ -43,3 +51,301 @@ def test_a_damaged_report_is_one_sentence(text: str | None, tmp_path: Path, monk
         (tmp_path / "report.json").write_text(text)
     with pytest.raises(OptionError, match=r"report\.json cannot be read .*Run 'make demo' again"):
         benchmarks.demo(tmp_path)
+
+
+def test_only_what_reads_a_bundle_asks_for_one(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks, "WITHOUT_BUNDLE", {"second"})
+    benchmarks.bench(["second"], Path("none"))
+    assert measured == ["second", "saved"]
+    with pytest.raises(OptionError, match="there is no bundle at none"):
+        benchmarks.bench(["second", "first"], Path("none"))
+    assert measured == ["second", "saved"]
+
+
+def test_the_names_without_a_bundle_are_names() -> None:
+    assert set(benchmarks.MEASURES) > benchmarks.WITHOUT_BUNDLE
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Batches this small gain nothing by threads, and lose much where others use the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# The regulariser
+
+
+def gradients(terms: Any, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Both terms and their gradients, in float64."""
+    inputs = tuple(each.detach().double().requires_grad_() for each in inputs)
+    cluster, separation = terms(*inputs)
+    return (
+        cluster,
+        separation,
+        *torch.autograd.grad(cluster, inputs, retain_graph=True),
+        *torch.autograd.grad(separation, inputs),
+    )
+
+
+def test_every_form_of_the_regulariser_is_the_same_function() -> None:
+    distances, attention, labels = regulariser.made_up(3, 4, 2, 3)
+    forms = (regulariser.regulariser, regulariser.term_in_full, regulariser.term_in_a_loop)
+    product, *twins = (
+        gradients(lambda d, a, form=form: form(d, a, labels, 4), distances, attention)  # type: ignore[misc]
+        for form in forms
+    )
+    for twin in twins:
+        torch.testing.assert_close(twin, product)
+
+    def in_one(all_distances: torch.Tensor, maps: torch.Tensor) -> regulariser.Terms:
+        return regulariser.pairs_in_one(*nearest_prototypes(all_distances, labels, 4), maps)
+
+    torch.testing.assert_close(gradients(in_one, distances, attention), product)
+
+
+def test_peak_memory_is_exact() -> None:
+    ones = torch.ones(100_000)
+
+    def two_at_a_time() -> torch.Tensor:
+        kept = ones * 2
+        for _ in range(3):
+            kept = kept.neg()  # the old one lives until the new one is there
+        return kept
+
+    assert regulariser.peak(two_at_a_time) == 2 * ones.nbytes
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_all_pairs_take_memory_by_the_square_of_the_batch_and_ours_does_not() -> None:
+    result = regulariser.measure((4, 32), classes=3, per_class=2, side=4)
+    growth = result["growth"]["pairs"]
+    assert growth["ours"]["memory_exponent"] < 1.1
+    assert growth["all_pairs"]["memory_exponent"] > 1.8
+    assert result["batch32"]["pairs"]["second_bytes"] >= 32 * 32 * 4 * 4 * 4
+    assert result["loop"]["batch"] == 4
+    json.dumps(result)
+
+
+# The training step and the loader
+
+TINY = training.Case(
+    backbone="small",
+    image_size=32,
+    batch=4,
+    classes=3,
+    rounds=2,
+    loader_images=8,
+    loader_rounds=2,
+    fed_steps=2,
+    fed_rounds=1,
+)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_rehearsal_of_the_training_benchmark() -> None:
+    case = training.measure({"tiny": TINY})["tiny"]
+    assert list(case["step"]) == ["protopnet", "ap"]
+    assert {name for name, part in case["loader"].items() if isinstance(part, dict)} == {
+        "memory",
+        "decoding",
+        "augmenting",
+        "fed",
+    }
+    assert all(case["loader"][name]["images_per_s"] > 0 for name in ("memory", "decoding", "augmenting"))
+    json.dumps(case)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_ratio_is_of_maxsep_to_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped: list[str] = []
+    step = training.optimisation_step
+
+    def spy(trainer: Any, *batch: torch.Tensor) -> torch.Tensor:
+        stepped.append(trainer.config.system)
+        return step(trainer, *batch)
+
+    def pair(first: Any, second: Any, *, rounds: int, warmup: int) -> dict[str, Any]:
+        first(), second()
+        return {"rounds": rounds, "first_ms": {"p50": 1.0}, "second_ms": {"p50": 1.0}, "ratio": 1.0, "ratio_5_95": []}
+
+    monkeypatch.setattr(training, "optimisation_step", spy)
+    monkeypatch.setattr(training, "paired", pair)
+    training.measure({"tiny": TINY})
+    ours = training.OURS
+    # Each other system, then ours; ours beside memory, decoding and augmenting; fed_steps unfed, and as many fed.
+    assert stepped == ["protopnet", ours, "ap", ours, *[ours] * 3, *[ours] * 2 * TINY.fed_steps]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("system", [training.OURS, *training.OTHERS])
+def test_the_timed_step_is_the_whole_step(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    joint: list[bool] = []
+    forward = Objective.forward
+
+    def spy(self: Objective, *inputs: Any, **options: Any) -> torch.Tensor:
+        joint.append(options["joint"])
+        return forward(self, *inputs, **options)
+
+    monkeypatch.setattr(Objective, "forward", spy)
+    trainer = training.make_trainer(tmp_path, training.draw(tmp_path / "birds", TINY), TINY, system)
+    moving = [each for group in trainer.optimizer.param_groups for each in group["params"]]
+    before = [each.detach().clone() for each in moving]
+    training.optimisation_step(trainer, *training.made_up_batch(TINY))
+    assert joint == [True]
+    assert all(not torch.equal(now, then) for now, then in zip(moving, before, strict=True))
+    assert trainer.config.system == system
+    assert len(trainer.dataset.labels) == trainer.network.config.classes == 3
+
+
+def test_systems_are_compared_on_the_same_backbone(tmp_path: Path) -> None:
+    dataset = training.draw(tmp_path / "birds", TINY)
+    ours, *others = (
+        training.make_trainer(tmp_path, dataset, TINY, system).network.backbone.state_dict()
+        for system in (training.OURS, *training.OTHERS)
+    )
+    for other in others:
+        torch.testing.assert_close(other, ours, rtol=0, atol=0)
+
+
+def test_images_per_second_by_hand() -> None:
+    timed = {
+        "rounds": 3,
+        "first_ms": {"p50": 100.0},  # for 50 images: 500 a second
+        "second_ms": {"p50": 40.0},  # for 10 images: 250 a second
+        "ratio": 0.4,
+        "ratio_5_95": [0.3, 0.5],
+    }
+    assert training.images_per_second(timed, 50, 10) == {
+        "rounds": 3,
+        "images": 50,
+        "images_per_s": 500.0,
+        "step_images_per_s": 250.0,
+        "ratio": 2.0,
+        "ratio_5_95": [1.5, 2.5],
+    }
+
+
+# Attacks
+
+
+@pytest.fixture(scope="module")
+def attacked(tiny_run: Path, tiny_birds: Path) -> Any:
+    """A trained network, and test images with their labels."""
+    record, network = Run(tiny_run).load_network()
+    samples = open_dataset(tiny_birds, seed=record.config.seed).parts["test"]
+    pixels, labels = attacks.images_array(samples, image_spec(record.config))
+    return network, attacks.from_bytes(torch.from_numpy(pixels)), torch.from_numpy(labels)
+
+
+@pytest.mark.referee
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("head", ["attention", "full"])
+def test_one_pass_fools_as_many_with_every_library(attacked: Any, head: str) -> None:
+    batch, accuracy = attacks.answered_rightly(attacked[0], head, *attacked[1:], 8)
+    assert 0 < accuracy <= 1
+    result = attacks.compare_one_pass(attacked[0], head, "pgd3-8", batch, rounds=1)
+    assert len(set(result["fooled"].values())) == 1
+    assert result["fooled"]["ours"] > 0
+    assert all(result[library]["pixels_that_differ"] < 0.01 for library in ("torchattacks", "foolbox"))
+
+
+@pytest.mark.referee
+@pytest.mark.usefixtures("one_thread")
+def test_restarts_are_counted_and_survivors_alone_go_on(attacked: Any) -> None:
+    """32/255 fools this network at once: who goes on with survivors needs one restart of three."""
+    network, images, labels = attacked
+    (images, labels), _ = attacks.answered_rightly(network, "attention", images, labels, 4)
+    groups = [(images[:2], labels[:2]), (images[2:], labels[2:])]
+    result = attacks.compare_restarts(network, "attention", "pgd10x3-32", groups)
+    assert result["images"] == 4
+    assert {result[name]["fooled"] for name in result if name not in ("images", "groups")} == {1.0}
+    assert result["torchattacks_repeated"]["images_forward"] == 4 * 3 * 11
+    assert result["foolbox_repeat"]["images_forward"] >= 4 * 3 * 10
+    assert result["ours"]["images_forward"] == 4 * 12
+    assert result["torchattacks_multiattack"]["images_forward"] <= 4 * 12
+    assert not network._forward_pre_hooks
+
+
+def test_a_race_adds_up_its_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, took = [0.0], {"ours": iter([1.0, 2.0]), "theirs": iter([3.0, 4.0])}
+    monkeypatch.setattr(attacks.time, "perf_counter", lambda: now[0])
+
+    def contender(name: str, fooled: list[bool]) -> attacks.Contender:
+        def run(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            now[0] += next(took[name])
+            network(images)
+            return torch.tensor(fooled)
+
+        return run
+
+    network: Any = torch.nn.Identity()
+    group = (torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.long))
+    contenders = {"ours": contender("ours", [True, False]), "theirs": contender("theirs", [True, True])}
+    assert attacks.race(contenders, network, [group, group]) == {
+        "images": 4,
+        "groups": 2,
+        "ours": {"seconds": 3.0, "fooled": 0.5, "images_forward": 4},
+        "theirs": {
+            "seconds": 7.0,
+            "fooled": 1.0,
+            "images_forward": 4,
+            "ratio": round(7 / 3, 4),
+            "ratio_of_groups": [2.0, 3.0],
+        },
+    }
+
+
+def test_an_image_fooled_in_any_restart_counts_for_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bright(torch.nn.Module):
+        """Sees class 1 where an image is bright."""
+
+        def forward(self, images: torch.Tensor, head: str) -> Any:
+            light = images.mean(dim=(1, 2, 3))
+            return SimpleNamespace(logits={head: torch.stack([0.5 - light, light - 0.5], 1)})
+
+    def one_more_each_time(*_: Any, **__: Any) -> Any:
+        calls = iter(range(2))
+
+        def attack(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            return images.index_fill(0, torch.tensor(next(calls)), 1.0)
+
+        return attack
+
+    monkeypatch.setattr(attacks, "_libraries", lambda: (SimpleNamespace(PGD=one_more_each_time), None))
+    network: Any = Bright()
+    repeated = attacks._contenders(network, "full", attacks.attack_named("pgd5x2-8"))["torchattacks_repeated"]
+    assert repeated(torch.zeros(3, 3, 4, 4), torch.zeros(3, dtype=torch.long)).tolist() == [True, True, False]
+
+
+def test_images_that_are_wrong_before_any_attack_are_left_out(attacked: Any) -> None:
+    network, images, labels = attacked
+    (chosen, truth), accuracy = attacks.answered_rightly(network, "full", images, labels, 100)
+    assert len(chosen) == round(accuracy * len(images))
+    assert (network(chosen).logits["full"].argmax(1) == truth).all()
+    wrong = (network(images).logits["full"].argmax(1) + 1) % 3
+    with pytest.raises(TrainingError, match="no image right with its head 'full'"):
+        attacks.answered_rightly(network, "full", images, wrong, 4)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_rehearsal_of_the_attack_benchmark() -> None:
+    setup = attacks.Setup(
+        species=2,
+        image_size=32,
+        images_train=20,
+        images_test=8,
+        epochs=2,
+        one_pass="pgd2-8",
+        one_pass_images=4,
+        rounds=1,
+        restarted=(("attention", "pgd2x2-8"), ("full", "pgd2x2-2")),
+        groups=2,
+        group_images=2,
+    )
+    result = attacks.measure(setup)
+    assert set(result["attention"]) == {"accuracy", "pgd2-8", "pgd2x2-8"}
+    assert set(result["full"]) == {"accuracy", "pgd2-8", "pgd2x2-2"}
+    json.dumps(result)
