@@ -15,12 +15,12 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from benchmarks.page import PAGE, write_page
 from benchmarks.record import RESULTS, environment
 from bundle.errors import OptionError
 from bundle.files import write_text
 from demo.stages import fieldmark
 from fieldmark import guarded
-from training.evaluation import AUTOATTACK, PAPER, WORST
 
 SYSTEMS = ("ap", "ap-triplet", "ap-pcl", "protopnet", "maxsep")
 SOURCES = {"bb-v": "vgg16", "bb-d": "densenet121"}
@@ -29,7 +29,14 @@ ABLATION = {
     "maxsep-separation": ("--set", "loss.cluster=0"),
     "maxsep-cluster": ("--set", "loss.separation=0"),
 }
-COLUMNS = (*PAPER, *(f"pgd10-8@{source}" for source in SOURCES), WORST, AUTOATTACK)
+RECIPES = {
+    "rise": ("--set", "adversarial_rise=4"),
+    "n-fgsm": ("--set", "adversarial=n-fgsm"),
+    "ema": ("--set", "ema=0.99"),
+    "smoothing": ("--set", "loss.label_smoothing=0.1"),
+    "step-schedule": ("--set", "schedule=step"),
+    "strong": ("--set", "loss.cluster=10", "--set", "loss.separation=0.8"),
+}
 
 RESAMPLES = 2000
 
@@ -46,13 +53,28 @@ class Row:
 
 
 def rows(backbone: str) -> Iterator[Row]:
-    """Tables 1 and 2, then what only Table 3 needs."""
+    """Tables 1 and 2."""
     for fast in (False, True):
         for system in SYSTEMS:
             preset = f"{system}-{backbone}{'-fast' if fast else ''}"
             yield Row(name=preset, preset=preset, fast=fast)
+
+
+def variants(backbone: str) -> Iterator[Row]:
+    """What Table 3 needs beside them, and one change at a time of the recipe of adversarial training."""
     for name, options in ABLATION.items():
         yield Row(name=f"{name}-{backbone}", preset=f"maxsep-{backbone}", options=options, attacks="pgd10-8")
+    for name, options in RECIPES.items():
+        preset = f"maxsep-{backbone}-fast"
+        yield Row(name=f"{preset}-{name}", preset=preset, options=options, fast=True, attacks="pgd10-8,pgd50x2-8")
+
+
+def jobs(backbone: str, seeds: int) -> Iterator[tuple[int, Row]]:
+    """Every table is whole for one seed before the next begins."""
+    for seed in range(seeds):
+        yield from ((seed, row) for row in rows(backbone))
+    for seed in range(seeds):
+        yield from ((seed, row) for row in variants(backbone))
 
 
 def study(
@@ -65,13 +87,15 @@ def study(
     name: Annotated[str | None, typer.Option(help="benchmarks/results/NAME.json; paper_tables_BACKBONE.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the preset's; 8 for the built-in birds.")] = None,
     fast_epochs: Annotated[
-        int | None, typer.Option(help="With adversarial training; 12 for the built-in birds.")
+        int | None, typer.Option(help="With adversarial training; 10 for the built-in birds.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Input side in pixels, instead of the preset's.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Input side in pixels; the preset's, 48 for the built-in birds.")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="'imagenet', 'none' or a file, instead of the preset's.")] = None,
     precision: Annotated[str, typer.Option(help="Of training; evaluation is in float32.")] = "bf16-mixed",
-    count: Annotated[int, typer.Option(min=1, help="Test images under every attack.")] = 150,
-    autoattack_count: Annotated[int, typer.Option(min=0, help="Test images under AutoAttack.")] = 16,
+    count: Annotated[int, typer.Option(min=1, help="Test images under every attack.")] = 100,
+    autoattack_count: Annotated[int, typer.Option(min=0, help="Test images under AutoAttack.")] = 12,
 ) -> None:
     """Train and attack every row with every seed; write the tables."""
     console, folder = Console(), out / backbone
@@ -81,29 +105,30 @@ def study(
         data = out / "birds"
         if not data.exists():
             fieldmark("data", "make", data)
-        epochs, fast_epochs = epochs or 8, fast_epochs or 12
+        epochs, fast_epochs, image_size = epochs or 8, fast_epochs or 10, image_size or 48
     common = ["--precision", precision]
     common += [] if weights is None else ["--weights", weights]
     common += [] if image_size is None else ["--image-size", str(image_size)]
     if backbone == "small" and (image_size or 64) > 128:
         raise OptionError("the small backbone is for images of at most 128 pixels", hint="Choose another --backbone.")
     sources = _sources(data, folder, backbone, common)
-    for seed in range(seeds):
-        for row in rows(backbone):
-            run, evaluation = folder / f"{row.name}-{seed}", folder / f"{row.name}-{seed}.json"
-            if evaluation.is_file():
-                continue
-            console.rule(f"[bold]{row.name}[/], seed {seed}", align="left")
-            length = fast_epochs if row.fast else epochs
-            options = [*common, *row.options, *([] if length is None else ["--epochs", str(length)])]
-            fieldmark("train", data, "--out", run, "--preset", row.preset, "--seed", str(seed), *options, "--resume")
-            attacked = ["--source", f"bb-v={sources['bb-v']}", "--source", f"bb-d={sources['bb-d']}"]
-            counts = ["--count", str(count), "--autoattack-count", str(autoattack_count)]
-            if row.attacks is not None:
-                attacked, counts = ["--attacks", row.attacks], ["--count", str(count), "--autoattack-count", "0"]
-            fieldmark("evaluate", run, "--data", data, "--seed", str(seed), *attacked, *counts, "--out", evaluation)
-            _save(folder, backbone, seeds, name, built_in)
-    console.print(f"tables: {_save(folder, backbone, seeds, name, built_in)}", highlight=False, soft_wrap=True)
+    for seed, row in jobs(backbone, seeds):
+        run, evaluation = folder / f"{row.name}-{seed}", folder / f"{row.name}-{seed}.json"
+        if evaluation.is_file():
+            continue
+        console.rule(f"[bold]{row.name}[/], seed {seed}", align="left")
+        length = fast_epochs if row.fast else epochs
+        options = [*common, *row.options, *([] if length is None else ["--epochs", str(length)])]
+        fieldmark("train", data, "--out", run, "--preset", row.preset, "--seed", str(seed), *options, "--resume")
+        attacked = [word for source, path in sources.items() for word in ("--source", f"{source}={path}")]
+        counts = ["--count", str(count), "--autoattack-count", str(autoattack_count)]
+        if row.attacks is not None:
+            attacked, counts = ["--attacks", row.attacks], ["--count", str(count), "--autoattack-count", "0"]
+        fieldmark("evaluate", run, "--data", data, "--seed", str(seed), *attacked, *counts, "--out", evaluation)
+        _save(folder, backbone, seeds, name, built_in)
+    result = _save(folder, backbone, seeds, name, built_in)
+    write_page(result)
+    console.print(f"tables: {PAGE}, from {result}", highlight=False, soft_wrap=True)
 
 
 def _sources(data: Path, folder: Path, backbone: str, common: list[str]) -> dict[str, Path]:
@@ -125,7 +150,7 @@ def _sources(data: Path, folder: Path, backbone: str, common: list[str]) -> dict
 def _save(folder: Path, backbone: str, seeds: int, name: str | None, built_in: bool) -> Path:
     """Collect every evaluation that is there; returns the file."""
     table = []
-    for row in rows(backbone):
+    for row in (*rows(backbone), *variants(backbone)):
         files = [folder / f"{row.name}-{seed}.json" for seed in range(seeds)]
         found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
         for head in found[0]["right"] if found else ():
@@ -135,21 +160,19 @@ def _save(folder: Path, backbone: str, seeds: int, name: str | None, built_in: b
                     "head": head,
                     "command": " ".join(("fieldmark train DATA --out RUN --preset", row.preset, *row.options)),
                     "seeds": [each["seed"] for each in found],
+                    "run": _run_facts(folder / f"{row.name}-{found[0]['seed']}"),
                     "accuracy": {
                         column: _summary([each["right"][head][column] for each in found])
-                        for column in COLUMNS
-                        if column in found[0]["right"][head]
+                        for column in found[0]["right"][head]
                     },
                 }
             )
     path = RESULTS / f"{name or 'paper_tables_' + backbone}.json"
     sources = {source: _run_facts(folder / f"gap-{network}") for source, network in SOURCES.items()}
-    first = _run_facts(next(folder.glob(f"maxsep-{backbone}-[0-9]*/run.json")).parent) if table else {}
     document = {
         "environment": environment(),
-        "dataset": "built-in birds" if built_in else first.get("dataset", ""),
+        "dataset": "built-in birds" if built_in else sources["bb-v"]["dataset"],
         "backbone": backbone,
-        "config": first.get("config", {}),
         "sources": sources,
         "rows": table,
     }

@@ -131,6 +131,7 @@ def worst_case(
     """
     best, fooled = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
     highest = torch.full((len(images),), -torch.inf, dtype=images.dtype, device=images.device)
+    alone = attack.restarts * len(losses) == 1  # nothing to be compared with
     for _ in range(attack.restarts):
         for loss in losses:
             left = (~fooled).nonzero().flatten()
@@ -138,6 +139,8 @@ def worst_case(
                 return WorstCase(best, fooled)
             attempt = run_attack(attack, loss, images[left], labels[left], generator)
             wrong = ~judge(attempt, labels[left])
+            if alone:
+                return WorstCase(attempt, wrong)
             height = losses[0](attempt, labels[left])
             better = wrong | (height > highest[left])
             best[left[better]], highest[left[better]] = attempt[better], height[better]

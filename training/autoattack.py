@@ -40,6 +40,8 @@ def auto_attack(network: Network, head: str, images: Tensor, labels: Tensor, *, 
     targets = min(9, network.config.classes - 1)
     suite.apgd_targeted.n_target_classes = suite.fab.n_target_classes = targets
     with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
-        adversarial: Tensor = suite.run_standard_evaluation(images, labels, batch_size=min(64, len(images)))[0]
+        adversarial: Tensor = suite.run_standard_evaluation(
+            images.contiguous(), labels, batch_size=min(64, len(images))
+        )[0]
     # Its arithmetic may leave the ball by a rounding error; ours is exact.
     return torch.clamp(adversarial, (images - eps).clamp(0, 1), (images + eps).clamp(0, 1))

@@ -107,8 +107,11 @@ def small(system: str) -> TrainingConfig:
         attention_dropout=0.2,
         last_layer_epochs=20,
         learning_rate_last_layer=1e-3,
-        # A network from scratch: 100 would hold every patch to one point before it can tell birds apart.
-        loss=replace(loss, cluster=min(loss.cluster, 1.0)),
+        # A network from scratch: the weights for ImageNet features would hold every image to one point before it can
+        # tell birds apart.
+        loss=replace(
+            loss, cluster=min(loss.cluster, 1.0), proximity=loss.proximity / 100, contrast=loss.contrast / 100
+        ),
     )
 
 

@@ -58,6 +58,7 @@ def evaluate_run(
     subset = spread(chosen, autoattack_count) if network.config.classes >= AUTO_CLASSES else ()
     jobs = [(name, chosen) for name in names] + ([(AUTOATTACK, subset)] if subset else [])
     talk = Console(stderr=True)
+    transferred: dict[tuple[str, int], torch.Tensor] = {}  # by attack and batch: the same for every head
     right: dict[str, dict[str, str]] = {}
     seconds: dict[str, float] = {}
     for head in network.config.heads:
@@ -68,11 +69,14 @@ def evaluate_run(
             started = time.perf_counter()
             generator = torch.Generator().manual_seed(seed)
             judge, answers = judge_of(network, head), []
-            for images, labels, _ in image_loader(
-                samples, image_spec(record.config), batch_size=BATCH, shuffle_seed=None
-            ):
+            loader = image_loader(samples, image_spec(record.config), batch_size=BATCH, shuffle_seed=None)
+            for index, (images, labels, _) in enumerate(loader):
                 pixels, labels = from_bytes(images.to(device)), labels.to(device)
-                attacked = attack_pixels(name, network, head, pixels, labels, generator, sources)
+                attacked = transferred.get((name, index))
+                if attacked is None:
+                    attacked = attack_pixels(name, network, head, pixels, labels, generator, sources)
+                if "@" in name:
+                    transferred[name, index] = attacked
                 with torch.no_grad():
                     answers += judge(attacked, labels).tolist()
             survived[name] = answers

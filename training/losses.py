@@ -47,7 +47,8 @@ def nearest_prototypes(distances: Tensor, labels: Tensor, classes: int) -> tuple
     nearest prototype of any other class, both [B, h, w].
     """
     batch, _, height, width = distances.shape
-    per_class = distances.view(batch, classes, -1, height, width).amin(dim=2)
+    # `min` keeps an index where `amin` would keep the whole tensor for its gradient
+    per_class = distances.view(batch, classes, -1, height, width).min(dim=2).values
     index = labels.view(-1, 1, 1, 1).expand(-1, 1, height, width)
     own = per_class.gather(1, index).squeeze(1)
     others = per_class.scatter(1, index, torch.inf).amin(dim=1)

@@ -59,14 +59,19 @@ def test_a_full_disk_is_one_sentence_and_the_last_state_stays_whole(tiny_birds, 
         subprocess.run(["umount", place], check=True)
 
 
+def contents(folder):
+    """Every file below, with what it holds."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--preset", "nope"), "vgg19-fast"),
+        (("--preset", "nope"), "SYSTEM-"),
         (("--backbone", "vgg17"), "resnet34"),
         (("--weights", "missing.pth", "--backbone", "resnet34"), "no weights file"),
         (("--weights", "imagenet"), "no ImageNet weights"),
-        (("--precision", "7-bit"), "--precision"),
+        (("--precision", "7-bit"), "32-true, bf16-mixed"),
         (("--accelerator", "abacus"), "--accelerator"),
         (("--epochs", "0"), "epochs"),
         (("--seed", "-1"), "outside 0..4294967295"),
@@ -98,7 +103,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tiny_birds, tmp_path):
 
 def test_force_keeps_the_old_run_until_the_new_one_can_begin(tiny_birds, tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    before = contents(tmp_path / "run")
     for data, options in (
         (tmp_path / "nowhere", ()),
         (tiny_birds, ("--precision", "7-bit")),
@@ -106,7 +111,7 @@ def test_force_keeps_the_old_run_until_the_new_one_can_begin(tiny_birds, tiny_ru
     ):
         command = train(data, tmp_path / "run", "--force", *options)
         assert subprocess.run(command, capture_output=True, text=True, check=False).returncode != 0
-        assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+        assert contents(tmp_path / "run") == before
     done = subprocess.run(
         train(tiny_birds, tmp_path / "run", "--force", "--epochs", "1", "--json"), capture_output=True, text=True
     )
@@ -143,9 +148,9 @@ def test_two_trainings_do_not_write_into_one_folder(tiny_birds, tiny_run, tmp_pa
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     (run / "model.pt").unlink()  # not finished
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    before = contents(run)
     with Run(run).owned():
         done = subprocess.run(train(tiny_birds, run, option), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"error: another fieldmark train is writing to {run}. Wait for it, or choose another --out.\n"
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert contents(run) == before

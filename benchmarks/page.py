@@ -1,0 +1,117 @@
+"""docs/results.md: the study's tables in the paper's shape, written from the JSON between two marks; prose stays."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bundle import tensors
+from bundle.files import write_text
+
+PAGE = Path(__file__).parent.parent / "docs" / "results.md"
+TITLES = {
+    "clean": "clean",
+    "fgsm-2": "FGSM 2",
+    "fgsm-8": "FGSM 8",
+    "bim10-2": "BIM 2",
+    "bim10-8": "BIM 8",
+    "pgd10-2": "PGD 2",
+    "pgd10-8": "PGD 8",
+    "mim10-2": "MIM 2",
+    "mim10-8": "MIM 8",
+    "pgd10-8@bb-v": "BB-V 8",
+    "pgd10-8@bb-d": "BB-D 8",
+    "worst": "worst",
+    "autoattack-8": "AutoAttack 8",
+}
+TOLD = ("clean", "pgd10-8", "worst", "autoattack-8")  # columns that get intervals
+FULL, ATTENTION = tensors.FULL, tensors.ATTENTION_ONLY
+ORDER = (
+    ("ap", ATTENTION, "AP"),
+    ("ap-triplet", ATTENTION, "AP + Triplet"),
+    ("ap-pcl", ATTENTION, "AP + PCL"),
+    ("maxsep", ATTENTION, "**Ours-A**"),
+    ("protopnet", FULL, "ProtoPNet"),
+    ("maxsep", FULL, "**Ours-FR**"),
+)
+ABLATED = (("none", "", ""), ("separation", "", "x"), ("cluster", "x", ""), (None, "x", "x"))
+
+
+def write_page(result: Path) -> None:
+    """Put the tables of a study's JSON into docs/results.md, between the marks of its backbone."""
+    study = json.loads(result.read_text(encoding="utf-8"))
+    backbone = study["backbone"]
+    begin, end = f"<!-- begin: {backbone} -->", f"<!-- end: {backbone} -->"
+    text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else "# Results\n"
+    before, found, rest = text.partition(begin)
+    after = rest.partition(end)[2] if found else ""
+    write_text(PAGE, f"{before.rstrip()}\n\n{begin}\n{tables(study)}{end}\n{after if after.strip() else ''}")
+
+
+def tables(study: dict[str, Any]) -> str:
+    """Tables 1 to 3 and the recipes, in Markdown; rows that are not measured yet are left out."""
+    backbone = study["backbone"]
+    found = {(row["row"], row["head"]): row["accuracy"] for row in study["rows"]}
+    lines = [_origin(study), ""]
+    for number, suffix, title in ((1, "", "trained on clean images"), (2, "-fast", "with fast adversarial training")):
+        lines += [f"### Table {number}: {title}", ""]
+        rows = [
+            (label, found[f"{system}-{backbone}{suffix}", head])
+            for system, head, label in ORDER
+            if (f"{system}-{backbone}{suffix}", head) in found
+        ]
+        columns = [column for column in TITLES if any(column in accuracy for _, accuracy in rows)]
+        lines += _table(["system", *(TITLES[column] for column in columns)])
+        lines += [_row(label, [_mean(accuracy, column) for column in columns]) for label, accuracy in rows]
+        lines += ["", "The same with 95 % intervals over seeds and images:", ""]
+        told = [column for column in TOLD if column in columns]
+        lines += _table(["system", *(TITLES[column] for column in told)])
+        lines += [_row(label, [_interval(accuracy, column) for column in told]) for label, accuracy in rows] + [""]
+    lines += ["### Table 3: what clustering and separation add, trained on clean images", ""]
+    lines += _table(["clustering", "separation", "Ours-A clean", "Ours-A PGD 8", "Ours-FR clean", "Ours-FR PGD 8"])
+    for variant, clustering, separation in ABLATED:
+        name = f"maxsep-{backbone}" if variant is None else f"maxsep-{variant}-{backbone}"
+        if (name, FULL) in found:
+            pairs = [(found[name, head], column) for head in (ATTENTION, FULL) for column in ("clean", "pgd10-8")]
+            lines.append(_row(clustering or "-", [separation or "-", *(_interval(*pair) for pair in pairs)]))
+    lines += ["", "### Recipes of fast adversarial training, one change at a time", ""]
+    base = f"maxsep-{backbone}-fast"
+    lines += _table(["change", "Ours-A clean", "Ours-A PGD 8", "Ours-FR clean", "Ours-FR PGD 8"])
+    names = dict.fromkeys(name for name, _ in found if name == base or name.startswith(f"{base}-"))
+    for name in names:
+        pairs = [(found[name, head], column) for head in (ATTENTION, FULL) for column in ("clean", "pgd10-8")]
+        lines.append(_row(name.removeprefix(base).lstrip("-") or "none", [_interval(*pair) for pair in pairs]))
+    return "\n".join(lines) + "\n\n"
+
+
+def _origin(study: dict[str, Any]) -> str:
+    where, rows = study["environment"], study["rows"]
+    config = rows[0]["run"]["config"]
+    accuracy = rows[0]["accuracy"]
+    auto = accuracy["autoattack-8"]["images"] if "autoattack-8" in accuracy else 0
+    seeds = sorted({len(row["seeds"]) for row in rows})
+    return (
+        f"Dataset: {study['dataset']}; backbone `{study['backbone']}` at {config['image_size']} px; {config['epochs']} "
+        f"epochs, {next((row['run']['config']['epochs'] for row in rows if row['row'].endswith('-fast')), '?')} with "
+        f"adversarial training; {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds; "
+        f"{accuracy['clean']['images']} test images a seed, {auto} under AutoAttack. {where['cpu']}, {where['cores']} "
+        f"cores, torch {where['packages']['torch']}, commit {where['commit'][:12]}. Percent of images answered rightly."
+    )
+
+
+def _table(titles: list[str]) -> list[str]:
+    return [_row(titles[0], titles[1:]), "|---" * len(titles) + "|"]
+
+
+def _row(first: str, cells: list[str]) -> str:
+    return f"| {' | '.join((first, *cells))} |"
+
+
+def _mean(accuracy: dict[str, Any], column: str) -> str:
+    return f"{100 * accuracy[column]['mean']:.1f}" if column in accuracy else ""
+
+
+def _interval(accuracy: dict[str, Any], column: str) -> str:
+    if column not in accuracy:
+        return ""
+    low, high = accuracy[column]["interval"]
+    return f"{100 * accuracy[column]['mean']:.1f} ({100 * low:.0f} to {100 * high:.0f})"
