@@ -12,6 +12,7 @@ from training.attacks import (
     attack_named,
     from_bytes,
     gaussian_noise,
+    noisy_step,
     round_to_bytes,
     run_attack,
     worst_case,
@@ -179,3 +180,20 @@ def test_a_second_loss_catches_what_the_first_cannot():
     attack = attack_named("bim5-8")
     assert not worst_case(attack, [flat], judge, images, labels).fooled.any()
     assert worst_case(attack, [flat, linear_loss], judge, images, labels).fooled.all()
+
+
+def test_the_noisy_step_of_training_is_one_signed_step_from_twice_the_noise():
+    """N-FGSM by its formula (de Jorge et al. 2022, Eq. 6), and unlike attacks it may leave the ball."""
+    images, labels = torch.full((2, 3, 4, 4), 0.5), torch.tensor([0, 1])
+    eps = 8 / 255
+
+    def loss(x, y):
+        return (x.flatten(1) * torch.tensor([1.0, -1.0]).repeat(24)).sum(1)
+
+    made = noisy_step(eps, eps, loss, images, labels, torch.Generator().manual_seed(5))
+    noise = 2 * eps * (2 * torch.rand(images.shape, generator=torch.Generator().manual_seed(5)) - 1)
+    sign = torch.tensor([1.0, -1.0]).repeat(24).view(3, 4, 4)
+    torch.testing.assert_close(made, images + noise + eps * sign)
+    assert (made - images).abs().max() > eps
+    edge = noisy_step(eps, eps, loss, torch.ones(1, 3, 4, 4), labels[:1], torch.Generator().manual_seed(5))
+    assert edge.max() <= 1

@@ -11,7 +11,10 @@ from training.attack_losses import cross_entropy, judge_of, loss_of, losses_agai
 from training.attacks import attack_named, from_bytes, run_attack, worst_case
 from training.data import open_dataset
 from training.data.loading import images_array
+from training.losses import Objective
+from training.networks import Network, NetworkConfig
 from training.run import Run
+from training.systems import SYSTEMS
 
 pytestmark = pytest.mark.referee
 
@@ -112,6 +115,37 @@ def test_gradients_of_the_losses_agree_with_finite_differences():
     labels = torch.tensor([0, 1, 2, 4])
     for loss in (cross_entropy, margin):
         assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, labels), (logits,))
+
+
+@pytest.mark.parametrize("system", ["maxsep", "ap-triplet", "ap-pcl", "protopnet"])
+def test_the_gradient_of_every_objective_by_the_image_and_the_weights_is_that_of_finite_differences(system):
+    """A whole network in float64 along random directions; ReLU and maxima have corners, which a small step avoids."""
+    torch.manual_seed(0)
+    heads, weights = SYSTEMS[system].heads, SYSTEMS[system].loss
+    config = NetworkConfig(backbone="small", classes=3, heads=heads, prototypes_per_class=2, prototype_channels=8)
+    net = Network(config).double().eval()
+    objective = Objective(weights, config, net.backbone.channels[-1]).double()
+    x = torch.rand(4, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 0])
+    moving = [x, *(each for each in (*net.parameters(), *objective.parameters()) if each.requires_grad)]
+
+    def value():
+        return objective(net(x), labels, joint=True)
+
+    gradients = torch.autograd.grad(value(), moving, allow_unused=True)
+    step = 1e-7
+    for target, gradient in zip(moving, gradients, strict=True):
+        if gradient is None:
+            continue
+        direction = torch.nn.functional.normalize(torch.randn_like(target).flatten(), dim=0).view_as(target)
+        with torch.no_grad():
+            ends = []
+            for sign in (1, -2):
+                target.add_(sign * step * direction)
+                ends.append(value())
+            target.add_(step * direction)
+        numeric = (ends[0] - ends[1]) / (2 * step)
+        torch.testing.assert_close((gradient * direction).sum(), numeric, rtol=1e-4, atol=1e-6)
 
 
 def test_numpy_twin_of_one_step(network, images):

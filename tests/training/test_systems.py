@@ -191,3 +191,56 @@ def test_eps_rises_over_the_first_epochs(tiny_config, adversarial):
     assert shares == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1])
     steps = [config.training_attack(epoch).step / config.adversarial_step for epoch in range(1, 8)]
     assert steps == pytest.approx(shares)
+
+
+def test_the_average_over_weights_is_the_recursion_it_is_named_for(tiny_birds, tiny_config, tmp_path):
+    config = replace(tiny_config, ema=0.8, epochs=1)
+    data = open_dataset(tiny_birds, seed=3)
+    trainer = Trainer(Run(tmp_path / "run"), data, config, Devices(accelerator="cpu"), Console(quiet=True))
+    seen, update = [], trainer.average.update_parameters
+    name = "prototype_head.prototypes"
+
+    def watched(network):
+        seen.append(network.state_dict()[name].clone())
+        update(network)
+
+    trainer.average.update_parameters = watched
+    trainer.run.path.mkdir()
+    trainer._epoch(0, lambda: None)
+    expected = seen[0]
+    for weights in seen[1:]:
+        expected = 0.8 * expected + 0.2 * weights
+    torch.testing.assert_close(trainer.kept.state_dict()[name], expected)
+    assert not torch.equal(trainer.network.state_dict()[name], expected)
+    assert torch.equal(trainer.run.read_state("best.pt")[name], trainer.kept.state_dict()[name])
+
+
+def test_the_curves_hold_every_epoch_once_also_after_a_resume(tiny_birds, tiny_config, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    data = open_dataset(tiny_birds, seed=3)
+
+    class Stop(Exception):
+        pass
+
+    def trainer():
+        return Trainer(Run(tmp_path / "run"), data, tiny_config, Devices(accelerator="cpu"), Console(quiet=True))
+
+    stopping = trainer()
+    write = stopping._write
+
+    def die_while_writing(name, state):
+        if name == "state.pt" and len(stopping.history) == 2:
+            raise Stop
+        write(name, state)
+
+    stopping._write = die_while_writing
+    with pytest.raises(Stop):
+        stopping.fit(resume=False)
+    record = trainer().fit(resume=True)
+    curves = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    curves.Reload()
+    losses = curves.Scalars("loss")
+    assert [point.step for point in losses] == [1, 2, 3]
+    assert [point.value for point in losses] == pytest.approx([row["loss"] for row in record.results["history"]])
+    assert {"loss", "full", "attention", "seconds", "learning rate"} <= set(curves.Tags()["scalars"])
