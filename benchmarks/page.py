@@ -33,6 +33,11 @@ ORDER = (
     ("protopnet", FULL, "ProtoPNet"),
     ("maxsep", FULL, "**Ours-FR**"),
 )
+BLOCKS = {
+    "": "Table 1: trained on clean images",
+    "-fast": "Table 2: with fast adversarial training",
+    "-fast-longer": "Table 2 again, with twice the epochs",
+}
 ABLATED = (("none", "", ""), ("separation", "", "x"), ("cluster", "x", ""), (None, "x", "x"))
 
 
@@ -52,15 +57,14 @@ def tables(study: dict[str, Any]) -> str:
     backbone = study["backbone"]
     found = {(row["row"], row["head"]): row["accuracy"] for row in study["rows"]}
     lines = [_origin(study), ""]
-    for number, suffix, title in ((1, "", "trained on clean images"), (2, "-fast", "with fast adversarial training")):
-        lines += [f"### Table {number}: {title}", ""]
+    for suffix, title in BLOCKS.items():
         rows = [
             (label, found[f"{system}-{backbone}{suffix}", head])
             for system, head, label in ORDER
             if (f"{system}-{backbone}{suffix}", head) in found
         ]
         columns = [column for column in TITLES if any(column in accuracy for _, accuracy in rows)]
-        lines += _table(["system", *(TITLES[column] for column in columns)])
+        lines += [f"### {title}", "", *_table(["system", *(TITLES[column] for column in columns)])]
         lines += [_row(label, [_mean(accuracy, column) for column in columns]) for label, accuracy in rows]
         lines += ["", "The same with 95 % intervals over seeds and images:", ""]
         told = [column for column in TOLD if column in columns]
@@ -75,11 +79,13 @@ def tables(study: dict[str, Any]) -> str:
             lines.append(_row(clustering or "-", [separation or "-", *(_interval(*pair) for pair in pairs)]))
     lines += ["", "### Recipes of fast adversarial training, one change at a time", ""]
     base = f"maxsep-{backbone}-fast"
-    lines += _table(["change", "Ours-A clean", "Ours-A PGD 8", "Ours-FR clean", "Ours-FR PGD 8"])
+    told = ("clean", "pgd10-8", "worst")
+    heads = ((ATTENTION, "Ours-A"), (FULL, "Ours-FR"))
+    lines += _table(["change", *(f"{label} {TITLES[column]}" for _, label in heads for column in told)])
     names = dict.fromkeys(name for name, _ in found if name == base or name.startswith(f"{base}-"))
     for name in names:
-        pairs = [(found[name, head], column) for head in (ATTENTION, FULL) for column in ("clean", "pgd10-8")]
-        lines.append(_row(name.removeprefix(base).lstrip("-") or "none", [_interval(*pair) for pair in pairs]))
+        cells = [_interval(found[name, head], column) for head, _ in heads for column in told]
+        lines.append(_row(name.removeprefix(base).lstrip("-") or "none", cells))
     return "\n".join(lines) + "\n\n"
 
 
