@@ -25,8 +25,7 @@ from export.fitting import Images, Labels, fit_detector
 from export.graph import GraphSession, set_calibration, to_onnx
 from export.parity import prove
 from export.served import ServedNetwork
-from training.adversaries import run_dataset, spread
-from training.attacks import attack_named
+from training.adversaries import check_attacks, run_dataset, spread
 from training.data import Sample, check_outside
 from training.data.loading import images_array
 from training.networks import Network
@@ -53,8 +52,7 @@ def export_run(
     run = Run(run_path)
     check_free(out, replace=replace, marker=MANIFEST)  # before work that takes minutes
     record, network = run.load_network()
-    for name in settings.attacks:
-        attack_named(name)
+    check_attacks(settings.attacks, {}, network)
     if unserved := set(network.config.heads) - set(tensors.NETWORKS):
         raise OptionError(
             f"{run_path} is a substitute to attack from, with the head {unserved.pop()!r}; it is not served",

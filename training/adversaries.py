@@ -1,7 +1,8 @@
 """Attacks by name on a network's head, and attacked images as files, as an attacker with the weights would send them.
 
-A name is `clean`, `noise`, an attack of `training.attacks`, `autoattack-EPS`, or any of these at a source: NAME@SOURCE
-is made on another network and transferred, as by an attacker who does not have the weights.
+A name is `clean`, `noise`, `autoattack-EPS` or an attack of `training.attacks`, which may say what loss it raises
+(pgd10-8:margin; cross-entropy if it does not). Any of these may have a source: NAME@SOURCE is made on another network
+and transferred, as by an attacker who does not have the weights.
 """
 
 import csv
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from bundle.errors import CheckpointError, OptionError
 from bundle.files import atomic_folder
-from training.attack_losses import judge_of, losses_against
-from training.attacks import attack_named, from_bytes, gaussian_noise, round_to_bytes, worst_case
+from training.attack_losses import LOSSES, LogitLoss, judge_of, losses_against
+from training.attacks import Attack, attack_named, from_bytes, gaussian_noise, round_to_bytes, worst_case
 from training.autoattack import auto_attack
 from training.data import Dataset, Sample, check_outside, open_dataset
 from training.data.loading import image_loader
@@ -55,7 +56,7 @@ def check_attacks(names: tuple[str, ...], sources: Mapping[str, Network], networ
         if method in (CLEAN, NOISE):
             continue
         if _AUTO.fullmatch(method) is None:
-            attack_named(method)
+            _attack_of(method)
         elif (sources[source] if at else network).config.classes < AUTO_CLASSES:
             raise OptionError(f"{method} needs at least {AUTO_CLASSES} classes", hint="Use pgd100x10 there.")
 
@@ -99,8 +100,16 @@ def attack_pixels(
         return gaussian_noise(pixels, NOISE_STD, generator)
     if auto := _AUTO.fullmatch(method):
         return auto_attack(network, head, pixels, labels, eps=int(auto[1]) / 255, seed=generator.initial_seed())
-    losses, judge = losses_against(network, head), judge_of(network, head)
-    return worst_case(attack_named(method), losses, judge, pixels, labels, generator).images
+    attack, loss = _attack_of(method)
+    losses, judge = losses_against(network, head, loss), judge_of(network, head)
+    return worst_case(attack, losses, judge, pixels, labels, generator).images
+
+
+def _attack_of(name: str) -> tuple[Attack, LogitLoss]:
+    method, _, loss = name.partition(":")
+    if loss and loss not in LOSSES:
+        raise OptionError(f"attack {name!r} raises no known loss", hint=f"Losses: {', '.join(LOSSES)}.")
+    return attack_named(method), LOSSES[loss or "ce"]
 
 
 def perturb(

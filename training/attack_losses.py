@@ -34,6 +34,9 @@ def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (gap + 1e-12)
 
 
+LOSSES: dict[str, LogitLoss] = {"ce": cross_entropy, "margin": margin, "dlr": difference_of_logits_ratio}
+
+
 def towards(targets: Tensor, loss: LogitLoss = cross_entropy) -> LogitLoss:
     """The same loss, lowered for `targets` [B] instead of raised for the labels."""
     return lambda logits, _: -loss(logits, targets)

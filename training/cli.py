@@ -123,7 +123,8 @@ def attack(
     out: Annotated[Path, typer.Option(help="Folder for the images and index.csv.")],
     data: Annotated[Path | None, typer.Option(help="The dataset, if it has moved since training.")] = None,
     attacks: Annotated[
-        str, typer.Option(help="Comma-separated: clean, noise, fgsm-8, pgd10-8, autoattack-8, pgd10-8@SOURCE ...")
+        str,
+        typer.Option(help="Comma-separated: clean, noise, fgsm-8, pgd10-8:margin, autoattack-8, pgd10-8@SOURCE ..."),
     ] = ("clean,noise,fgsm-8,pgd10-2,pgd10-8"),
     source: Annotated[
         list[str] | None, typer.Option(metavar="NAME=RUN", help="A run to transfer attacks from, as ATTACK@NAME.")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from bundle.errors import OptionError
 from training.adversaries import attack_pixels, check_attacks, open_sources
-from training.attack_losses import judge_of, losses_against
+from training.attack_losses import cross_entropy, judge_of, losses_against, margin
 from training.attacks import attack_named, run_attack
 from training.autoattack import HeadLogits, auto_attack
 from training.cli import app
@@ -88,6 +88,17 @@ def test_a_transferred_attack_is_made_on_the_source_and_judged_on_the_network(
     assert not torch.equal(attacked, mine)
 
 
+def test_an_attack_raises_the_loss_it_names(tiny_run):
+    _, network = Run(tiny_run).load_network()
+    pixels, labels, made = torch.rand(3, 3, 32, 32), torch.tensor([0, 1, 2]), {}
+    for name, loss in (("bim10-8", cross_entropy), ("bim10-8:ce", cross_entropy), ("bim10-8:margin", margin)):
+        made[name] = attack_pixels(name, network, "attention", pixels, labels, torch.Generator())
+        losses = losses_against(network, "attention", loss)
+        torch.testing.assert_close(made[name], run_attack(attack_named("bim10-8"), losses[0], pixels, labels))
+    assert torch.equal(made["bim10-8"], made["bim10-8:ce"])
+    assert not torch.equal(made["bim10-8"], made["bim10-8:margin"])
+
+
 def test_autoattack_stays_in_the_ball_and_leaves_less_standing_than_nothing(untrained):
     torch.manual_seed(1)
     pixels = torch.rand(6, 3, 32, 32)
@@ -112,6 +123,8 @@ def test_autoattack_stays_in_the_ball_and_leaves_less_standing_than_nothing(untr
         ("autoattack-8@twin", "at least 4 classes"),
         ("pgd-", "METHOD"),
         ("pgd10-8@", "source ''"),
+        ("pgd10-8:hinge", "Losses: ce, margin, dlr"),
+        ("autoattack-8:margin", "unknown attack"),
     ],
 )
 def test_names_that_mean_nothing_are_one_sentence(tiny_run, substitute, name, message):

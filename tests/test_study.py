@@ -1,0 +1,105 @@
+"""The study's tables: which rows there are, how seeds are summed up, and a page that keeps its prose."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import page, study
+from training.backbones import BACKBONES
+from training.config import preset
+from training.networks import HEADS
+
+
+@pytest.mark.parametrize("backbone", ["small", "vgg16", "vgg19", "resnet34"])
+def test_every_row_is_a_preset_and_has_a_name_of_its_own(backbone: str) -> None:
+    jobs = list(study.jobs(backbone, 3))
+    names = [(seed, row.name) for seed, row in jobs]
+    assert len(set(names)) == len(names) == 3 * (10 + 3 + 7)
+    for _, row in jobs:
+        texts = [word for word in row.options if word != "--set"]
+        config = preset(row.preset, texts=texts)
+        assert config.backbone == backbone
+        assert (config.adversarial != "none") == row.fast
+    assert set(study.SOURCES.values()) <= set(BACKBONES)
+
+
+def test_the_tables_name_rows_that_are_trained_and_heads_that_exist() -> None:
+    names = {row.name for _, row in study.jobs("small", 1)}
+    for system, head, _ in page.ORDER:
+        assert head in HEADS
+        assert {f"{system}-small", f"{system}-small-fast"} <= names
+    for variant, _, _ in page.ABLATED:
+        assert ("maxsep-small" if variant is None else f"maxsep-{variant}-small") in names
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 30), st.integers(0, 2**31))
+def test_a_summary_is_the_mean_over_seeds_inside_its_interval(seeds: int, images: int, seed: int) -> None:
+    bits = np.random.default_rng(seed).integers(0, 2, (seeds, images))
+    found = study._summary(["".join(map(str, row)) for row in bits])
+    assert found["mean"] == pytest.approx(bits.mean(), abs=1e-4)
+    assert found["by_seed"] == pytest.approx(list(bits.mean(axis=1)), abs=1e-4)
+    assert found["images"] == images
+    low, high = found["interval"]
+    assert 0 <= low <= high <= 1
+    if bits.min() == bits.max():
+        assert low == high == found["mean"]
+
+
+def rows_of(accuracy: float) -> list[dict[str, Any]]:
+    """One finished seed of every row, each column with the same figure."""
+    found = []
+    for _, row in study.jobs("small", 1):
+        config = preset(row.preset)
+        heads = ("full", "attention") if config.system == "maxsep" else ("attention",)
+        heads = ("full",) if config.system == "protopnet" else heads
+        columns = ("clean", "pgd10-8", "worst") if row.attacks else tuple(page.TITLES)
+        summary = {"mean": accuracy, "interval": [accuracy - 0.1, accuracy + 0.1], "images": 100}
+        for head in heads:
+            facts = {"config": {"image_size": 48, "epochs": config.epochs}}
+            each = {"row": row.name, "head": head, "seeds": [0], "run": facts}
+            found.append({**each, "accuracy": dict.fromkeys(columns, summary)})
+    return found
+
+
+def write_result(path: Path, accuracy: float) -> Path:
+    where = {"cpu": "a processor", "cores": 2, "packages": {"torch": "2"}, "commit": "0" * 40}
+    facts = {"environment": where, "dataset": "birds", "backbone": "small", "rows": rows_of(accuracy)}
+    path.write_text(json.dumps(facts))
+    return path
+
+
+def test_the_page_gets_every_table_and_keeps_the_prose_around_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "PAGE", tmp_path / "results.md")
+    result = write_result(tmp_path / "tables.json", 0.5)
+    page.write_page(result)
+    first = page.PAGE.read_text()
+    for title in (*page.BLOCKS.values(), "Table 3", "Recipes"):
+        assert title in first
+    assert first.count("| **Ours-FR** |") == 2 * len(page.BLOCKS)
+    assert "50.0 (40 to 60)" in first
+    page.PAGE.write_text(first.replace("# Results", "# Results\n\nBefore.") + "\nAfter.\n")
+    page.write_page(write_result(tmp_path / "tables.json", 0.25))
+    second = page.PAGE.read_text()
+    assert second.startswith("# Results\n\nBefore.\n\n<!-- begin: small -->")
+    assert second.endswith("After.\n")
+    assert "25.0 (15 to 35)" in second
+    assert "50.0" not in second
+
+
+def test_rows_that_are_not_measured_yet_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "PAGE", tmp_path / "results.md")
+    result = write_result(tmp_path / "tables.json", 0.5)
+    facts = json.loads(result.read_text())
+    facts["rows"] = facts["rows"][:1]
+    result.write_text(json.dumps(facts))
+    page.write_page(result)
+    assert "| AP |" in page.PAGE.read_text()
+    assert "ProtoPNet" not in page.PAGE.read_text()
