@@ -79,7 +79,7 @@ def tables(study: dict[str, Any]) -> str:
             lines.append(_row(clustering or "-", [separation or "-", *(_interval(*pair) for pair in pairs)]))
     lines += ["", "### Recipes of fast adversarial training, one change at a time", ""]
     base = f"maxsep-{backbone}-fast"
-    shown = ("clean", "pgd10-8", "worst")
+    shown = ("clean", "pgd10-8")
     heads = ((ATTENTION, "Ours-A"), (FULL, "Ours-FR"))
     lines += _table(["change", *(f"{label} {TITLES[column]}" for _, label in heads for column in shown)])
     names = dict.fromkeys(name for name, _ in found if name == base or name.startswith(f"{base}-"))

@@ -21,6 +21,7 @@ from bundle.errors import OptionError
 from bundle.files import write_text
 from demo.stages import fieldmark
 from fieldmark import guarded
+from training.backbones import BACKBONES
 from training.config import preset
 
 SYSTEMS = ("ap", "ap-triplet", "ap-pcl", "protopnet", "maxsep")
@@ -93,9 +94,11 @@ def study(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 3,
     out: Annotated[Path, typer.Option(help="Runs and evaluations; BACKBONE is added.")] = Path("build/study"),
     name: Annotated[str | None, typer.Option(help="benchmarks/results/NAME.json; paper_tables_BACKBONE.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Instead of the preset's; 8 for the built-in birds.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the preset's; 8 for the built-in birds.")
+    ] = None,
     fast_epochs: Annotated[
-        int | None, typer.Option(help="With adversarial training; 10 for the built-in birds.")
+        int | None, typer.Option(min=1, help="With adversarial training; 10 for the built-in birds.")
     ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Input side in pixels; the preset's, 48 for the built-in birds.")
@@ -106,6 +109,8 @@ def study(
     autoattack_count: Annotated[int, typer.Option(min=0, help="Test images under AutoAttack.")] = 12,
 ) -> None:
     """Train and attack every row with every seed; write the tables."""
+    if backbone not in BACKBONES:
+        raise OptionError(f"unknown backbone {backbone!r}", hint=f"Choose one of: {', '.join(BACKBONES)}.")
     console, folder = Console(), out / backbone
     folder.mkdir(parents=True, exist_ok=True)
     built_in = data is None
@@ -114,6 +119,10 @@ def study(
         if not data.exists():
             fieldmark("data", "make", data)
         epochs, fast_epochs, image_size = epochs or 8, fast_epochs or 10, image_size or 48
+    options: dict[str, Any] = {"data": str(data), "epochs": epochs, "fast_epochs": fast_epochs, "weights": weights}
+    options |= {"image_size": image_size, "precision": precision, "count": count, "autoattack": autoattack_count}
+    _same_options(folder / "options.json", options)
+    _rehearse(backbone, {"image_size": image_size, "weights": weights}, epochs, fast_epochs)
     common = ["--precision", precision]
     common += [] if weights is None else ["--weights", weights]
     common += [] if image_size is None else ["--image-size", str(image_size)]
@@ -125,9 +134,8 @@ def study(
         if evaluation.is_file():
             continue
         console.rule(f"[bold]{row.name}[/], seed {seed}", align="left")
-        length = (fast_epochs if row.fast else epochs) or preset(row.preset).epochs
-        options = [*common, *row.options, "--epochs", str(2 * length if row.longer else length)]
-        fieldmark("train", data, "--out", run, "--preset", row.preset, "--seed", str(seed), *options, "--resume")
+        words = [*common, *row.options, "--epochs", str(_length(row, epochs, fast_epochs))]
+        fieldmark("train", data, "--out", run, "--preset", row.preset, "--seed", str(seed), *words, "--resume")
         attacked = [word for source, path in sources.items() for word in ("--source", f"{source}={path}")]
         counts = ["--count", str(count), "--autoattack-count", str(autoattack_count)]
         if row.attacks is not None:
@@ -135,8 +143,34 @@ def study(
         fieldmark("evaluate", run, "--data", data, "--seed", str(seed), *attacked, *counts, "--out", evaluation)
         _save(folder, backbone, seeds, name, built_in)
     result = _save(folder, backbone, seeds, name, built_in)
-    write_page(result)
-    console.print(f"tables: {PAGE}, from {result}", highlight=False, soft_wrap=True)
+    if name is None:
+        write_page(result)
+    console.print(f"tables: {result}{'' if name else f', in {PAGE}'}", highlight=False, soft_wrap=True)
+
+
+def _length(row: Row, epochs: int | None, fast_epochs: int | None) -> int:
+    length = (fast_epochs if row.fast else epochs) or preset(row.preset).epochs
+    return 2 * length if row.longer else length
+
+
+def _rehearse(backbone: str, changes: dict[str, Any], epochs: int | None, fast_epochs: int | None) -> None:
+    """Make every row's config once: a setting that fits none must not be found after hours."""
+    for _, row in jobs(backbone, 1):
+        texts = [word for word in row.options if word != "--set"]
+        preset(row.preset, texts=texts, epochs=_length(row, epochs, fast_epochs), **changes)
+
+
+def _same_options(path: Path, options: dict[str, Any]) -> None:
+    """Refuse to mix evaluations that were made with other options."""
+    if path.is_file():
+        made = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in options.items():
+            if made.get(key) != value:
+                raise OptionError(
+                    f"{path.parent} holds a study with {key} {made.get(key)!r}, not {value!r}",
+                    hint="Repeat its options, or choose another --out.",
+                )
+    write_text(path, json.dumps(options) + "\n")
 
 
 def _sources(data: Path, folder: Path, backbone: str, common: list[str]) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """The study's tables: which rows there are, how seeds are summed up, and a page that keeps its prose."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import page, study
+from bundle.errors import OptionError
 from training.backbones import BACKBONES
 from training.config import preset
 from training.networks import HEADS
@@ -26,6 +28,29 @@ def test_every_row_is_a_preset_and_has_a_name_of_its_own(backbone: str) -> None:
         assert config.backbone == backbone
         assert (config.adversarial != "none") == row.fast
     assert set(study.SOURCES.values()) <= set(BACKBONES)
+
+
+def test_options_that_fit_no_row_are_told_before_anything_is_trained(tmp_path: Path) -> None:
+    for options, message in (
+        ({"backbone": "foo"}, "unknown backbone 'foo'"),
+        ({"backbone": "../x"}, "unknown backbone"),
+        ({"backbone": "vgg16", "epochs": 3, "data": tmp_path}, "warm-up"),
+        ({"image_size": 9, "data": tmp_path}, "image size 9"),
+    ):
+        given = {name: default for name, default in _defaults().items() if name != "out"}
+        with pytest.raises(OptionError, match=message):
+            study.study(**{**given, "out": tmp_path / "study", **options})
+
+
+def _defaults() -> dict[str, Any]:
+    return {name: each.default for name, each in inspect.signature(study.study).parameters.items()}
+
+
+def test_a_study_does_not_mix_evaluations_of_other_options(tmp_path: Path) -> None:
+    study._same_options(tmp_path / "options.json", {"count": 100, "epochs": 8})
+    study._same_options(tmp_path / "options.json", {"count": 100, "epochs": 8})
+    with pytest.raises(OptionError, match="holds a study with count 100, not 50"):
+        study._same_options(tmp_path / "options.json", {"count": 50, "epochs": 8})
 
 
 def test_the_tables_name_rows_that_are_trained_and_heads_that_exist() -> None:

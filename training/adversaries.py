@@ -19,7 +19,7 @@ from torch import Tensor
 from bundle.errors import CheckpointError, OptionError
 from bundle.files import atomic_folder
 from training.attack_losses import LOSSES, LogitLoss, judge_of, losses_against
-from training.attacks import Attack, attack_named, from_bytes, gaussian_noise, round_to_bytes, worst_case
+from training.attacks import Attack, Judge, attack_named, from_bytes, gaussian_noise, round_to_bytes, worst_case
 from training.autoattack import auto_attack
 from training.data import Dataset, Sample, check_outside, open_dataset
 from training.data.loading import image_loader
@@ -27,7 +27,7 @@ from training.networks import Network
 from training.run import Run, RunRecord, image_spec
 
 CLEAN, NOISE = "clean", "noise"
-_AUTO = re.compile(r"autoattack-(\d+)")
+_AUTO = re.compile(r"autoattack-([1-9][0-9]{0,2}|0)")
 AUTO_CLASSES = 4  # the targeted ratio of logits divides by the gap to the fourth
 NOISE_STD = 8 / 255  # pixel units; the control is as large as the largest usual eps
 BATCH = 64
@@ -55,8 +55,11 @@ def check_attacks(names: tuple[str, ...], sources: Mapping[str, Network], networ
             )
         if method in (CLEAN, NOISE):
             continue
-        if _AUTO.fullmatch(method) is None:
+        auto = _AUTO.fullmatch(method)
+        if auto is None:
             _attack_of(method)
+        elif int(auto[1]) > 255:
+            raise OptionError(f"attack {name}: eps {auto[1]}/255 is outside [0, 1]")
         elif (sources[source] if at else network).config.classes < AUTO_CLASSES:
             raise OptionError(f"{method} needs at least {AUTO_CLASSES} classes", hint="Use pgd100x10 there.")
 
@@ -76,6 +79,8 @@ def open_sources(texts: tuple[str, ...], record: RunRecord) -> dict[str, Network
                 f"{path} takes other images or knows other classes than this run",
                 hint="Train the source on the same data at the same image size.",
             )
+        if name in found:
+            raise OptionError(f"two sources are named {name!r}")
         found[name] = network
     return found
 
@@ -98,11 +103,37 @@ def attack_pixels(
         return pixels
     if method == NOISE:
         return gaussian_noise(pixels, NOISE_STD, generator)
+    judge = judge_of(network, head)
     if auto := _AUTO.fullmatch(method):
-        return auto_attack(network, head, pixels, labels, eps=int(auto[1]) / 255, seed=generator.initial_seed())
+        found = auto_attack(network, head, pixels, labels, eps=int(auto[1]) / 255, seed=generator.initial_seed())
+        return _none_untouched(found, pixels, judge, attack_named(f"pgd10-{auto[1]}"), network, head, labels, generator)
     attack, loss = _attack_of(method)
-    losses, judge = losses_against(network, head, loss), judge_of(network, head)
+    losses = losses_against(network, head, loss)
     return worst_case(attack, losses, judge, pixels, labels, generator).images
+
+
+def _none_untouched(
+    found: Tensor,
+    pixels: Tensor,
+    judge: Judge,
+    attack: Attack,
+    network: Network,
+    head: str,
+    labels: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """AutoAttack hands back the clean image where it fails or has nothing to do; what is called attacked must be, so
+    that image takes `attack` instead, unless this would turn a wrong answer right.
+    """
+    clean = (found == pixels).flatten(1).all(1).nonzero().flatten()
+    if attack.eps == 0 or not len(clean):
+        return found
+    tried = worst_case(attack, losses_against(network, head), judge, pixels[clean], labels[clean], generator)
+    with torch.no_grad():
+        keep = tried.fooled | judge(pixels[clean], labels[clean])
+    found = found.clone()
+    found[clean[keep]] = tried.images[keep]
+    return found
 
 
 def _attack_of(name: str) -> tuple[Attack, LogitLoss]:

@@ -46,7 +46,7 @@ class Attack:
             raise OptionError(f"attack {self.name}: restarts without a random start repeat themselves")
 
 
-_NAME = re.compile(r"(fgsm|rfgsm|bim|pgd|mim)(\d+)?(?:x(\d+))?-(\d+)")
+_NAME = re.compile(r"(fgsm|rfgsm|bim|pgd|mim)([1-9][0-9]{0,5}|0)?(?:x([1-9][0-9]{0,3}|0))?-([1-9][0-9]{0,2}|0)")
 _FORM = "Attacks are named METHOD[STEPS][xRESTARTS]-EPS: fgsm-8, rfgsm-8, bim10-2, pgd10-8, pgd100x10-8, mim10-8."
 
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bundle.errors import OptionError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
@@ -17,6 +19,11 @@ class Augmentation:
     scale: float = 0.1
     flip: bool = True
     brightness: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, high in (("rotate", 180.0), ("shear", 80.0), ("scale", 0.9), ("brightness", 1.0)):
+            if not 0 <= getattr(self, name) <= high:
+                raise OptionError(f"augmentation {name} must be in 0..{high:g}, not {getattr(self, name):g}")
 
 
 def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:

@@ -103,7 +103,7 @@ def train(
         return
     shares = ", ".join(f"{head} {share:.1%}" for head, share in record.results["validation"].items())
     served = set(record.results["validation"]) <= set(tensors.NETWORKS)
-    following = f"fieldmark export {out} --out BUNDLE" if served else f"fieldmark attack RUN --source {out}"
+    following = f"fieldmark export {out} --out BUNDLE" if served else f"fieldmark evaluate RUN --source sub={out}"
     console.print(
         f"{out}: validation accuracy {shares}, {seconds:.0f} s\nnext: {following}",
         highlight=False,
@@ -191,6 +191,8 @@ def evaluate(
     except ImportError as problem:
         raise MissingExtra.named("training", "fieldmark evaluate", problem) from None
     record, model = Run(run).load_network()
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise OptionError(f"cannot write {out}", hint="Name a file in a folder that exists.")
     sources = open_sources(tuple(source or ()), record)
     chosen = PAPER if attacks is None else tuple(name.strip() for name in attacks.split(",") if name.strip())
     transferred = tuple(f"pgd10-8@{name}" for name in sources) if attacks is None else ()

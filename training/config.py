@@ -56,8 +56,11 @@ class TrainingConfig:
         if self.batch_size == 1:
             raise OptionError("a batch of one image has no statistics to normalise by", hint="Choose at least 2.")
         for name in positive:
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise OptionError(f"{name.replace('_', ' ')} must be in 1..{LARGEST}, not {getattr(self, name)}")
+        for name, (low, high) in _RANGES.items():
+            if not low <= getattr(self, name) <= high:  # false for what is not a number, too
+                raise OptionError(f"{name} must be in {low:g}..{high:g}, not {getattr(self, name):g}")
         if not 32 <= self.image_size <= 1024:
             raise OptionError(f"image size {self.image_size} is outside 32..1024 pixels")
         if not 0 <= self.warmup_epochs < self.epochs:
@@ -70,8 +73,6 @@ class TrainingConfig:
             )
         if self.system not in SYSTEMS:
             raise OptionError(f"unknown system {self.system!r}", hint=f"Choose one of: {', '.join(SYSTEMS)}.")
-        if not 0 <= self.ema < 1:
-            raise OptionError(f"ema {self.ema:g} is outside [0, 1)")
         if self.backbone not in BACKBONES:
             raise OptionError(f"unknown backbone {self.backbone!r}", hint=f"Choose one of: {', '.join(BACKBONES)}.")
         if not 0 <= self.seed < 2**32:
@@ -88,6 +89,21 @@ class TrainingConfig:
             step=self.adversarial_step * rise * caution,
             random_start=True,
         )
+
+
+LARGEST = 100_000
+_RANGES: dict[str, tuple[float, float]] = {
+    "attention_dropout": (0, 0.99),
+    "learning_rate_backbone": (0, 100),
+    "learning_rate_heads": (0, 100),
+    "learning_rate_last_layer": (0, 100),
+    "weight_decay": (0, 100),
+    "last_layer_epochs": (0, LARGEST),
+    "ema": (0, 0.999999),
+    "adversarial_eps": (0, 1),
+    "adversarial_step": (0, 1),
+    "adversarial_rise": (0, LARGEST),
+}
 
 
 def small(system: str) -> TrainingConfig:
@@ -159,7 +175,10 @@ def preset(name: str, *, system: str | None = None, texts: Iterable[str] = (), *
     config = _fast(config) if fast else config
     canonical = f"{'' if chosen == DEFAULT else chosen + '-'}{backbone}{fast}"
     given = {key: value for key, value in changes.items() if value is not None}
-    return replace(config, preset=canonical, **{**given, **_values(config, _pairs(texts))})
+    pairs = _pairs(texts)
+    if twice := sorted(set(given) & set(pairs)):
+        raise OptionError(f"{twice[0]} is set twice, by its own option and by --set")
+    return replace(config, preset=canonical, **{**given, **_values(config, pairs)})
 
 
 def _pairs(texts: Iterable[str]) -> dict[str, str]:
@@ -168,6 +187,8 @@ def _pairs(texts: Iterable[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise OptionError(f"{text!r} is not NAME=VALUE", hint="For example: --set loss.cluster=0")
+        if name.strip() in found:
+            raise OptionError(f"{name.strip()} is set twice")
         found[name.strip()] = value.strip()
     return found
 

@@ -55,7 +55,8 @@ def evaluate_run(
     for each in (network, *sources.values()):
         each.to(device)
     chosen = spread(dataset.parts[part], count)
-    subset = spread(chosen, autoattack_count) if network.config.classes >= AUTO_CLASSES else ()
+    able = network.config.classes >= AUTO_CLASSES and AUTOATTACK not in names
+    subset = spread(chosen, autoattack_count) if able else ()
     jobs = [(name, chosen) for name in names] + ([(AUTOATTACK, subset)] if subset else [])
     talk = Console(stderr=True)
     transferred: dict[tuple[str, int], torch.Tensor] = {}  # by attack and batch: the same for every head

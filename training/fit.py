@@ -4,43 +4,49 @@ What is trained is a network (heads on a backbone) and an objective (weights of 
 that makes is never asked here.
 """
 
-import contextlib
 import math
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from bundle.errors import CheckpointError, Interrupted, MissingExtra, TrainingError
+from bundle.errors import CheckpointError, Interrupted, OptionError, TrainingError
 from training.adversaries import spread
 from training.attack_losses import loss_of
-from training.attacks import Attack, from_bytes, noisy_step, run_attack
+from training.attacks import Attack, from_bytes, run_attack
 from training.augment import augment
 from training.backbones import load_weights
 from training.config import TrainingConfig
+from training.curves import Silent, curves
 from training.data import Dataset
 from training.data.loading import ImageParts, Share, image_loader, load_part
-from training.losses import Objective, sparsity
+from training.hardening import ROBUST, WATCHED, Hardening
+from training.losses import Objective
 from training.networks import Network
 from training.parallel import Devices, gathered, in_parallel, share_statistics
-from training.projection import project
+from training.projection import fit_last_layer, project
 from training.run import SCHEMA, DatasetRecord, Run, RunRecord, image_spec, network_config
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-WATCHED = 128  # validation images under attack after each epoch of adversarial training
-COLLAPSE = 0.5  # robustness below this share of its best is taken for catastrophic overfitting
+NO_SHARES = ("loss", "seconds", "caution")  # of a row of the history
+
+
+_UNFIT = (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError)  # a state of another network
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).splitlines() or [type(problem).__name__])[0].strip()
 
 
 class Learner(nn.Module):
@@ -60,6 +66,12 @@ def train_run(
     run: Run, dataset: Dataset, config: TrainingConfig, devices: Devices, console: Console, *, resume: bool
 ) -> RunRecord:
     """Train to the end, on one device or several."""
+    if devices.devices > min(config.batch_size, len(dataset.parts["train"])):
+        raise OptionError(
+            f"a batch of {config.batch_size} from {len(dataset.parts['train'])} images does not divide among "
+            f"{devices.devices} devices",
+            hint="Choose fewer devices or a larger batch.",
+        )
     if devices.devices == 1:
         return Trainer(run, dataset, config, devices, console).fit(resume=resume)
     work = partial(_train, run, dataset, config, devices, console.stderr, console.quiet, resume)
@@ -100,8 +112,8 @@ class Trainer:
         self.parts: dict[str, ImageParts] = {
             name: load_part(dataset.parts[name], self.spec) for name in ("train", "validation")
         }
-        # Robustness from single-step training can collapse from one epoch to the next; a short PGD sees it.
-        watched = spread(dataset.parts["validation"], WATCHED) if config.adversarial != "none" else ()
+        self.hardening = Hardening(config, self.fabric.autocast)
+        watched = spread(dataset.parts["validation"], WATCHED) if self.hardening.active else ()
         self.parts["watched"] = load_part(watched, self.spec)
         self.workers = devices.workers
         torch.manual_seed(config.seed)
@@ -123,7 +135,6 @@ class Trainer:
             ).requires_grad_(False)
         self.history: list[dict[str, float]] = []
         self.best = -1.0
-        self.caution = 1.0  # factor on the step of adversarial training
         self.steps_per_epoch = math.ceil(len(self.parts["train"]) / config.batch_size)
 
     @property
@@ -138,7 +149,7 @@ class Trainer:
         """Train to the end; every epoch ends with a complete state on disk. Without `resume`, a run that is there is
         replaced: only here, so that a mistyped option does not cost it.
         """
-        with self.run.owned() if self.share.rank == 0 else contextlib.nullcontext():
+        with self.run.owned() if self.share.rank == 0 else nullcontext():
             return self._fit(resume=resume)
 
     def _fit(self, *, resume: bool) -> RunRecord:
@@ -152,14 +163,15 @@ class Trainer:
         self.fabric.barrier()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        with bar as progress, self._stoppable(), self._curves() as curves:
+        writer = nullcontext(Silent()) if self.share.rank else curves(self.run.path, done=len(self.history))
+        with bar as progress, self._stoppable(), writer as shown:
             for epoch in range(len(self.history), self.config.epochs):
                 task = progress.add_task(f"epoch {epoch + 1}/{self.config.epochs}", total=self.steps_per_epoch)
                 row = self._epoch(epoch, lambda task=task: progress.advance(task))
                 progress.remove_task(task)
                 self._tell(epoch, row)
                 for name, value in {**row, "learning rate": self.optimizer.param_groups[0]["lr"]}.items():
-                    curves.add_scalar(name, value, epoch + 1)
+                    shown.add_scalar(name, value, epoch + 1)
             return self._finish(record)
 
     @contextmanager
@@ -173,23 +185,8 @@ class Trainer:
                 hint="The same command with --resume goes on.",
             ) from None
 
-    @contextmanager
-    def _curves(self) -> Iterator[Any]:
-        """A TensorBoard writer; epochs that a resumed run repeats are purged."""
-        if self.share.rank:
-            yield _Silent()
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as problem:
-            raise MissingExtra.named("training", "fieldmark train", problem) from None
-        with contextlib.closing(
-            SummaryWriter(self.run.path / "tensorboard", purge_step=len(self.history) + 1)
-        ) as writer:
-            yield writer
-
     def _tell(self, epoch: int, row: dict[str, float]) -> None:
-        shares = "  ".join(f"{name} {row[name]:6.1%}" for name in row if name not in ("loss", "seconds", "caution"))
+        shares = "  ".join(f"{name} {row[name]:6.1%}" for name in row if name not in NO_SHARES)
         self.console.print(
             f"epoch {epoch + 1:3d}/{self.config.epochs}  loss {row['loss']:8.4f}  "
             f"validation: {shares}  {row['seconds']:5.1f} s",
@@ -209,14 +206,14 @@ class Trainer:
             self._set_rates(epoch * self.steps_per_epoch + step)
             inputs = augment(from_bytes(images), self.config.augmentation, generator)
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-            if self.config.adversarial != "none" and joint:
-                inputs = self._attacked(inputs, labels, epoch, generator)
+            if self.hardening.active and joint:
+                inputs = self.hardening.attacked(self.network, inputs, labels, epoch, generator)
             loss = self.model(inputs, labels, joint)
             value = self._summed(loss.detach()).item() / self.share.processes
             if not math.isfinite(value):
                 raise TrainingError(
                     f"the loss became {value} in epoch {epoch + 1}, batch {step + 1}",
-                    hint=f"The state before this epoch is kept in {self.run.path}; lower the learning rate.",
+                    hint=self._after_failure(),
                 )
             self.fabric_optimizer.zero_grad()
             self.fabric.backward(loss)
@@ -225,15 +222,17 @@ class Trainer:
                 self.average.update_parameters(self.network)
             total, seen = total + value * len(labels), seen + len(labels)
             advance()
+        if not torch.stack([value.isfinite().all() for value in self.learner.state_dict().values()]).all():
+            raise TrainingError(f"the weights are no longer finite after epoch {epoch + 1}", hint=self._after_failure())
         right = self.accuracy("validation")
         row = {"loss": total / seen, **right}
-        if len(self.parts["watched"]):
-            robust = self.accuracy("watched", self._watch_attack())
-            row |= {f"robust {head}": share for head, share in robust.items()} | {"caution": self.caution}
+        if self.hardening.active:
+            robust = self.accuracy("watched", self.hardening.watch())
+            row |= {f"{ROBUST}{head}": share for head, share in robust.items()} | {"caution": self.hardening.caution}
         row["seconds"] = time.perf_counter() - started
-        collapsed = joint and self._collapsed(row)
+        collapsed = self.best >= 0 and self.hardening.collapsed(row, self.history, len(self.dataset.labels))
         self.history.append(row)
-        score = sum(value for name, value in row.items() if name not in ("loss", "seconds", "caution"))
+        score = sum(value for name, value in row.items() if name not in NO_SHARES)
         if score >= self.best and joint and not collapsed:
             self.best = score
             self._write("best.pt", self.kept.state_dict())
@@ -242,36 +241,27 @@ class Trainer:
         self._write("state.pt", self._state())
         return row
 
-    def _attacked(self, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
-        """The batch after the single step of adversarial training."""
-        self.network.eval()  # the attacker sees the network as it will be used: no dropout, fixed statistics
-        attack, loss = self.config.training_attack(epoch, self.caution), loss_of(self.network)
-        with self.fabric.autocast():
-            if self.config.adversarial == "n-fgsm":
-                attacked = noisy_step(attack.eps, attack.step, loss, images, labels, generator)
-            else:
-                attacked = run_attack(attack, loss, images, labels, generator)
-        self.network.train()
-        return attacked
+    def _after_failure(self) -> str:
+        kept = f"{self.run.path} keeps epoch {len(self.history)}. " if self.history else ""
+        return (
+            f"{kept}Start anew with lower learning rates: --set learning_rate_heads=..., and --force or another --out."
+        )
 
-    def _collapsed(self, row: dict[str, float]) -> bool:
-        """Catastrophic overfitting (Wong et al. 2020): robustness that was there is gone within an epoch."""
-
-        def robust(each: dict[str, float]) -> float:
-            return sum(value for name, value in each.items() if name.startswith("robust"))
-
-        best = max((robust(each) for each in self.history), default=0.0)
-        chance = 2 * len(self.network.config.heads) / self.network.config.classes
-        return best > chance and robust(row) < COLLAPSE * best and (self.run.path / "best.pt").is_file()
+    def _best(self) -> dict[str, Any]:
+        try:
+            self.network.load_state_dict(state := self.run.read_state("best.pt"))
+        except _UNFIT as problem:
+            raise CheckpointError(f"{self.run.path / 'best.pt'} is not of this run ({_first_line(problem)})") from None
+        return state
 
     def _return_to_best(self) -> None:
         """The response to a collapse: back to the best epoch's weights, and half the step from now on."""
-        self.caution /= 2
-        self.network.load_state_dict(self.run.read_state("best.pt"))
+        self.hardening.caution /= 2
+        best = self._best()
         if self.average is not None:
-            self.average.module.load_state_dict(self.run.read_state("best.pt"))
+            self.average.module.load_state_dict(best)
         self.optimizer.state.clear()  # moments that led into the collapse
-        step = 255 * self.config.adversarial_step * self.caution
+        step = 255 * self.config.adversarial_step * self.hardening.caution
         self.console.print(
             f"robustness collapsed; back to the best epoch, and on with a step of {step:.2g}/255", highlight=False
         )
@@ -279,14 +269,14 @@ class Trainer:
     def _finish(self, record: RunRecord) -> RunRecord:
         """Best epoch -> projection -> last layer; model.pt is written last, so that it means all is there."""
         network = self.network
-        network.load_state_dict(self.run.read_state("best.pt"))
+        self._best()
         self.average = None
         results: dict[str, Any] = {"history": self.history}
         if network.prototype_head is not None:
             samples = self.dataset.parts["train"]
             sources = project(network, lambda: self._batches("train", None, Share()), samples, self.fabric.device)
             results["validation_after_projection"] = self.accuracy("validation")
-            self._last_layer()
+            fit_last_layer(network, lambda: self._batches("train", None, Share()), self.config)
             if self.share.rank == 0:
                 self.run.write_prototypes(sources)
         results["validation"] = self.accuracy("validation")
@@ -295,28 +285,6 @@ class Trainer:
             self.run.write_record(record)
         self._write("model.pt", network.state_dict())
         return record
-
-    def _last_layer(self) -> None:
-        """Fit only the last layer on the projected prototypes' similarities, which are computed once."""
-        head, similar, truth = self.network.prototype_head, [], []
-        if head is None:
-            return
-        with torch.no_grad():
-            self.network.eval()
-            for images, labels, _ in self._batches("train", None, Share()):
-                similar.append(self.network(from_bytes(images)).similarities)
-                truth.append(labels)
-        similarities, labels = torch.cat(similar), torch.cat(truth)
-        optimizer = torch.optim.Adam(head.classifier.parameters(), lr=self.config.learning_rate_last_layer)
-        generator = torch.Generator().manual_seed(self.config.seed * 100_003 + self.config.epochs)
-        for _ in range(self.config.last_layer_epochs):
-            order = torch.randperm(len(labels), generator=generator).to(labels.device)
-            for chosen in order.split(self.config.batch_size):
-                loss = F.cross_entropy(head.classifier(similarities[chosen]), labels[chosen])
-                loss = loss + self.config.loss.sparsity * sparsity(head)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
 
     @torch.no_grad()
     def accuracy(self, part: str, attack: Attack | None = None) -> dict[str, float]:
@@ -341,10 +309,6 @@ class Trainer:
         if not isinstance(total, Tensor):
             raise AssertionError("a tensor reduces to a tensor")
         return total
-
-    def _watch_attack(self) -> Attack:
-        eps = self.config.adversarial_eps
-        return Attack(name="watch", eps=eps, steps=5, step=eps / 2, random_start=True)
 
     def _batches(
         self, part: str, epoch: int | None, share: Share | None = None
@@ -412,24 +376,31 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
             "best": self.best,
-            "caution": self.caution,
+            "caution": self.hardening.caution,
         }
         return state if self.average is None else {**state, "average": self.average.state_dict()}
 
     def _resume(self, record: RunRecord) -> None:
+        self.run.check_settings(record.config)
         previous = self.run.read_record()
         if previous.dataset.digest != record.dataset.digest:
             raise CheckpointError(
                 f"{self.run.path} was trained on other data than {self.dataset.root} now holds",
                 hint="Restore the dataset, or start a new run with another --out.",
             )
-        self.run.check_settings(record.config)
         state = self.run.read_state("state.pt")
-        self.learner.load_state_dict(state["learner"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.history, self.best, self.caution = list(state["history"]), float(state["best"]), float(state["caution"])
+        try:
+            self.learner.load_state_dict(state["learner"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.history, self.best = list(state["history"]), float(state["best"])
+            self.hardening.caution = float(state["caution"])
+        except _UNFIT as problem:
+            raise CheckpointError(
+                f"{self.run.path / 'state.pt'} is not of this run ({_first_line(problem)})",
+                hint="Start anew with --force or another --out.",
+            ) from None
         self.console.print(f"going on after epoch {len(self.history)}", highlight=False)
 
     def _record(self) -> RunRecord:
@@ -447,10 +418,3 @@ class Trainer:
         return RunRecord(
             schema=SCHEMA, config=self.config, labels=self.dataset.labels, dataset=dataset, versions=versions
         )
-
-
-class _Silent:
-    """A writer of curves that writes none, for all processes but the first."""
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Nothing."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
@@ -54,7 +55,7 @@ class Devices:
                 precision=self.precision,  # type: ignore[arg-type]
                 strategy=shared if self.devices > 1 else "auto",
             )
-        except (ValueError, RuntimeError, TypeError, MisconfigurationException) as problem:
+        except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as problem:
             hint = "Check --accelerator, --devices and --precision."
             raise OptionError(f"cannot compute there: {problem}", hint=hint) from None
 
@@ -84,6 +85,10 @@ def in_parallel(devices: Devices, work: Callable[["Fabric"], None], *, frozen_pa
                 f"a training process died ({str(problem).strip().splitlines()[-1]})",
                 hint="The last complete epoch is kept: the same command with --resume goes on.",
             ) from None
+        finally:  # whoever stops this process stops those that it has started
+            for child in multiprocessing.active_children():
+                child.terminate()
+                child.join()
 
 
 def _guarded(fabric: "Fabric", work: Callable[["Fabric"], None], message: Path) -> None:
@@ -97,6 +102,8 @@ def _guarded(fabric: "Fabric", work: Callable[["Fabric"], None], message: Path) 
         temporary.write_text(json.dumps(told), encoding="utf-8")
         temporary.rename(message)
         raise SystemExit(1) from None
+    fabric.barrier()  # nobody leaves while another still talks to it
+    dist.destroy_process_group()
 
 
 class _Summed(torch.autograd.Function):
@@ -138,17 +145,18 @@ class SharedBatchNorm(nn.BatchNorm2d):
         if not self.training or mean_so_far is None or variance_so_far is None or counted is None:
             return super().forward(maps)
         dimensions, processes = (0, 2, 3), dist.get_world_size()
-        moments = torch.stack([maps.mean(dimensions), maps.square().mean(dimensions)])
+        precise = maps.float()  # in mixed precision too
+        moments = torch.stack([precise.mean(dimensions), precise.square().mean(dimensions)])
         mean, square = summed(moments) / processes
-        variance = square - mean.square()
+        variance = (square - mean.square()).clamp_min(0)
         with torch.no_grad():
             count = maps.numel() / maps.shape[1] * processes
             mean_so_far.lerp_(mean, self.momentum or 0.0)
             variance_so_far.lerp_(variance * count / (count - 1), self.momentum or 0.0)
             counted.add_(1)
         scale = torch.rsqrt(variance + self.eps) * self.weight
-        normalised: Tensor = maps * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
-        return normalised
+        normalised: Tensor = precise * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        return normalised.to(maps.dtype)
 
 
 def share_statistics(network: nn.Module, device: torch.device) -> None:

@@ -1,12 +1,17 @@
-"""Prototype projection: every prototype becomes the nearest patch of its own class's training images."""
+"""The end of training: every prototype becomes the nearest patch of its own class's training images, and the last layer
+is fitted to what they are now.
+"""
 
 from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from training.attacks import from_bytes
+from training.config import TrainingConfig
 from training.data import Sample
+from training.losses import sparsity
 from training.networks import Network
 from training.run import PrototypeSource
 
@@ -48,3 +53,28 @@ def project(
         PrototypeSource(label=index // per_class, source=samples[position].key, row=row, column=column)
         for index, (position, row, column) in enumerate(where.tolist())
     ]
+
+
+def fit_last_layer(network: Network, batches: Callable[[], Batches], config: TrainingConfig) -> None:
+    """Fit only the last layer on the projected prototypes' similarities, which are computed once; batches come on the
+    network's device.
+    """
+    head, similar, truth = network.prototype_head, [], []
+    if head is None:
+        return
+    with torch.no_grad():
+        network.eval()
+        for images, labels, _ in batches():
+            similar.append(network(from_bytes(images)).similarities)
+            truth.append(labels)
+    similarities, labels = torch.cat(similar), torch.cat(truth)
+    optimizer = torch.optim.Adam(head.classifier.parameters(), lr=config.learning_rate_last_layer)
+    generator = torch.Generator().manual_seed(config.seed * 100_003 + config.epochs)
+    for _ in range(config.last_layer_epochs):
+        order = torch.randperm(len(labels), generator=generator).to(labels.device)
+        for chosen in order.split(config.batch_size):
+            loss = F.cross_entropy(head.classifier(similarities[chosen]), labels[chosen])
+            loss = loss + config.loss.sparsity * sparsity(head)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bundle.errors import CheckpointError
+from bundle.errors import CheckpointError, OptionError
 from bundle.files import atomic_file, write_text
 from bundle.image import ImageSpec
 from bundle.records import RecordError, from_plain, to_plain
@@ -111,12 +111,15 @@ class Run:
                 f"there is no training run at {self.path}", hint="Make one: fieldmark train DATA --out RUN"
             )
         try:
-            record = from_plain(RunRecord, json.loads(path.read_text(encoding="utf-8")))
-        except (RecordError, ValueError) as problem:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            schema = document.get("schema") if isinstance(document, dict) else None
+            if isinstance(schema, int) and schema != SCHEMA:
+                raise CheckpointError(
+                    f"{path} has schema {schema}, and this version reads {SCHEMA}", hint="Train the run again."
+                )
+            return from_plain(RunRecord, document)
+        except (RecordError, ValueError, OptionError) as problem:
             raise CheckpointError(f"{path} cannot be read ({problem})", hint="Train the run again.") from None
-        if record.schema != SCHEMA:
-            raise CheckpointError(f"{path} has schema {record.schema}, and this version reads {SCHEMA}")
-        return record
 
     def check_settings(self, config: TrainingConfig) -> None:
         """Raises CheckpointError when this run was started with another config than `config`."""
@@ -134,7 +137,8 @@ class Run:
         path = self.path / name
         if not path.is_file():
             raise CheckpointError(
-                f"{path} is missing", hint="The run did not finish: fieldmark train --resume goes on."
+                f"{path} is missing",
+                hint="If the run did not finish, fieldmark train --resume goes on; else start anew.",
             )
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

@@ -133,12 +133,54 @@ def test_names_that_mean_nothing_are_one_sentence(tiny_run, substitute, name, me
         check_attacks(("clean", name), {"twin": substitute.load_network()[1]}, network)
 
 
+@pytest.mark.parametrize("name", ["autoattack-256", "pgd10-256", "pgd10-08", "pgd10-\u0668", "pgd10-" + "9" * 5000])
+def test_eps_is_a_plain_number_up_to_255(untrained, name):
+    with pytest.raises(OptionError, match=r"outside \[0, 1\]|unknown attack"):
+        check_attacks((name,), {}, untrained)
+
+
+def test_autoattack_hands_out_no_clean_image_as_attacked(untrained):
+    """Also where it has nothing to do: images that are answered wrongly from the start, and survivors."""
+    torch.manual_seed(1)
+    pixels = torch.rand(6, 3, 32, 32)
+    right = untrained(pixels).logits["attention"].argmax(1)
+    labels = torch.cat([right[:3], (right[3:] + 1) % 5])
+    made = attack_pixels("autoattack-1", untrained, "attention", pixels, labels, torch.Generator().manual_seed(0))
+    judge = judge_of(untrained, "attention")
+    with torch.no_grad():
+        assert not judge(made[3:], labels[3:]).any()
+    untouched = (made == pixels).flatten(1).all(1)
+    assert not untouched[:3].any()
+    assert ((made - pixels).abs() <= 1 / 255 + 1e-7).all()
+
+
+def test_autoattack_as_a_column_runs_once_on_all_images(tiny_birds, tiny_config, tmp_path):
+    from training.data.cub_writer import Recipe, write_birds
+
+    birds = tmp_path / "birds"
+    write_birds(birds, Recipe(species=4, size=32, images_train=12, images_test=2, seed=1), workers=1)
+    run, data = Run(tmp_path / "run"), open_dataset(birds, seed=3)
+    config = replace(tiny_config, system="ap", preset="ap-small", epochs=1)
+    Trainer(run, data, config, Devices(accelerator="cpu"), Console(quiet=True)).fit(resume=False)
+    options = {"sources": {}, "part": "test", "count": 6, "seed": 0}
+    record, network = run.load_network()
+    names = ("autoattack-8", "fgsm-8")
+    found = evaluate_run(record, network, birds, attacks=names, autoattack_count=3, **options)
+    assert {name: len(text) for name, text in found["right"]["attention"].items()} == dict.fromkeys(
+        ("clean", *names, "worst"), 6
+    )
+    found = evaluate_run(record, network, birds, attacks=("fgsm-8",), autoattack_count=3, **options)
+    assert len(found["right"]["attention"]["autoattack-8"]) == len(found["autoattack_images"]) == 3
+
+
 def test_sources_must_take_the_same_images_and_know_the_same_classes(tiny_run, substitute):
     record, _ = Run(tiny_run).load_network()
     assert set(open_sources((f"twin={substitute.path}",), record)) == {"twin"}
     for change in ({"labels": ("a", "b", "c")}, {"config": replace(record.config, image_size=48)}):
         with pytest.raises(OptionError, match="takes other images or knows other classes"):
             open_sources((f"twin={substitute.path}",), replace(record, **change))
+    with pytest.raises(OptionError, match="two sources are named 'twin'"):
+        open_sources((f"twin={substitute.path}",) * 2, record)
     for text in ("twin", "=run", "a@b=run"):
         with pytest.raises(OptionError, match="is not NAME=RUN"):
             open_sources((text,), record)

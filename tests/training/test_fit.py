@@ -283,7 +283,7 @@ def test_a_checkpoint_of_another_shape_and_records_of_another_kind_are_explained
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"epochs": 0}, "epochs must be in 1"),
         ({"batch_size": 0}, "batch size"),
         ({"image_size": 8}, "image size 8"),
         ({"adversarial": "slow"}, "none, fast"),
@@ -344,3 +344,75 @@ def test_any_setting_can_be_set_by_name():
 def test_settings_that_are_none_are_one_sentence(text, message):
     with pytest.raises(OptionError, match=message):
         preset("small", texts=[text])
+
+
+def of_another_system(state):
+    return {**state, "learner": {}}
+
+
+def of_another_kind(state):
+    return {"epoch": 1}
+
+
+@pytest.mark.parametrize("damage", [of_another_system, of_another_kind, lambda state: {}, lambda state: torch.ones(3)])
+def test_a_state_of_another_run_is_one_sentence(tiny_birds, tiny_config, tiny_run, tmp_path, damage):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    (run.path / "model.pt").unlink()
+    run.write_state("state.pt", damage(run.read_state("state.pt")))
+    with pytest.raises(CheckpointError, match=r"state\.pt is not of this run"):
+        make_trainer(run.path, tiny_birds, tiny_config).fit(resume=True)
+
+
+def test_best_weights_of_another_network_are_one_sentence(tiny_birds, tiny_config, tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    (run.path / "model.pt").unlink()
+    run.write_state("best.pt", {"backbone": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"best\.pt is not of this run"):
+        make_trainer(run.path, tiny_birds, tiny_config).fit(resume=True)
+
+
+def test_weights_that_are_not_finite_are_never_written(tiny_birds, tiny_config, tmp_path):
+    """One step of a whole epoch: the loss before it is fine, the weights after it are not."""
+    config = replace(tiny_config, batch_size=4000, epochs=2)
+    trainer = make_trainer(tmp_path / "run", tiny_birds, config)
+    original = trainer._set_rates
+
+    def poison(step):
+        original(step)
+        trainer.optimizer.param_groups[1]["lr"] = float("inf")
+
+    trainer._set_rates = poison
+    with pytest.raises(TrainingError, match=r"no longer finite after epoch 1.*learning rates"):
+        trainer.fit(resume=False)
+    assert not (tmp_path / "run" / "state.pt").exists()
+    assert not (tmp_path / "run" / "best.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("attention_dropout=2", "attention_dropout"),
+        ("attention_dropout=nan", "attention_dropout"),
+        ("learning_rate_heads=-1", "learning_rate_heads"),
+        ("learning_rate_last_layer=inf", "learning_rate_last_layer"),
+        ("weight_decay=-1", "weight_decay"),
+        ("adversarial_step=-1", "adversarial_step"),
+        ("adversarial_rise=-3", "adversarial_rise"),
+        ("last_layer_epochs=-3", "last_layer_epochs"),
+        ("prototype_channels=1000000000000", "prototype channels"),
+        ("augmentation.rotate=nan", "rotate"),
+        ("augmentation.scale=5", "scale"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_with_their_range(text, name):
+    with pytest.raises(OptionError, match=rf"{name} must be in \S+\.\.\S+, not"):
+        preset("small", texts=[text])
+
+
+def test_a_setting_is_set_once():
+    with pytest.raises(OptionError, match=r"loss\.cluster is set twice"):
+        preset("small", texts=["loss.cluster=1", "loss.cluster=2"])
+    with pytest.raises(OptionError, match="epochs is set twice, by its own option"):
+        preset("small", texts=["epochs=1"], epochs=3)

@@ -1,6 +1,9 @@
 """Two processes that train one network: the curve of one process with the same batch, and errors that come home."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -68,6 +71,39 @@ def test_two_processes_give_the_loss_curve_of_one_with_the_same_batch(
     assert records[1].versions["devices"] == "2"
     written = json.loads((tmp_path / "2" / "run.json").read_text())
     assert len(written["results"]["history"]) == 2
+
+
+def test_a_batch_that_does_not_divide_is_told_before_a_finished_run_is_touched(tiny_birds, tiny_config, tiny_run):
+    before = {path: path.read_bytes() for path in tiny_run.rglob("*") if path.is_file()}
+    data = open_dataset(tiny_birds, seed=3)
+    with pytest.raises(OptionError, match="does not divide among 17 devices"):
+        many = Devices(accelerator="cpu", devices=17)
+        train_run(Run(tiny_run), data, tiny_config, many, Console(quiet=True), resume=False)
+    assert {path: path.read_bytes() for path in tiny_run.rglob("*") if path.is_file()} == before
+
+
+def test_two_processes_in_mixed_precision_finish(tiny_birds, tiny_config, tmp_path):
+    data, run = open_dataset(tiny_birds, seed=3), Run(tmp_path / "run")
+    mixed = replace(TWO, precision="bf16-mixed")
+    record = train_run(run, data, replace(tiny_config, epochs=1), mixed, Console(quiet=True), resume=False)
+    assert run.finished
+    assert record.results["history"][0]["loss"] > 0
+
+
+def test_whoever_stops_the_first_process_stops_them_all(tiny_birds, tmp_path):
+    command = [sys.executable, "-m", "fieldmark", "train", str(tiny_birds), "--out", str(tmp_path / "run")]
+    options = ["--image-size", "32", "--epochs", "400", "--devices", "2", "--accelerator", "cpu"]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    written = (tmp_path / "run" / "state.pt").stat().st_mtime_ns
+    time.sleep(2)
+    assert (tmp_path / "run" / "state.pt").stat().st_mtime_ns == written
+    assert not Run(tmp_path / "run").finished
 
 
 def test_an_error_of_one_process_is_raised_as_itself():

@@ -118,6 +118,8 @@ class Batches(Sampler[list[int]]):
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             usable = len(batch) - (len(batch) % self.share.processes if self.shuffled else 0)
+            if self.shuffled and usable < 2 <= len(order):
+                return  # one image has no statistics to normalise by; it waits for another epoch
             if mine := batch[self.share.rank : usable : self.share.processes]:
                 yield mine
 
