@@ -141,10 +141,12 @@ class Run:
                 hint="If the run did not finish, fieldmark train --resume goes on; else start anew.",
             )
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as problem:
             first_line = (str(problem).splitlines() or [type(problem).__name__])[0]
             raise CheckpointError(f"{path} is damaged ({first_line})", hint="Train the run again.") from None
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{path} is no state of a run", hint="Train the run again.")
         return state
 
     def write_prototypes(self, sources: list[PrototypeSource]) -> None:
