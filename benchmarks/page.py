@@ -38,7 +38,13 @@ BLOCKS = {
     "-fast": "Table 2: with fast adversarial training",
     "-fast-longer": "Table 2 again, with twice the epochs",
 }
-ABLATED = (("none", "", ""), ("separation", "", "x"), ("cluster", "x", ""), (None, "x", "x"))
+ABLATED = (
+    ("none", "0", "0"),
+    ("separation", "0", "0.08"),
+    ("cluster", "1", "0"),
+    (None, "1", "0.08"),
+    ("strong", "30", "3"),
+)
 
 
 def write_page(result: Path) -> None:
@@ -76,7 +82,7 @@ def tables(study: dict[str, Any]) -> str:
         name = f"maxsep-{backbone}" if variant is None else f"maxsep-{variant}-{backbone}"
         if (name, FULL) in found:
             pairs = [(found[name, head], column) for head in (ATTENTION, FULL) for column in ("clean", "pgd10-8")]
-            lines.append(_row(clustering or "-", [separation or "-", *(_interval(*pair) for pair in pairs)]))
+            lines.append(_row(clustering, [separation, *(_interval(*pair) for pair in pairs)]))
     lines += ["", "### Recipes of fast adversarial training, one change at a time", ""]
     base = f"maxsep-{backbone}-fast"
     shown = ("clean", "pgd10-8")

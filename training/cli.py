@@ -47,9 +47,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation and data division.")] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Devices to train on together; a batch is divided.")] = 1,
-    precision: Annotated[
-        str, typer.Option(help="Lightning Fabric's names: 32-true, bf16-mixed, 16-mixed.")
-    ] = "32-true",
+    precision: Annotated[str, typer.Option(help="Lightning Fabric's names: 32-true or bf16-mixed.")] = "32-true",
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes for sets larger than memory.")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is there already.")] = False,

@@ -98,7 +98,7 @@ def evaluate_run(
     }
 
 
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """The 95 % score interval of a share (Wilson 1927); (0, 1) of nothing."""
     if not count:
         return 0.0, 1.0

@@ -115,7 +115,7 @@ class Trainer:
         self.hardening = Hardening(config, self.fabric.autocast)
         watched = spread(dataset.parts["validation"], WATCHED) if self.hardening.active else ()
         self.parts["watched"] = load_part(watched, self.spec)
-        self.workers = devices.workers
+        self.workers, self.precision = devices.workers, devices.precision
         torch.manual_seed(config.seed)
         self.network = Network(network_config(config, len(dataset.labels)))
         objective = Objective(config.loss, self.network.config, self.network.backbone.channels[-1])
@@ -413,6 +413,7 @@ class Trainer:
             counts={name: len(samples) for name, samples in self.dataset.parts.items()},
         )
         versions = {"torch": torch.__version__, "python": platform.python_version(), "device": str(self.fabric.device)}
+        versions["precision"] = self.precision
         if self.share.processes > 1:
             versions["devices"] = str(self.share.processes)
         return RunRecord(

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-# Weights stay in float32: the heads compute in it, and a detector is fitted on what they give.
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+# Weights stay in float32: the heads compute in it, and a detector is fitted on what they give. Half precision proper
+# would need a loss scale, one more state that a resumed run must not lose.
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True, kw_only=True)
