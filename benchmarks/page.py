@@ -21,9 +21,10 @@ TITLES = {
     "pgd10-8@bb-v": "BB-V 8",
     "pgd10-8@bb-d": "BB-D 8",
     "worst": "worst",
+    "worst-there": "worst there",
     "autoattack-8": "AutoAttack 8",
 }
-TOLD = ("clean", "pgd10-8", "worst", "autoattack-8")  # columns that get intervals
+TOLD = ("clean", "pgd10-8", "worst", "worst-there", "autoattack-8")  # columns that get intervals
 FULL, ATTENTION = tensors.FULL, tensors.ATTENTION_ONLY
 ORDER = (
     ("ap", ATTENTION, "AP"),

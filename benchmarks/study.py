@@ -23,7 +23,7 @@ from demo.stages import fieldmark
 from fieldmark import guarded
 from training.backbones import BACKBONES
 from training.config import preset
-from training.evaluation import wilson
+from training.evaluation import WORST, wilson
 
 SYSTEMS = ("ap", "ap-triplet", "ap-pcl", "protopnet", "maxsep")
 SOURCES = {"bb-v": "vgg16", "bb-d": "densenet121"}
@@ -42,6 +42,7 @@ RECIPES = {
     "smoothing": ("--set", "loss.label_smoothing=0.1"),
     "weak": ("--set", "loss.cluster=0.1"),
 }
+WORST_THERE = "worst-there"  # of the columns before it, on AutoAttack's images
 RESAMPLES = 2000
 
 
@@ -196,7 +197,7 @@ def _save(folder: Path, backbone: str, seeds: int, name: str | None, built_in: b
     table = []
     for row in (*rows(backbone), *ablation(backbone), *recipes(backbone)):
         files = [folder / f"{row.name}-{seed}.json" for seed in range(seeds)]
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+        found = [_told_apart(json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()]
         for head in found[0]["right"] if found else ():
             table.append(
                 {
@@ -222,6 +223,15 @@ def _save(folder: Path, backbone: str, seeds: int, name: str | None, built_in: b
     }
     write_text(path, json.dumps(document, indent=1) + "\n")
     return path
+
+
+def _told_apart(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """With the worst of the other attacks on AutoAttack's own images, which alone may be compared with it."""
+    places = [evaluation["images"].index(key) for key in evaluation["autoattack_images"]]
+    for answers in evaluation["right"].values():
+        if places:
+            answers[WORST_THERE] = "".join(answers[WORST][place] for place in places)
+    return evaluation
 
 
 def _run_facts(run: Path) -> dict[str, Any]:
