@@ -77,6 +77,18 @@ def test_a_summary_is_the_mean_over_seeds_inside_its_interval(seeds: int, images
     assert high >= wilson(bits.mean() * images, images)[1] - 1e-4
 
 
+def test_autoattack_is_compared_with_the_others_on_its_own_images() -> None:
+    evaluation = {
+        "images": ["a", "b", "c", "d"],
+        "autoattack_images": ["b", "d"],
+        "right": {"full": {"worst": "0110", "autoattack-8": "01"}},
+    }
+    assert study._told_apart(evaluation)["right"]["full"][study.WORST_THERE] == "10"
+    without = {"images": ["a"], "autoattack_images": [], "right": {"full": {"worst": "1"}}}
+    assert study._told_apart(without)["right"]["full"] == {"worst": "1"}
+    assert study.WORST_THERE in page.TITLES
+
+
 def rows_of(accuracy: float) -> list[dict[str, Any]]:
     """One finished seed of every row, each column with the same figure."""
     found = []
