@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.record import paired
 from bundle import tensors
 from bundle.errors import MissingExtra, TrainingError
 from training.attack_losses import judge_of, loss_of
 from training.attacks import Attack, attack_named, from_bytes, run_attack, worst_case
+from training.autoattack import HeadLogits
 from training.config import preset
 from training.data import open_dataset
 from training.data.cub_writer import Recipe, write_birds
@@ -58,18 +59,6 @@ class Setup:
     )
     groups: int = 3
     group_images: int = 6
-
-
-class Head(nn.Module):
-    """One head of a network as the other libraries want it: images in [0, 1] -> logits [B, K]."""
-
-    def __init__(self, network: Network, head: str) -> None:
-        super().__init__()
-        self.network, self.head = network, head
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images, self.head).logits[self.head]
-        return logits
 
 
 def measure(setup: Setup = Setup()) -> dict[str, Any]:
@@ -129,7 +118,7 @@ def compare_one_pass(network: Network, head: str, name: str, batch: Batch, round
     images fooled by each, and the share of pixel values in which theirs differ from ours.
     """
     torchattacks, foolbox = _libraries()
-    attack, model = replace(attack_named(name), random_start=False), Head(network, head).eval()
+    attack, model = replace(attack_named(name), random_start=False), HeadLogits(network, head).eval()
     theirs = torchattacks.PGD(model, eps=attack.eps, alpha=attack.step, steps=attack.steps, random_start=False)
     other = foolbox.attacks.LinfPGD(abs_stepsize=attack.step, steps=attack.steps, random_start=False)
     wrapped, wrong = foolbox.PyTorchModel(model, bounds=(0, 1)), foolbox.criteria.Misclassification(batch[1])
@@ -193,7 +182,7 @@ def race(contenders: Mapping[str, Contender], network: Network, groups: Sequence
 
 def _contenders(network: Network, head: str, attack: Attack) -> dict[str, Contender]:
     torchattacks, foolbox = _libraries()
-    judge, model = judge_of(network, head), Head(network, head).eval()
+    judge, model = judge_of(network, head), HeadLogits(network, head).eval()
 
     def theirs() -> Any:
         return torchattacks.PGD(model, eps=attack.eps, alpha=attack.step, steps=attack.steps, random_start=True)

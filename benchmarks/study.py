@@ -183,8 +183,8 @@ def _sources(data: Path, folder: Path, backbone: str, common: list[str]) -> dict
         runs[source] = folder / f"gap-{network}"
         options = list(common)
         if backbone == "small":
-            epochs, rate = ("10", "0.0005") if network == "vgg16" else ("5", "0.0005")
-            short = ("warmup_epochs=0", "schedule=cosine", "batch_size=64", f"learning_rate_backbone={rate}")
+            epochs = "10" if network == "vgg16" else "5"
+            short = ("warmup_epochs=0", "schedule=cosine", "batch_size=64", "learning_rate_backbone=0.0005")
             options += [word for text in short for word in ("--set", text)]
             options += ["--epochs", epochs, "--weights", "none"]
             options += [] if "--image-size" in common else ["--image-size", "64"]

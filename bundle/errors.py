@@ -32,6 +32,11 @@ def printable(text: str) -> str:
     )
 
 
+def first_line(problem: BaseException) -> str:
+    """What a library's error says first, or its kind where it says nothing."""
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0].strip()
+
+
 class FieldmarkError(Exception):
     """`what` is the problem and where it is; `hint` is what to do about it. Both are sentences without a traceback."""
 

@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 
 from bundle import tensors
-from bundle.errors import ExportError
+from bundle.errors import ExportError, first_line
 from bundle.image import ImageSpec
 from export.served import ServedNetwork
 
@@ -40,8 +40,7 @@ def to_onnx(module: ServedNetwork, served: str, spec: ImageSpec) -> onnx.ModelPr
                 verbose=False,
             )
         except Exception as problem:  # the exporter raises many kinds
-            first_line = (str(problem).splitlines() or [type(problem).__name__])[0]
-            raise ExportError(f"the {served} network cannot be exported to ONNX ({first_line})") from None
+            raise ExportError(f"the {served} network cannot be exported to ONNX ({first_line(problem)})") from None
     if program is None:
         raise ExportError(f"the {served} network could not be exported to ONNX")
     model: onnx.ModelProto = program.model_proto

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import BundleUnsupported, MissingExtra, ScoringError
+from bundle.errors import BundleUnsupported, MissingExtra, ScoringError, first_line
 from bundle.folder import Bundle
 from bundle.tensors import IMAGE
 from serving.prediction import Outputs
@@ -49,7 +49,7 @@ class LocalInference:
             values = session.run(names, {IMAGE: images})
         except Exception as problem:  # ONNX Runtime's exceptions share no base class but Exception
             raise ScoringError(
-                f"ONNX Runtime failed on {len(images)} images of network {network!r} ({_first_line(problem)})",
+                f"ONNX Runtime failed on {len(images)} images of network {network!r} ({first_line(problem)[:300]})",
                 hint="If memory ran out, try a smaller batch.",
             ) from None
         return dict(zip(names, values, strict=True))
@@ -73,10 +73,6 @@ class LocalInference:
             return onnxruntime.InferenceSession(str(path), options, providers=list(self.providers))
         except Exception as problem:
             raise BundleUnsupported(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {path} ({_first_line(problem)})",
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {path} ({first_line(problem)[:300]})",
                 hint="Install a newer onnxruntime, or export the bundle again.",
             ) from None
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:300]

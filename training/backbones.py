@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bundle.errors import CheckpointError, OptionError
+from bundle.errors import CheckpointError, OptionError, first_line
 
 _DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
@@ -122,8 +122,7 @@ def load_weights(backbone: Backbone, name: str, weights: str) -> None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as problem:
-            first_line = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-            raise CheckpointError(f"{path} is not a PyTorch state dict ({first_line})") from None
+            raise CheckpointError(f"{path} is not a PyTorch state dict ({first_line(problem)})") from None
     if isinstance(state, dict) and name == "densenet121":  # its published files keep the names of torch 0.3
         state = {_DENSE_LAYER.sub(r"\1\2", str(key)): value for key, value in state.items()}
     reference = _torchvision_names(backbone, name)

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from bundle.errors import CheckpointError, Interrupted, OptionError, TrainingError
+from bundle.errors import CheckpointError, Interrupted, OptionError, TrainingError, first_line
 from training.adversaries import spread
 from training.attack_losses import loss_of
 from training.attacks import Attack, from_bytes, run_attack
@@ -41,12 +41,7 @@ if TYPE_CHECKING:
 
 NO_SHARES = ("loss", "seconds", "caution")  # of a row of the history
 
-
 _UNFIT = (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError)  # a state of another network
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).splitlines() or [type(problem).__name__])[0].strip()
 
 
 class Learner(nn.Module):
@@ -251,7 +246,7 @@ class Trainer:
         try:
             self.network.load_state_dict(state := self.run.read_state("best.pt"))
         except _UNFIT as problem:
-            raise CheckpointError(f"{self.run.path / 'best.pt'} is not of this run ({_first_line(problem)})") from None
+            raise CheckpointError(f"{self.run.path / 'best.pt'} is not of this run ({first_line(problem)})") from None
         return state
 
     def _return_to_best(self) -> None:
@@ -398,7 +393,7 @@ class Trainer:
             self.hardening.caution = float(state["caution"])
         except _UNFIT as problem:
             raise CheckpointError(
-                f"{self.run.path / 'state.pt'} is not of this run ({_first_line(problem)})",
+                f"{self.run.path / 'state.pt'} is not of this run ({first_line(problem)})",
                 hint="Start anew with --force or another --out.",
             ) from None
         self.console.print(f"going on after epoch {len(self.history)}", highlight=False)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bundle.errors import CheckpointError, OptionError
+from bundle.errors import CheckpointError, OptionError, first_line
 from bundle.files import atomic_file, write_text
 from bundle.image import ImageSpec
 from bundle.records import RecordError, from_plain, to_plain
@@ -143,8 +143,7 @@ class Run:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as problem:
-            first_line = (str(problem).splitlines() or [type(problem).__name__])[0]
-            raise CheckpointError(f"{path} is damaged ({first_line})", hint="Train the run again.") from None
+            raise CheckpointError(f"{path} is damaged ({first_line(problem)})", hint="Train the run again.") from None
         if not isinstance(state, dict):
             raise CheckpointError(f"{path} is no state of a run", hint="Train the run again.")
         return state

@@ -9,6 +9,7 @@ import torch
 from bundle.image import ImageSpec
 from training.attack_losses import cross_entropy, judge_of, loss_of, losses_against, margin
 from training.attacks import attack_named, from_bytes, run_attack, worst_case
+from training.autoattack import HeadLogits
 from training.data import open_dataset
 from training.data.loading import images_array
 from training.losses import Objective
@@ -17,17 +18,6 @@ from training.run import Run
 from training.systems import SYSTEMS
 
 pytestmark = pytest.mark.referee
-
-
-class Logits(torch.nn.Module):
-    """One head of a network as the referees want it: images in [0, 1] -> logits."""
-
-    def __init__(self, network, served):
-        super().__init__()
-        self.network, self.served = network, served
-
-    def forward(self, images):
-        return self.network(images).logits[self.served]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +44,7 @@ def assert_same_images(ours, theirs, eps):
 def test_torchattacks_makes_the_same_images(network, images, served, name):
     import torchattacks
 
-    attack, model = attack_named(name), Logits(network, served).eval()
+    attack, model = attack_named(name), HeadLogits(network, served).eval()
     referees = {
         "fgsm": lambda: torchattacks.FGSM(model, eps=attack.eps),
         "bim": lambda: torchattacks.BIM(model, eps=attack.eps, alpha=attack.step, steps=attack.steps),
@@ -77,7 +67,7 @@ def test_foolbox_makes_the_same_images(network, images, served, name):
     import foolbox
 
     attack = attack_named(name)
-    model = foolbox.PyTorchModel(Logits(network, served).eval(), bounds=(0, 1))
+    model = foolbox.PyTorchModel(HeadLogits(network, served).eval(), bounds=(0, 1))
     referee = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=attack.step, steps=attack.steps, random_start=False)
     theirs = referee.run(model, images[0], criterion=foolbox.criteria.Misclassification(images[1]), epsilon=attack.eps)
     still = attack.__class__(**{**vars(attack), "random_start": False})
@@ -99,7 +89,7 @@ def test_autoattack_finds_nothing_that_our_worst_case_at_many_restarts_leaves_fa
         y,
         torch.Generator().manual_seed(0),
     )
-    model = Logits(network, "attention").eval()
+    model = HeadLogits(network, "attention").eval()
     referee = pyautoattack.AutoAttack(
         model, eps=attack.eps, version="custom", attacks=["apgd-ce", "apgd-dlr"], device="cpu", seed=0
     )
