@@ -1,7 +1,8 @@
 """The systems that the paper compares: which heads a network has, and what they are trained for.
 
 `ap` is attentional pooling, alone and with a triplet or the prototype conformity loss (PCL); `protopnet` is ProtoPNet;
-Ours-A and Ours-FR are the two heads of one `maxsep` run. `gap`, global average pooling, is no competitor but where transfer attacks start from.
+Ours-A and Ours-FR are the two heads of one `maxsep` run. `gap`, global average pooling, is no competitor but where
+transfer attacks start from.
 """
 
 from dataclasses import dataclass
