@@ -42,9 +42,7 @@ def launch(command: Sequence[str], *, environment: dict[str, str], folder: Path,
 def end_group(process: "subprocess.Popen[str]", seconds: float) -> None:
     """Ask the leader to end, wait at most `seconds`, then kill whatever is left of its group."""
     _signal(os.kill, process.pid, signal.SIGTERM)
-    deadline = time.monotonic() + seconds
-    while not exited(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    exits_within(process.pid, seconds)
     # Until the leader is waited for, its number cannot be given to strangers, so this hits only its own group.
     _signal(os.killpg, process.pid, signal.SIGKILL)
     process.wait()
@@ -56,6 +54,14 @@ def exited(child: int) -> bool:
         return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return True
+
+
+def exits_within(child: int, seconds: float) -> bool:
+    """Whether a child ends in the next `seconds` seconds, without reaping it."""
+    deadline = time.monotonic() + seconds
+    while not (ended := exited(child)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return ended
 
 
 def group(leader: int) -> list[int]:

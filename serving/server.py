@@ -26,12 +26,13 @@ from bundle import Bundle
 from bundle.errors import EndpointError, OptionError, ServerError
 from serving.client import TritonInference
 from serving.environment import TritonEnvironment, find_environment
-from serving.processes import alive, end_group, exited, group, launch
+from serving.processes import alive, end_group, exited, exits_within, group, launch
 from serving.repository import write_repository
 from serving.workspace import Workspace, sweep
 
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
+DYING_SECONDS = 1.0
 _RESTRICTED = "shared-memory,model-repository,trace,logging"
 EVERYWHERE = "0.0.0.0"
 
@@ -102,9 +103,11 @@ class TritonServer:
 
     def check(self) -> None:
         """Raise ServerError if tritonserver or one of its stubs has died (its own health stays at 200 when one has)."""
-        if self._process is None or exited(self._process.pid):
+        workers_live = self._process is not None and all(alive(pid, self._process.pid) for pid in self._workers)
+        # a dying server takes its workers along, some of them a moment before itself: then it is the one to name
+        if self._process is None or exits_within(self._process.pid, 0 if workers_live else DYING_SECONDS):
             raise ServerError(f"tritonserver died{self._last_words()}", hint="Start it again.")
-        if not all(alive(worker, self._process.pid) for worker in self._workers):
+        if not workers_live:
             raise ServerError("a worker process of the server died", hint="Start it again; see the machine's memory.")
 
     def stop(self) -> None:

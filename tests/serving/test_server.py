@@ -30,7 +30,7 @@ from bundle import Bundle, tensors, write_bundle
 from bundle.errors import EndpointError, OptionError, ServerError
 from serving.client import TritonInference
 from serving.environment import find_environment, inspect_environment
-from serving.processes import group
+from serving.processes import exits_within, group
 from serving.repository import available_cores, share_cores
 from serving.server import TritonServer, useful_line
 from serving.workspace import sweep
@@ -429,9 +429,20 @@ def test_a_server_killed_in_mid_flight_is_a_sentence_at_the_client(toy_bundle: B
         threading.Timer(0.4, os.kill, (server.pid, signal.SIGKILL)).start()
         with pytest.raises(EndpointError, match="stopped before it answered"):
             client.infer(noise(1), "full")
+        assert exits_within(server.pid, 30)  # its connections close before it has ended
         with pytest.raises(ServerError, match="tritonserver died"):
             server.check()
     assert traces(private_temp) == []
+
+
+def test_a_server_that_dies_a_moment_after_its_workers_is_the_one_that_is_named(toy_bundle: Bundle) -> None:
+    with TritonServer(toy_bundle, **FREE) as server:
+        for pid in group(server.pid):
+            if pid != server.pid:
+                os.kill(pid, signal.SIGKILL)
+        threading.Timer(0.2, os.kill, (server.pid, signal.SIGKILL)).start()
+        with pytest.raises(ServerError, match="tritonserver died"):
+            server.check()
 
 
 @pytest.mark.parametrize("field", FREE)
