@@ -39,13 +39,12 @@ BLOCKS = {
     "-fast": "Table 2: with fast adversarial training",
     "-fast-longer": "Table 2 again, with twice the epochs",
 }
-ABLATED = (
-    ("none", "0", "0"),
-    ("separation", "0", "0.08"),
-    ("cluster", "1", "0"),
-    (None, "1", "0.08"),
-    ("strong", "30", "3"),
-)
+ABLATED = {
+    "": ("Table 3: what clustering and separation add", ("none", "separation", "cluster", None, "strong")),
+    "-fast": ("Table 3 again, with fast adversarial training", ("none", None, "strong")),
+}
+HEADS = ((ATTENTION, "Ours-A"), (FULL, "Ours-FR"))
+JUDGED = ("clean", "pgd10-8")
 
 
 def write_page(result: Path) -> None:
@@ -63,6 +62,7 @@ def tables(study: dict[str, Any]) -> str:
     """Tables 1 to 3 and the recipes, in Markdown; rows that are not measured yet are left out."""
     backbone = study["backbone"]
     found = {(row["row"], row["head"]): row["accuracy"] for row in study["rows"]}
+    of_row = {row["row"]: row for row in study["rows"]}
     lines = [_origin(study), ""]
     for suffix, title in BLOCKS.items():
         rows = [
@@ -77,22 +77,24 @@ def tables(study: dict[str, Any]) -> str:
         told = [column for column in TOLD if column in columns]
         lines += _table(["system", *(TITLES[column] for column in told)])
         lines += [_row(label, [_interval(accuracy, column) for column in told]) for label, accuracy in rows] + [""]
-    lines += ["### Table 3: what clustering and separation add, trained on clean images", ""]
-    lines += _table(["clustering", "separation", "Ours-A clean", "Ours-A PGD 8", "Ours-FR clean", "Ours-FR PGD 8"])
-    for variant, clustering, separation in ABLATED:
-        name = f"maxsep-{backbone}" if variant is None else f"maxsep-{variant}-{backbone}"
-        if (name, FULL) in found:
-            pairs = [(found[name, head], column) for head in (ATTENTION, FULL) for column in ("clean", "pgd10-8")]
-            lines.append(_row(clustering, [separation, *(_interval(*pair) for pair in pairs)]))
-    lines += ["", "### Recipes of fast adversarial training, one change at a time", ""]
+    titles = [f"{label} {TITLES[column]}" for _, label in HEADS for column in JUDGED]
+    for suffix, (title, variants) in ABLATED.items():
+        lines += [f"### {title}", "", *_table(["clustering", "separation", "seeds", *titles])]
+        for variant in variants:
+            name = f"maxsep-{'' if variant is None else variant + '-'}{backbone}{suffix}"
+            if name in of_row:
+                loss = of_row[name]["run"]["config"]["loss"]
+                lines.append(_row(f"{loss['cluster']:g}", [f"{loss['separation']:g}", *_judged(of_row[name], found)]))
+        lines.append("")
+    lines += [
+        "### Recipes of fast adversarial training, one change at a time",
+        "",
+        *_table(["change", "seeds", *titles]),
+    ]
     base = f"maxsep-{backbone}-fast"
-    shown = ("clean", "pgd10-8")
-    heads = ((ATTENTION, "Ours-A"), (FULL, "Ours-FR"))
-    lines += _table(["change", *(f"{label} {TITLES[column]}" for _, label in heads for column in shown)])
-    names = dict.fromkeys(name for name, _ in found if name == base or name.startswith(f"{base}-"))
-    for name in names:
-        cells = [_interval(found[name, head], column) for head, _ in heads for column in shown]
-        lines.append(_row(name.removeprefix(base).lstrip("-") or "none", cells))
+    for name in of_row:
+        if name == base or name.startswith(f"{base}-"):
+            lines.append(_row(name.removeprefix(base).lstrip("-") or "none", _judged(of_row[name], found)))
     return "\n".join(lines) + "\n\n"
 
 
@@ -109,6 +111,11 @@ def _origin(study: dict[str, Any]) -> str:
         f"{accuracy['clean']['images']} test images a seed, {auto} under AutoAttack. {where['cpu']}, {where['cores']} "
         f"cores, torch {where['packages']['torch']}, commit {where['commit'][:12]}. Percent of images answered rightly."
     )
+
+
+def _judged(row: dict[str, Any], found: dict[tuple[str, str], Any]) -> list[str]:
+    cells = [_interval(found[row["row"], head], column) for head, _ in HEADS for column in JUDGED]
+    return [str(len(row["seeds"])), *cells]
 
 
 def _table(titles: list[str]) -> list[str]:

@@ -27,21 +27,18 @@ from training.evaluation import WORST, wilson
 
 SYSTEMS = ("ap", "ap-triplet", "ap-pcl", "protopnet", "maxsep")
 SOURCES = {"bb-v": "vgg16", "bb-d": "densenet121"}
-ABLATION = {
-    "maxsep-none": ("--set", "loss.cluster=0", "--set", "loss.separation=0"),
-    "maxsep-separation": ("--set", "loss.cluster=0"),
-    "maxsep-cluster": ("--set", "loss.separation=0"),
-    "maxsep-strong": ("--set", "loss.cluster=30", "--set", "loss.separation=3"),
-}
-# Twice the epochs, for the two systems whose order that might change; and one change at a time of our recipe.
-LONGER = ("maxsep", "ap")
+# Factors on the preset's weights of clustering and separation: Table 3, the same with adversarial training, and more.
+ABLATION = {"none": (0, 0), "separation": (0, 1), "cluster": (1, 0), "strong": (30, 30)}
+FAST_ABLATION = {"none": (0, 0), "strong": (10, 10)}
+LONGER = ("maxsep", "ap")  # twice the epochs, for the two systems whose order that might change
+# One change at a time of our recipe of adversarial training, screened with one seed.
 RECIPES = {
     "rise": ("--set", "adversarial_rise=4"),
     "n-fgsm": ("--set", "adversarial=n-fgsm"),
     "ema": ("--set", "ema=0.99"),
     "smoothing": ("--set", "loss.label_smoothing=0.1"),
-    "weak": ("--set", "loss.cluster=0.1"),
 }
+ABLATED = "pgd10-8"  # beside clean images, the column of Table 3
 WORST_THERE = "worst-there"  # of the columns before it, on AutoAttack's images
 RESAMPLES = 2000
 
@@ -67,26 +64,36 @@ def rows(backbone: str) -> Iterator[Row]:
 
 
 def ablation(backbone: str) -> Iterator[Row]:
-    """What Table 3 needs beside them."""
-    for name, options in ABLATION.items():
-        yield Row(name=f"{name}-{backbone}", preset=f"maxsep-{backbone}", options=options, attacks="pgd10-8")
+    """What Table 3 needs beside them, without and with fast adversarial training."""
+    for suffix, variants in (("", ABLATION), ("-fast", FAST_ABLATION)):
+        base = f"{backbone}{suffix}"
+        loss = preset(base).loss
+        for name, (cluster, separation) in variants.items():
+            texts = (f"loss.cluster={loss.cluster * cluster:g}", f"loss.separation={loss.separation * separation:g}")
+            options = tuple(word for text in texts for word in ("--set", text))
+            yield Row(name=f"maxsep-{name}-{base}", preset=base, options=options, fast=bool(suffix), attacks=ABLATED)
 
 
-def recipes(backbone: str) -> Iterator[Row]:
-    """Adversarial training for longer, and in other ways."""
+def longer(backbone: str) -> Iterator[Row]:
+    """Table 2 again, for longer."""
     for system in LONGER:
         base = f"{system}-{backbone}-fast"
         yield Row(name=f"{base}-longer", preset=base, fast=True, longer=True)
+
+
+def recipes(backbone: str) -> Iterator[Row]:
+    """Adversarial training in other ways."""
     for name, options in RECIPES.items():
         base = f"maxsep-{backbone}-fast"
-        yield Row(name=f"{base}-{name}", preset=base, options=options, fast=True, attacks="pgd10-8,pgd50x2-8")
+        yield Row(name=f"{base}-{name}", preset=base, options=options, fast=True, attacks=ABLATED)
 
 
 def jobs(backbone: str, seeds: int) -> Iterator[tuple[int, Row]]:
-    """Every table is whole for one seed before the next begins."""
-    for table in (rows, ablation, recipes):
+    """Every table is whole for one seed before the next begins; recipes are screened with one."""
+    for table in (rows, ablation, longer):
         for seed in range(seeds):
             yield from ((seed, row) for row in table(backbone))
+    yield from ((0, row) for row in recipes(backbone))
 
 
 def study(
@@ -195,7 +202,7 @@ def _sources(data: Path, folder: Path, backbone: str, common: list[str]) -> dict
 def _save(folder: Path, backbone: str, seeds: int, name: str | None, built_in: bool) -> Path:
     """Collect every evaluation that is there; returns the file."""
     table = []
-    for row in (*rows(backbone), *ablation(backbone), *recipes(backbone)):
+    for row in dict.fromkeys(row for _, row in jobs(backbone, 1)):
         files = [folder / f"{row.name}-{seed}.json" for seed in range(seeds)]
         found = [_told_apart(json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()]
         for head in found[0]["right"] if found else ():

@@ -1,8 +1,9 @@
 """Attacks by name on a network's head, and attacked images as files, as an attacker with the weights would send them.
 
 A name is `clean`, `noise`, `autoattack-EPS` or an attack of `training.attacks`, which may say what loss it raises
-(pgd10-8:margin; cross-entropy if it does not). Any of these may have a source: NAME@SOURCE is made on another network
-and transferred, as by an attacker who does not have the weights.
+(pgd10-8:margin; cross-entropy if it does not) and which class it wants to be answered (pgd10-8:least-likely; any wrong
+one if it does not). Any of these may have a source: NAME@SOURCE is made on another network and transferred, as by an
+attacker who does not have the weights.
 """
 
 import csv
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from bundle.errors import CheckpointError, OptionError
 from bundle.files import atomic_folder
-from training.attack_losses import LOSSES, LogitLoss, judge_of, losses_against
+from training.attack_losses import LOSSES, TARGETS, LogitLoss, judge_of, losses_against, targeted, targets_of
 from training.attacks import Attack, Judge, attack_named, from_bytes, gaussian_noise, round_to_bytes, worst_case
 from training.autoattack import auto_attack
 from training.data import Dataset, Sample, check_outside, open_dataset
@@ -107,9 +108,12 @@ def attack_pixels(
     if auto := _AUTO.fullmatch(method):
         found = auto_attack(network, head, pixels, labels, eps=int(auto[1]) / 255, seed=generator.initial_seed())
         return _none_untouched(found, pixels, judge, attack_named(f"pgd10-{auto[1]}"), network, head, labels, generator)
-    attack, loss = _attack_of(method)
-    losses = losses_against(network, head, loss)
-    return worst_case(attack, losses, judge, pixels, labels, generator).images
+    attack, loss, target = _attack_of(method)
+    if target is not None:
+        with torch.no_grad():
+            labels = targets_of(target, network(pixels, head).logits[head], labels, generator)
+        loss, judge = targeted(loss), judge_of(network, head, wanted=False)
+    return worst_case(attack, losses_against(network, head, loss), judge, pixels, labels, generator).images
 
 
 def _none_untouched(
@@ -136,11 +140,16 @@ def _none_untouched(
     return found
 
 
-def _attack_of(name: str) -> tuple[Attack, LogitLoss]:
-    method, _, loss = name.partition(":")
-    if loss and loss not in LOSSES:
-        raise OptionError(f"attack {name!r} raises no known loss", hint=f"Losses: {', '.join(LOSSES)}.")
-    return attack_named(method), LOSSES[loss or "ce"]
+def _attack_of(name: str) -> tuple[Attack, LogitLoss, str | None]:
+    method, *words = name.split(":")
+    loss = words.pop(0) if words and words[0] in LOSSES else "ce"
+    target = words.pop(0) if words and words[0] in TARGETS else None
+    if words:
+        raise OptionError(
+            f"attack {name!r} names no loss and no target by {':'.join(words)!r}",
+            hint=f"ATTACK[:LOSS][:TARGET]; losses: {', '.join(LOSSES)}; targets: {', '.join(TARGETS)}.",
+        )
+    return attack_named(method), LOSSES[loss], target
 
 
 def perturb(

@@ -37,9 +37,24 @@ def difference_of_logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
 LOSSES: dict[str, LogitLoss] = {"ce": cross_entropy, "margin": margin, "dlr": difference_of_logits_ratio}
 
 
-def towards(targets: Tensor, loss: LogitLoss = cross_entropy) -> LogitLoss:
-    """The same loss, lowered for `targets` [B] instead of raised for the labels."""
-    return lambda logits, _: -loss(logits, targets)
+def targeted(loss: LogitLoss) -> LogitLoss:
+    """The loss of an attack that is given targets [B] in the place of labels: lowered instead of raised."""
+    return lambda logits, targets: -loss(logits, targets)
+
+
+# What a targeted attack wants to be answered: any other class, or the second or last by the answer to the clean image.
+TARGETS = ("random", "runner-up", "least-likely")
+
+
+def targets_of(kind: str, logits: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Target classes [B], none of them the label, from the logits [B, K] of the clean images."""
+    own = labels[:, None]
+    if kind == "runner-up":
+        return logits.scatter(1, own, -torch.inf).argmax(1)
+    if kind == "least-likely":
+        return logits.scatter(1, own, torch.inf).argmin(1)
+    shift = torch.randint(1, logits.shape[1], labels.shape, generator=generator).to(labels.device)
+    return (labels + shift) % logits.shape[1]
 
 
 def loss_of(network: Network, head: str | None = None, loss: LogitLoss = cross_entropy) -> LossFunction:
@@ -52,12 +67,12 @@ def loss_of(network: Network, head: str | None = None, loss: LogitLoss = cross_e
     return total
 
 
-def judge_of(network: Network, head: str) -> Judge:
-    """Whether the head's answer is right."""
+def judge_of(network: Network, head: str, *, wanted: bool = True) -> Judge:
+    """Whether the head answers with the label; with `wanted` false, whether it answers with anything but the target."""
 
     def right(images: Tensor, labels: Tensor) -> Tensor:
         logits: Tensor = network(images, head).logits[head]
-        return logits.argmax(1) == labels
+        return (logits.argmax(1) == labels) == wanted
 
     return right
 

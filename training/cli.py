@@ -122,7 +122,9 @@ def attack(
     data: Annotated[Path | None, typer.Option(help="The dataset, if it has moved since training.")] = None,
     attacks: Annotated[
         str,
-        typer.Option(help="Comma-separated: clean, noise, fgsm-8, pgd10-8:margin, autoattack-8, pgd10-8@SOURCE ..."),
+        typer.Option(
+            help="Comma-separated: clean, noise, fgsm-8, pgd10-8:dlr, pgd10-8:random, autoattack-8, pgd10-8@SOURCE"
+        ),
     ] = ("clean,noise,fgsm-8,pgd10-2,pgd10-8"),
     source: Annotated[
         list[str] | None, typer.Option(metavar="NAME=RUN", help="A run to transfer attacks from, as ATTACK@NAME.")

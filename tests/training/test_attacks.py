@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.errors import OptionError
-from training.attack_losses import cross_entropy, difference_of_logits_ratio, margin, towards
+from training.attack_losses import TARGETS, cross_entropy, difference_of_logits_ratio, margin, targeted, targets_of
 from training.attacks import (
     Attack,
     attack_named,
@@ -121,7 +121,24 @@ def test_by_hand():
     assert margin(logits, labels).item() == -2
     assert difference_of_logits_ratio(logits, labels).item() == pytest.approx(-2 / 3)
     targets = torch.tensor([1])
-    assert towards(targets)(logits, labels).item() == pytest.approx(-cross_entropy(logits, targets).item())
+    assert targeted(cross_entropy)(logits, targets).item() == pytest.approx(-cross_entropy(logits, targets).item())
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_targets_are_other_classes_than_the_label(classes):
+    generator = torch.Generator().manual_seed(2)
+    logits, labels = torch.randn(300, classes, generator=generator), torch.arange(300) % classes
+    found = {kind: targets_of(kind, logits, labels, generator) for kind in TARGETS}
+    for targets in found.values():
+        assert (targets != labels).all()
+        assert ((targets >= 0) & (targets < classes)).all()
+    ranks = logits.argsort(1).tolist()
+    for ranked, label, second, last in zip(
+        ranks, labels.tolist(), found["runner-up"].tolist(), found["least-likely"].tolist(), strict=True
+    ):
+        others = [each for each in ranked if each != label]
+        assert (second, last) == (others[-1], others[0])
+    assert len(set(((found["random"] - labels) % classes).tolist())) == classes - 1
 
 
 # ---- worst case

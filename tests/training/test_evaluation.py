@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from bundle.errors import OptionError
 from training.adversaries import attack_pixels, check_attacks, open_sources
-from training.attack_losses import cross_entropy, judge_of, losses_against, margin
+from training.attack_losses import LOSSES, cross_entropy, judge_of, losses_against, margin, targets_of
 from training.attacks import attack_named, run_attack
 from training.autoattack import HeadLogits, auto_attack
 from training.cli import app
@@ -99,6 +99,24 @@ def test_an_attack_raises_the_loss_it_names(tiny_run):
     assert not torch.equal(made["bim10-8"], made["bim10-8:margin"])
 
 
+@pytest.mark.parametrize("head", ["full", "attention"])
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_a_targeted_attack_comes_closer_to_its_target(untrained, head, loss):
+    torch.manual_seed(3)
+    pixels = torch.rand(6, 3, 32, 32)
+    with torch.no_grad():
+        logits = untrained(pixels, head).logits[head]
+    labels = logits.argmax(1)
+    targets = targets_of("least-likely", logits, labels, torch.Generator())
+    attacked = attack_pixels(f"bim20-32:{loss}:least-likely", untrained, head, pixels, labels, torch.Generator())
+    with torch.no_grad():
+        after = untrained(attacked, head).logits[head]
+    assert (LOSSES[loss](after, targets) < LOSSES[loss](logits, targets)).all()
+    assert ((attacked - pixels).abs() <= 32 / 255 + 1e-6).all()
+    own = attack_pixels(f"bim20-32:{loss}", untrained, head, pixels, labels, torch.Generator())
+    assert not torch.equal(attacked, own)
+
+
 def test_autoattack_stays_in_the_ball_and_leaves_less_standing_than_nothing(untrained):
     torch.manual_seed(1)
     pixels = torch.rand(6, 3, 32, 32)
@@ -123,8 +141,11 @@ def test_autoattack_stays_in_the_ball_and_leaves_less_standing_than_nothing(untr
         ("autoattack-8@twin", "at least 4 classes"),
         ("pgd-", "METHOD"),
         ("pgd10-8@", "source ''"),
-        ("pgd10-8:hinge", "Losses: ce, margin, dlr"),
+        ("pgd10-8:hinge", "losses: ce, margin, dlr"),
         ("autoattack-8:margin", "unknown attack"),
+        ("autoattack-8:random", "unknown attack"),
+        ("pgd10-8:random:ce", "targets: random, runner-up, least-likely"),
+        ("pgd10-8:", "no loss and no target by ''"),
     ],
 )
 def test_names_that_mean_nothing_are_one_sentence(tiny_run, substitute, name, message):
