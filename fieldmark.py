@@ -19,7 +19,7 @@ from bundle.errors import FieldmarkError, MissingExtra, OptionError, printable
 VERBS: dict[str, tuple[str, str]] = {
     "data": ("training.data.cli", "Draw the built-in set of birds, or look at any dataset."),
     "train": ("training.cli", "Train a robust classifier on a dataset folder."),
-    "evaluate": ("training.cli", "Measure a trained classifier's accuracy, clean and under attack."),
+    "evaluate": ("robustness.cli", "Measure a trained classifier's accuracy, clean and under attack."),
     "attack": ("training.cli", "Attack a trained classifier; write the attacked images as 8-bit files."),
     "export": ("export.cli", "Turn a training run into a bundle: ONNX graphs with preprocessing and detector inside."),
     "bundle": ("bundle.cli", "Show or verify a bundle."),

@@ -12,7 +12,7 @@ from detector.combination import fit_combination
 from detector.conformal import p_values
 from detector.model import fit_layers, layer_scores
 from export.bundling import ExportSettings
-from export.fitting import attacked, measure
+from robustness.fitting import attacked, measure
 from training.adversaries import CLEAN, NOISE, run_dataset, spread
 from training.data.loading import images_array
 from training.networks import Network

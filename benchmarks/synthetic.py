@@ -14,7 +14,7 @@ from detector.combination import Combination
 from detector.gaussian import ClassGaussians
 from detector.model import DISTANCES, Detector
 from export.bundling import stage_network
-from export.fitting import measure
+from robustness.fitting import measure
 from training.networks import Network, NetworkConfig
 
 CALIBRATION = 100  # scores; what comparing with them costs does not show beside a backbone

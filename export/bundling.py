@@ -21,10 +21,10 @@ from bundle.records import to_plain
 from bundle.tensors import DTYPES, TensorSpec
 from detector.conformal import check_calibration_size
 from detector.model import Detector
-from export.fitting import Images, Labels, fit_detector
 from export.graph import GraphSession, set_calibration, to_onnx
 from export.parity import prove
 from export.served import ServedNetwork
+from robustness.fitting import Images, Labels, fit_detector
 from training.adversaries import check_attacks, run_dataset, spread
 from training.data import Sample, check_outside
 from training.data.loading import images_array

@@ -16,10 +16,10 @@ from bundle.errors import CheckpointError, DetectorError, ExportError, OptionErr
 from bundle.image import ImageSpec
 from detector.model import Detector
 from export.bundling import ExportSettings, _prototype_files, export_run
-from export.fitting import measure
 from export.graph import GraphSession, to_onnx
 from export.parity import prove
 from export.served import ServedNetwork
+from robustness.fitting import measure
 from training.data import open_dataset
 from training.data.loading import images_array
 from training.run import PrototypeSource, Run

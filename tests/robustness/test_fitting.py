@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-import export.fitting
+import robustness.fitting
 from bundle import tensors
 from bundle.image import ImageSpec
-from export.fitting import fit_detector, measure
+from robustness.fitting import fit_detector, measure
 from training.data import open_dataset
 from training.data.loading import images_array
 from training.run import Run
@@ -96,9 +96,9 @@ def test_the_combination_learns_from_the_right_images(
         taught.append((negatives, positives))
         return combination(negatives, positives)
 
-    combination = export.fitting.fit_combination
-    monkeypatch.setattr(export.fitting, "attacked", attacked)
-    monkeypatch.setattr(export.fitting, "fit_combination", spy)
+    combination = robustness.fitting.fit_combination
+    monkeypatch.setattr(robustness.fitting, "attacked", attacked)
+    monkeypatch.setattr(robustness.fitting, "fit_combination", spy)
     detector = fit_detector(
         network,
         served,

@@ -1,0 +1,62 @@
+"""The detector in PyTorch: what the served graph computes, and what an attack on it takes gradients of.
+
+N images, D feature channels, K classes. Detector arithmetic stays in float32.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from detector.combination import FLOOR
+from detector.model import DISTANCES, Detector
+
+
+class Gaussians(nn.Module):
+    """Squared Mahalanobis distances: detector.gaussian.ClassGaussians.evidence in as few operators as it takes, since a
+    small network's time goes into operators. ||z - m_k||^2 = ||z||^2 + (||m_k||^2 - 2 z.m_k), the bracket as one Gemm.
+    """
+
+    whitening: Tensor
+    center: Tensor
+    slopes: Tensor
+    norms: Tensor
+
+    def __init__(self, whitening: Tensor, center: Tensor, means: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("whitening", whitening.T.contiguous())  # [D, D]
+        self.register_buffer("center", center)  # [D]
+        self.register_buffer("slopes", (-2 * means.T).contiguous())  # [D, K]
+        self.register_buffer("norms", means.square().sum(1))  # [K]
+
+    def forward(self, features: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, D] and the predicted classes [N, 1] -> ||z||^2 and the bracket of the nearest and of the predicted class,
+        [N, 1] each.
+        """
+        z = (features - self.center) @ self.whitening
+        brackets = torch.addmm(self.norms, z, self.slopes)
+        return (z * z).sum(1, keepdim=True), brackets.amin(1, keepdim=True), brackets.gather(1, predicted)
+
+
+class Scoring(nn.Module):
+    """detector.model.Detector.layer_scores and .score, differentiable."""
+
+    weights: Tensor
+    bias: Tensor
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.layers = detector.layers
+        self.gaussians = nn.ModuleList(
+            Gaussians(*(torch.from_numpy(array) for array in (fitted.whitening, fitted.center, fitted.means)))
+            for fitted in detector.gaussians
+        )
+        self.register_buffer("weights", torch.from_numpy(detector.combination.weights)[:, None])
+        self.register_buffer("bias", torch.tensor(detector.combination.bias, dtype=torch.float32))
+
+    def forward(self, features: Mapping[str, Tensor], predicted: Tensor) -> tuple[Tensor, Tensor]:
+        """Features by layer [N, D_layer], the predicted classes [N, 1] -> layer scores [N, 2 * layers], score [N]."""
+        found = [fit(features[layer], predicted) for layer, fit in zip(self.layers, self.gaussians, strict=True)]
+        norms = torch.cat([norm for norm, _, _ in found for _ in DISTANCES], dim=1)
+        layer_scores = (norms + torch.cat([bracket for _, *pair in found for bracket in pair], dim=1)).clamp_min(0)
+        return layer_scores, (torch.log(layer_scores + FLOOR) @ self.weights).squeeze(1) + self.bias
