@@ -33,7 +33,6 @@ from training.run import PrototypeSource, Run, RunRecord, image_spec
 
 PARITY_IMAGES = 7
 VALIDATION_IMAGES = 300
-CELLS = 1  # a prototype's box reaches this many feature-map cells beyond its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +171,6 @@ def _prototype_files(
 ) -> tuple[PrototypeInfo, ...]:
     """Save each source image once, at the network's input size, and the box of the patch in it."""
     stride = network.backbone.stride
-    limit = (spec.width, spec.height)
     folder = staged / "prototypes"
     folder.mkdir()
     files: dict[str, str] = {}
@@ -186,11 +184,6 @@ def _prototype_files(
             Image.fromarray(spec.read(sample.path, sample.box)).save(
                 staged / files[source.source], quality=92, subsampling=0
             )
-        low = [max(0, (cell - CELLS) * stride) for cell in (source.column, source.row)]
-        high = [
-            min(edge, (cell + 1 + CELLS) * stride)
-            for cell, edge in zip((source.column, source.row), limit, strict=True)
-        ]
         infos.append(
             PrototypeInfo(
                 label=source.label,
@@ -198,7 +191,7 @@ def _prototype_files(
                 image=files[source.source],
                 row=source.row,
                 column=source.column,
-                box=(*low, *high),
+                box=source.box(stride, spec),
             )
         )
     return tuple(infos)
