@@ -28,6 +28,7 @@ def draw(path: Path, result: Drift, found: ScoredSet, calibration: Calibration, 
     """Write the picture to `path` as PNG. Grey-green bands hold 95 % of clean sets, at each place by itself."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(11, 5.6), dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -48,6 +49,8 @@ def draw(path: Path, result: Drift, found: ScoredSet, calibration: Calibration, 
     _histogram(panels["histogram"], found, calibration)
     _martingale(panels["martingale"], result, shuffled)
     _share(panels["share"], found, len(calibration.scores))
+    for name in ("martingale", "share"):
+        panels[name].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     for axes in panels.values():
         axes.xaxis.label.set_fontsize(9)
         axes.yaxis.label.set_fontsize(9)
@@ -64,7 +67,8 @@ def _histogram(axes: Any, found: ScoredSet, calibration: Calibration) -> None:
     sizes = np.bincount(of_rank, minlength=bins)
     expected = sizes / (n + 1)
     heights = np.bincount(of_rank[ranks], minlength=bins) / m / expected
-    bounds = np.array([clean_share(m, n, int(size)) for size in sizes]) / expected[:, None]  # (bins, 2)
+    shares = {size: clean_share(m, n, size) for size in set(sizes.tolist())}
+    bounds = np.array([shares[size] for size in sizes.tolist()]) / expected[:, None]  # (bins, 2)
     edges = np.concatenate([[0.0], np.cumsum(expected)])
     middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     axes.bar(middle, bounds[:, 1] - bounds[:, 0], width, bottom=bounds[:, 0], color=BAND, label="95 % of clean sets")

@@ -152,15 +152,19 @@ def test_online_p_values_are_those_of_the_definition(calibration: list[int], sco
 
 
 @COMMON
-@given(p_values=st.lists(st.floats(0, 1), min_size=1, max_size=60))
-def test_the_jumper_is_five_players_who_share(p_values: list[float]) -> None:
-    players, path = [1 / 5] * 5, []
-    for p in p_values:
-        capital = sum(players)
-        players = [0.99 * one + 0.01 * capital / 5 for one in players]
-        players = [one * (1 + e * (p - 0.5)) for one, e in zip(players, (-1, -0.5, 0, 0.5, 1), strict=True)]
-        path.append(sum(players))
-    assert np.cumprod(simple_jumper(np.array(p_values))) == pytest.approx(path)
+@given(p_values=st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_the_jumper_is_five_players_who_share_and_begin_at_every_row(p_values: list[float]) -> None:
+    rows = len(p_values)
+    capital = [1 / (row + 2) for row in range(rows)]  # what rests after each row
+    for start in range(rows):
+        players = [1 / ((start + 1) * (start + 2)) / 5] * 5
+        for row in range(start, rows):
+            if row > start:
+                players = [0.99 * one + 0.01 * sum(players) / 5 for one in players]
+            bets = [1 + e * (p_values[row] - 0.5) for e in (-1, -0.5, 0, 0.5, 1)]
+            players = [one * bet for one, bet in zip(players, bets, strict=True)]
+            capital[row] += sum(players)
+    assert np.cumprod(simple_jumper(np.array(p_values))) == pytest.approx(capital)
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0])
@@ -201,6 +205,18 @@ def test_a_shift_to_either_side_is_drift(shift: float) -> None:
     assert moved.martingale.highest > 2
     assert len(moved.reasons) == 2
     assert moved.ks.higher == (shift > 0)
+
+
+def test_a_short_attack_after_a_long_quiet_time_is_seen() -> None:
+    calibration = Calibration(scores=np.sort(rng().normal(size=500)).astype(np.float32))
+    scores = rng(1).normal(size=150_000).astype(np.float32)
+    quiet = measure(as_set(scores), calibration)
+    assert quiet.reasons == ()
+    assert quiet.martingale.path.min() >= -math.log10(150_001)
+    scores[140_000:140_150] += 4
+    at = measure(as_set(scores), calibration).martingale.crossed(100)
+    assert at is not None
+    assert 140_000 < at < 140_100
 
 
 def test_an_order_that_means_something_is_told_from_a_composition_that_does() -> None:
