@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("serving.cli", "Serve a bundle on a real Triton."),
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
     "score": ("serving.cli", "Score a folder of images into Parquet shards."),
+    "drift": ("serving.cli", "Compare scored images with clean data: an attack, a broken camera?"),
 }
 # library -> the extra that brings it; the base install has none of them
 EXTRAS: dict[str, str] = {

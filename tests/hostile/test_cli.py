@@ -184,6 +184,8 @@ def test_the_version_is_the_projects(capsys: pytest.CaptureFixture[str]) -> None
         ("serve", "{nowhere}"),
         ("score", "{nowhere}", "--bundle", "{golden}", "--out", "{tmp}/scores"),
         ("score", "{tmp}", "--bundle", "{nowhere}", "--out", "{tmp}/scores"),
+        ("drift", "{nowhere}", "--bundle", "{golden}", "--plot", "{tmp}/drift.png"),
+        ("drift", "{tmp}", "--bundle", "{nowhere}", "--plot", "{tmp}/drift.png"),
     ],
     ids=" ".join,
 )
