@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import robustness.pointing
 from bundle.errors import DatasetError, OptionError
 from robustness.accuracy import evaluate_run
 from robustness.pointing import MEASURES, SHOWN, activation_maps, on_parts, pointing
-from training.adversaries import run_dataset
+from training.adversaries import attack_pixels, run_dataset
 from training.networks import Network, NetworkConfig
 from training.run import Run
 
@@ -150,11 +151,19 @@ def test_the_maps_are_those_of_the_predicted_class(trained):
             torch.testing.assert_close(fired[image, place], expected)
 
 
-def test_a_trained_run_is_measured_under_the_attack_on_its_own_head(trained, tiny_birds):
+def test_a_trained_run_is_measured_under_the_attack_on_its_own_head(trained, tiny_birds, monkeypatch):
     record, network, dataset = trained
+    made = []
+
+    def spy(name, network, head, *rest):
+        made.append((name, head))
+        return attack_pixels(name, network, head, *rest)
+
+    monkeypatch.setattr(robustness.pointing, "attack_pixels", spy)
     options = {"attacks": ("pgd10-8",), "count": 9, "seed": 0}
     result = pointing(record, network, dataset, **options)
     assert result["images"] == 9
+    assert made == [(name, head) for head in ("full", "attention") for name in ("clean", "pgd10-8")]
     answers = evaluate_run(record, network, tiny_birds, sources={}, part="test", autoattack_count=0, **options)
     assert list(result["heads"]) == list(answers["right"]) == ["full", "attention"]
     for head, columns in result["heads"].items():
