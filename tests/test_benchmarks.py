@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import attacks, regulariser, training
+from benchmarks import attacks, pointing, record, regulariser, training
 from bundle.errors import OptionError, TrainingError
 from training.data import open_dataset
 from training.losses import Objective, nearest_prototypes
@@ -349,3 +349,43 @@ def test_a_rehearsal_of_the_attack_benchmark() -> None:
     assert set(result["attention"]) == {"accuracy", "pgd2-8", "pgd2x2-8"}
     assert set(result["full"]) == {"accuracy", "pgd2-8", "pgd2x2-2"}
     json.dumps(result)
+
+
+# Pointing
+
+
+def test_a_rehearsal_of_the_pointing_benchmark(
+    tiny_run: Path,
+    tiny_birds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    (tmp_path / "copy-1").symlink_to(tiny_run)
+    pointing.bench([tiny_run, tmp_path / "copy-1"], tiny_birds, "fgsm-8", 6, "rehearsal")
+    rows = json.loads((tmp_path / "rehearsal.json").read_text())["rows"]
+    assert [(row["row"], row["head"], row["attack"]) for row in rows] == [
+        ("tiny", head, attack) for head in ("full", "attention") for attack in ("clean", "fgsm-8")
+    ]
+    assert all(row["seeds"] == [3, 3] for row in rows)
+    assert "field marks" in capsys.readouterr().out
+    monkeypatch.setattr(pointing, "STUDY", tmp_path / "none")
+    with pytest.raises(OptionError, match="no finished runs in"):
+        pointing.bench(None, tiny_birds, "fgsm-8", 6, "rehearsal")
+
+
+def test_seeds_are_summed_up_without_losing_one() -> None:
+    def result(seed: int, share: float, known: bool) -> dict[str, Any]:
+        values = {"share": share, "interval": [0.0, 1.0], "images": 50}
+        measures = dict.fromkeys(pointing.MEASURES, values) | {"prototypes": None}
+        columns = {"right": values, "parts": measures, "field_marks": measures if known else None}
+        return {"seed": seed, "heads": {"attention": {"clean": columns}}}
+
+    (row,) = pointing.summed_up("ap", [result(0, 0.5, False), result(1, 0.9, False), result(2, 0.7, False)])
+    assert row["field_marks"] is row["parts"]["prototypes"] is None
+    mass = row["parts"]["attention_mass"]
+    assert (row["seeds"], mass["mean"], mass["by_seed"]) == ([0, 1, 2], 0.7, [0.5, 0.9, 0.7])
+    assert mass["interval"] == [0.5, 0.9], "wider than Wilson's for 35 of 50"
+    (row,) = pointing.summed_up("ap", [result(0, 0.7, True)])
+    assert row["field_marks"]["pointing"]["interval"] == [0.5625, 0.809]
