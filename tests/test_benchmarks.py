@@ -258,14 +258,16 @@ def test_restarts_are_counted_and_survivors_alone_go_on(attacked: Any) -> None:
     """32/255 fools this network at once: who goes on with survivors needs one restart of three."""
     network, images, labels = attacked
     (images, labels), _ = attacks.answered_rightly(network, "attention", images, labels, 4)
-    groups = [(images[:2], labels[:2]), (images[2:], labels[2:])]
+    count = len(images)  # a processor of another kind trains a slightly different network
+    assert count >= 2
+    groups = [(images[:1], labels[:1]), (images[1:], labels[1:])]
     result = attacks.compare_restarts(network, "attention", "pgd10x3-32", groups)
-    assert result["images"] == 4
+    assert result["images"] == count
     assert {result[name]["fooled"] for name in result if name not in ("images", "groups")} == {1.0}
-    assert result["torchattacks_repeated"]["images_forward"] == 4 * 3 * 11
-    assert result["foolbox_repeat"]["images_forward"] >= 4 * 3 * 10
-    assert result["ours"]["images_forward"] == 4 * 12
-    assert result["torchattacks_multiattack"]["images_forward"] <= 4 * 12
+    assert result["torchattacks_repeated"]["images_forward"] == count * 3 * 11
+    assert result["foolbox_repeat"]["images_forward"] >= count * 3 * 10
+    assert result["ours"]["images_forward"] == count * 12
+    assert result["torchattacks_multiattack"]["images_forward"] <= count * 12
     assert not network._forward_pre_hooks
 
 
