@@ -10,7 +10,8 @@ import torch
 from bundle import tensors
 from detector.combination import fit_combination
 from detector.conformal import p_values
-from detector.model import fit_layers, layer_scores
+from detector.model import layer_scores
+from detector.moments import fit_gaussians
 from export.bundling import ExportSettings
 from robustness.fitting import attacked, measure
 from training.adversaries import CLEAN, NOISE, run_dataset, spread
@@ -41,7 +42,8 @@ def measure_evidence(bundle_path: Path) -> dict[str, Any]:
 
 def _compare(network: Network, served: str, parts: dict[str, tuple[Any, Any]]) -> dict[str, Any]:
     features, _ = measure(network, served, parts["train"][0])
-    gaussians = fit_layers(features, parts["train"][1])
+    labels = parts["train"][1]
+    gaussians = {layer: fit_gaussians(values, labels, layer=layer) for layer, values in features.items()}
     generator = torch.Generator().manual_seed(1)
 
     def scores(part: str, attack: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:

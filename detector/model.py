@@ -15,7 +15,7 @@ from bundle.errors import BundleCorrupt, DetectorError
 from bundle.files import atomic_file
 from detector.combination import Combination
 from detector.conformal import check_calibration_size, p_values
-from detector.gaussian import ClassGaussians, fit_gaussians
+from detector.gaussian import ClassGaussians
 
 Features = Mapping[str, npt.NDArray[np.floating]]  # layer name -> (n, D_layer)
 Classes = npt.NDArray[np.integer]
@@ -108,8 +108,3 @@ def layer_scores(
     """(n, 2 * layers) squared distances: nearest and predicted class, layer by layer."""
     pairs = [fitted.evidence(features[layer], predicted) for layer, fitted in zip(layers, gaussians, strict=True)]
     return np.concatenate(pairs, axis=1)
-
-
-def fit_layers(features: Features, labels: npt.NDArray[np.integer]) -> dict[str, ClassGaussians]:
-    """Class Gaussians of every layer, fitted on training features."""
-    return {layer: fit_gaussians(values, labels, layer=layer) for layer, values in features.items()}

@@ -24,15 +24,16 @@ from detector.model import Detector
 from export.graph import GraphSession, set_calibration, to_onnx
 from export.parity import prove
 from export.served import ServedNetwork
-from robustness.fitting import Images, Labels, fit_detector
+from robustness.fitting import BATCH, Images, Labels, fit_detector
 from training.adversaries import check_attacks, run_dataset, spread
 from training.data import Sample, check_outside
-from training.data.loading import images_array
+from training.data.loading import ImageParts, image_loader, images_array, load_part
 from training.networks import Network
 from training.run import PrototypeSource, Run, RunRecord, image_spec
 
 PARITY_IMAGES = 7
 VALIDATION_IMAGES = 300
+WORKERS = 2  # processes that decode training images, where these do not fit into memory
 CELLS = 1  # a prototype's box reaches this many feature-map cells beyond its own
 
 
@@ -65,12 +66,13 @@ def export_run(
     spec = image_spec(record.config)
     # The combination has few parameters: a few hundred attacked images teach it as much as thousands.
     used = {**dataset.parts, "validation": spread(dataset.parts["validation"], VALIDATION_IMAGES)}
-    parts = {name: images_array(used[name], spec) for name in ("train", "validation", "calibration")}
+    parts = {name: images_array(used[name], spec) for name in ("validation", "calibration")}
+    train = load_part(used["train"], spec)  # both networks learn from one decoding, if that fits into memory
     by_key = {sample.key: sample for sample in dataset.parts["train"]}
     with tempfile.TemporaryDirectory(prefix="fieldmark-export-") as folder:
         staged = Path(folder)
         networks = {
-            served: _export_network(network, served, spec, parts, settings, staged, console)
+            served: _export_network(network, served, spec, train, parts, settings, staged, console)
             for served in network.config.heads
         }
         sources = run.read_prototypes() if network.prototype_head is not None else []
@@ -95,6 +97,7 @@ def _export_network(
     network: Network,
     served: str,
     spec: ImageSpec,
+    train: ImageParts,
     parts: dict[str, tuple[Images, Labels]],
     settings: ExportSettings,
     staged: Path,
@@ -106,7 +109,7 @@ def _export_network(
         detector = fit_detector(
             network.to(device),
             served,
-            train=parts["train"],
+            train=image_loader(train, spec, batch_size=BATCH, shuffle_seed=None, workers=WORKERS),
             validation=parts["validation"],
             attacks=settings.attacks,
             calibration_n=len(parts["calibration"][0]),

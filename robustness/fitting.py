@@ -4,7 +4,8 @@ The parts never overlap, so the calibration part is exchangeable with what the e
 valid; see docs/decisions/003.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from detector.combination import fit_combination
-from detector.model import Detector, fit_layers, layer_scores
+from detector.gaussian import ClassGaussians
+from detector.model import Detector, layer_scores
+from detector.moments import ClassMoments
 from training.adversaries import CLEAN, NOISE, perturb
 from training.attacks import from_bytes
 from training.networks import Network, detector_features
@@ -27,7 +30,7 @@ def fit_detector(
     network: Network,
     served: str,
     *,
-    train: tuple[Images, Labels],
+    train: Iterable[Any],
     validation: tuple[Images, Labels],
     attacks: Sequence[str],
     calibration_n: int,
@@ -36,11 +39,12 @@ def fit_detector(
 ) -> Detector:
     """Everything but the p-values: the `calibration_n` scores are zeros until the graph itself has been calibrated.
 
+    `train` is an image loader; its images are gone when their moments are taken, so any number of them will do.
+
     As Lee et al. (2018): positives are attacked images that the network now gets wrong, negatives the same images
     clean and noisy, and only images that it gets right both ways take part.
     """
-    features, _ = measure(network, served, train[0])
-    gaussians = fit_layers(features, train[1])
+    gaussians = fit_layers(network, served, train)
     layers = tuple(gaussians)
     generator = torch.Generator().manual_seed(seed)
 
@@ -69,22 +73,33 @@ def fit_detector(
     )
 
 
-@torch.no_grad()
+def fit_layers(network: Network, served: str, batches: Iterable[Any]) -> dict[str, ClassGaussians]:
+    """Class Gaussians of every layer, in one pass over batches (images uint8 [B, H, W, 3], labels [B], ...)."""
+    moments: dict[str, ClassMoments] = {}
+    for images, labels, *_ in batches:
+        features, _ = _measure_batch(network, served, images)
+        for layer, values in features.items():
+            kept = moments.setdefault(layer, ClassMoments(network.config.classes, values.shape[1]))
+            kept.add(values.numpy(), labels.numpy())
+    return {layer: kept.gaussians(layer=layer) for layer, kept in moments.items()}
+
+
 def measure(
     network: Network, served: str, images: Images
 ) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.int64]]:
     """Detector features by layer, (n, D_layer) each, and predicted classes (n,)."""
+    batches = [_measure_batch(network, served, batch) for batch in torch.from_numpy(images).split(BATCH)]
+    layers = batches[0][0]
+    predicted: npt.NDArray[np.int64] = torch.cat([answers for _, answers in batches]).numpy()
+    return {layer: torch.cat([found[layer] for found, _ in batches]).numpy() for layer in layers}, predicted
+
+
+@torch.no_grad()
+def _measure_batch(network: Network, served: str, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     network.eval()
-    device = next(network.parameters()).device
-    collected: dict[str, list[Tensor]] = {}
-    predicted: list[Tensor] = []
-    for batch in torch.from_numpy(images).split(BATCH):
-        pixels = from_bytes(batch.to(device))
-        forward = network(pixels, served)
-        for layer, values in detector_features(forward).items():
-            collected.setdefault(layer, []).append(values.cpu())
-        predicted.append(forward.logits[served].argmax(1).cpu())
-    return {layer: torch.cat(parts).numpy() for layer, parts in collected.items()}, torch.cat(predicted).numpy()
+    forward = network(from_bytes(images.to(next(network.parameters()).device)), served)
+    features = {layer: values.cpu() for layer, values in detector_features(forward).items()}
+    return features, forward.logits[served].argmax(1).cpu()
 
 
 def attacked(

@@ -5,7 +5,8 @@ import pytest
 
 from bundle.errors import BundleCorrupt, DetectorError
 from detector.combination import fit_combination
-from detector.model import Detector, fit_layers, layer_scores
+from detector.model import Detector, layer_scores
+from detector.moments import fit_gaussians
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def detector():
         "stage1": rng.normal(size=(200, 6)) + labels[:, None],
         "stage2": rng.normal(size=(200, 9)) - labels[:, None],
     }
-    gaussians = fit_layers(features, labels)
+    gaussians = {layer: fit_gaussians(values, labels, layer=layer) for layer, values in features.items()}
     clean = layer_scores(tuple(gaussians), tuple(gaussians.values()), features, labels)
     fitted = Detector(
         layers=tuple(gaussians),

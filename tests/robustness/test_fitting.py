@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
 import robustness.fitting
 from bundle import tensors
 from bundle.image import ImageSpec
-from robustness.fitting import fit_detector, measure
+from detector.moments import fit_gaussians
+from robustness.fitting import fit_detector, fit_layers, measure
 from training.data import open_dataset
-from training.data.loading import images_array
+from training.data.loading import image_loader, images_array
 from training.run import Run
 
 COUNT, ATTACKS = 50, ("fgsm-8", "pgd10-8")
@@ -28,6 +30,21 @@ def train(tiny_birds, tiny_config):
 @pytest.fixture(scope="module")
 def photographers(network, train):
     return {served: Photographer(network, served, train[0]) for served in tensors.NETWORKS}
+
+
+@pytest.mark.parametrize("cache_bytes", [2**31, 0])
+def test_gaussians_of_a_stream_are_those_of_all_features_at_once(network, train, tiny_birds, tiny_config, cache_bytes):
+    samples = open_dataset(tiny_birds, seed=tiny_config.seed).parts["train"]
+    spec = ImageSpec(height=32, width=32)
+    loader = image_loader(samples, spec, batch_size=7, shuffle_seed=None, cache_bytes=cache_bytes)
+    found = fit_layers(network, "full", loader)
+    features, _ = measure(network, "full", train[0])
+    assert found.keys() == features.keys()
+    for layer, values in features.items():
+        whole = fit_gaussians(values, train[1], layer=layer)
+        own = whole.squared_distances(values)
+        np.testing.assert_allclose(found[layer].squared_distances(values), own, rtol=1e-3, atol=1e-3)
+        assert found[layer].shrinkage == pytest.approx(whole.shrinkage, rel=1e-4)
 
 
 class Photographer:
@@ -77,7 +94,8 @@ def test_the_combination_learns_from_the_right_images(
     network, train, photographers, served, kept, fooled, sizes, monkeypatch
 ):
     """`kept` images are right clean and noisy; of those the attacks fool `fooled`, and 16 in all of the others."""
-    train, photographer = (train[0][::2], train[1][::2]), photographers[served]
+    batches = [(torch.from_numpy(train[0][::2]), torch.from_numpy(train[1][::2]))]
+    photographer = photographers[served]
     labels = np.resize(photographer.classes, COUNT).astype(np.int64)
     order = np.random.default_rng(1).permutation(COUNT)
     both, rest = order[:kept], order[kept:]
@@ -102,7 +120,7 @@ def test_the_combination_learns_from_the_right_images(
     detector = fit_detector(
         network,
         served,
-        train=train,
+        train=batches,
         validation=(shown["clean"], labels),
         attacks=ATTACKS,
         calibration_n=30,
