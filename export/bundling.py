@@ -16,7 +16,7 @@ from bundle.errors import CheckpointError, OptionError
 from bundle.files import check_free, sha256_of
 from bundle.folder import Bundle, write_bundle
 from bundle.image import ImageSpec
-from bundle.manifest import MANIFEST, SCHEMA, DetectorInfo, NetworkInfo, PrototypeInfo
+from bundle.manifest import MANIFEST, MARGINAL, PER_CLASS, SCHEMA, DetectorInfo, NetworkInfo, PrototypeInfo
 from bundle.records import to_plain
 from bundle.tensors import DTYPES, TensorSpec
 from detector.conformal import check_calibration_size
@@ -25,7 +25,7 @@ from export.graph import GraphSession, set_calibration, to_onnx
 from export.parity import prove
 from export.served import ServedNetwork
 from robustness.fitting import BATCH, Images, Labels, fit_detector
-from training.adversaries import check_attacks, run_dataset, spread
+from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset, spread
 from training.data import Sample, check_outside
 from training.data.loading import ImageParts, image_loader, images_array, load_part
 from training.networks import Network
@@ -39,10 +39,13 @@ CELLS = 1  # a prototype's box reaches this many feature-map cells beyond its ow
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """`attacks` teach the detector's combination; `alpha` is the default false-positive rate of `is_adversarial`."""
+    """`attacks` choose the detector's layers and teach its weights; without any, clean images do. `alpha` is the
+    default false-positive rate of `is_adversarial`: on the whole (`marginal`), or in every predicted class.
+    """
 
     attacks: tuple[str, ...] = ("fgsm-8", "pgd10-2", "pgd10-8")
     alpha: float = 0.05
+    calibration: str = MARGINAL
     seed: int = 0
 
 
@@ -54,6 +57,11 @@ def export_run(
     check_free(out, replace=replace, marker=MANIFEST)  # before work that takes minutes
     record, network = run.load_network()
     check_attacks(settings.attacks, {}, network)
+    if idle := {CLEAN, NOISE} & set(settings.attacks):
+        raise OptionError(
+            f"{idle.pop()!r} is no attack that a detector could learn from",
+            hint="Leave it out, or learn from clean images alone: --attacks none.",
+        )
     if unserved := set(network.config.heads) - set(tensors.NETWORKS):
         raise OptionError(
             f"{run_path} is a substitute to attack from, with the head {unserved.pop()!r}; it is not served",
@@ -72,7 +80,7 @@ def export_run(
     with tempfile.TemporaryDirectory(prefix="fieldmark-export-") as folder:
         staged = Path(folder)
         networks = {
-            served: _export_network(network, served, spec, train, parts, settings, staged, console)
+            served: _export_network(network, served, spec, train, parts, settings, staged, record.labels, console)
             for served in network.config.heads
         }
         sources = run.read_prototypes() if network.prototype_head is not None else []
@@ -101,6 +109,7 @@ def _export_network(
     parts: dict[str, tuple[Images, Labels]],
     settings: ExportSettings,
     staged: Path,
+    labels: tuple[str, ...],
     console: Console,
 ) -> NetworkInfo:
     talk = Console(stderr=True)  # standard output is for results
@@ -115,10 +124,11 @@ def _export_network(
             calibration_n=len(parts["calibration"][0]),
             alpha=settings.alpha,
             seed=settings.seed,
+            per_class=settings.calibration == PER_CLASS,
         )
     with talk.status(f"{served}: writing, calibrating and proving the ONNX graph"):
         info = stage_network(
-            network.cpu(), served, detector, spec, parts["calibration"][0], parts["validation"][0], staged
+            network.cpu(), served, detector, spec, parts["calibration"][0], parts["validation"][0], staged, labels
         )
     worst = max(value for name, value in info.parity.items() if DTYPES[name] == "FP32")
     console.print(
@@ -138,14 +148,16 @@ def stage_network(
     calibration: Images,
     examples: Images,
     staged: Path,
+    labels: tuple[str, ...],
 ) -> NetworkInfo:
     """Write graph and detector into `staged`: calibrated on the graph's own scores of `calibration` : (n, H, W, 3), and
     proved equal to PyTorch on `examples` : (m, H, W, 3). `detector` brings n calibration scores of any value.
     """
     module = ServedNetwork(network, served, detector)
     model = to_onnx(module, served, spec)
-    detector = detector.calibrated(GraphSession(model).scores(calibration), detector.alpha)
-    set_calibration(model, module, detector.calibration)
+    scores, predicted = GraphSession(model).scores(calibration)
+    detector = detector.calibrated(scores, predicted, detector.alpha, labels)
+    set_calibration(model, module, detector)
     session = GraphSession(model)
     parity = prove(module, session, served, examples[:PARITY_IMAGES])
     answer = session.run(examples[:1])
@@ -164,7 +176,8 @@ def stage_network(
             file=detector_file,
             layers=detector.columns,
             alpha=detector.alpha,
-            calibration_n=len(detector.calibration),
+            calibration=MARGINAL if detector.calibration_classes is None else PER_CLASS,
+            calibration_n=detector.calibration_n,
         ),
         parity=parity,
     )
