@@ -39,7 +39,7 @@ CELLS = 1  # a prototype's box reaches this many feature-map cells beyond its ow
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """`attacks` choose the detector's layers and teach its weights; without any, clean images do. `alpha` is the
+    """`attacks` teach the detector's combination; without any, clean images do. `alpha` is the
     default false-positive rate of `is_adversarial`: on the whole (`marginal`), or in every predicted class.
     """
 

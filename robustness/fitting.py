@@ -15,9 +15,8 @@ from torch import Tensor
 from bundle.errors import DetectorError
 from detector.combination import fit_combination, standard_combination
 from detector.gaussian import ClassGaussians
-from detector.model import DISTANCES, Detector, layer_scores
+from detector.model import Detector, layer_scores
 from detector.moments import ClassMoments
-from detector.selection import Rows, columns_of, select_layers
 from training.adversaries import CLEAN, NOISE, perturb
 from training.attacks import from_bytes
 from training.networks import Network, detector_features
@@ -43,22 +42,18 @@ def fit_detector(
     """Everything but the p-values: the `calibration_n` scores are zeros until the graph itself has been calibrated.
 
     `train` is an image loader; its images are gone when their moments are taken, so any number of them will do.
-    Attacked validation images choose the layers and teach the weights; without attacks, all layers count alike.
+    Attacked validation images teach the weights; without attacks, clean ones do.
     """
     gaussians = fit_layers(network, served, train)
     layers = tuple(gaussians)
     if attacks:
-        negatives, positives = teach(network, served, gaussians, validation, attacks, seed)
-        chosen = select_layers(len(layers), negatives, positives)
-        layers, columns = tuple(layers[index] for index in chosen), columns_of(chosen, len(DISTANCES))
-        attacked_rows = np.concatenate([rows for rows, _ in positives.values()])
-        combination = fit_combination(negatives[0][:, columns], attacked_rows[:, columns])
+        combination = fit_combination(*teach(network, served, gaussians, validation, attacks, seed))
     else:
         measured, predicted = measure(network, served, validation[0])
         combination = standard_combination(layer_scores(layers, tuple(gaussians.values()), measured, predicted))
     return Detector(
         layers=layers,
-        gaussians=tuple(gaussians[layer] for layer in layers),
+        gaussians=tuple(gaussians.values()),
         combination=combination,
         calibration=np.zeros(calibration_n, np.float32),
         calibration_classes=np.zeros(calibration_n, np.int64) if per_class else None,
@@ -73,8 +68,8 @@ def teach(
     validation: tuple[Images, Labels],
     attacks: Sequence[str],
     seed: int,
-) -> tuple[Rows, dict[str, Rows]]:
-    """Layer scores of what a detector learns from, beside the position of each image: negatives, positives by attack.
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Layer scores of the negatives and of the positives that a detector learns from, (n, columns) and (m, columns).
 
     As Lee et al. (2018): positives are attacked images that the network now gets wrong, negatives the same images
     clean and noisy, and only images that it gets right both ways take part.
@@ -83,31 +78,29 @@ def teach(
 
     def scores(images: Images) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         measured, predicted = measure(network, served, images)
-        return layer_scores(tuple(gaussians), tuple(gaussians.values()), measured, predicted), predicted == validation[
-            1
-        ]
+        found = layer_scores(tuple(gaussians), tuple(gaussians.values()), measured, predicted)
+        return found, predicted == validation[1]
 
     clean, clean_right = scores(validation[0])
     noisy, noisy_right = scores(attacked(NOISE, network, served, validation, generator))
     kept = clean_right & noisy_right
     if kept.sum() < MIN_IMAGES:  # a network that gets little right still needs a detector, of whatever it answers
         kept = np.ones_like(kept)
-    found, changed = {}, False
+    fooled, every, changed = [], [], False
     for name in attacks:
         images = attacked(name, network, served, validation, generator)
         changed |= not np.array_equal(images, validation[0])
-        found[name] = scores(images)
+        adversarial, right = scores(images)
+        fooled.append(adversarial[kept & ~right])
+        every.append(adversarial[kept])
     if not changed:
         raise DetectorError(
             f"the attacks {', '.join(attacks)} change no image, so there is nothing to learn from",
             hint="Name others, or learn from clean images alone: --attacks none.",
         )
-    chosen = {name: kept & ~right for name, (_, right) in found.items()}
     # A network that no attack fools still has something to say of attacked images: then all of them are positives.
-    if sum(int(rows.sum()) for rows in chosen.values()) < MIN_IMAGES:
-        chosen = dict.fromkeys(attacks, kept)
-    negatives = np.concatenate([clean[kept], noisy[kept]]), np.tile(np.flatnonzero(kept), 2)
-    return negatives, {name: (found[name][0][rows], np.flatnonzero(rows)) for name, rows in chosen.items()}
+    positives = np.concatenate(fooled if sum(map(len, fooled)) >= MIN_IMAGES else every)
+    return np.concatenate([clean[kept], noisy[kept]]), positives
 
 
 def fit_layers(network: Network, served: str, batches: Iterable[Any]) -> dict[str, ClassGaussians]:

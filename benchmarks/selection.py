@@ -1,4 +1,4 @@
-"""Which layers a detector looks at, chosen by how well it finds attacks that it did not learn from.
+"""Which layers a detector could do without, by how well it finds attacks that it did not learn from.
 
 Backward elimination: all layers take part, and one leaves where the rest do clearly better without it. What is measured
 is the area under the ROC curve (AUROC) on images and on an attack that both are held out of the logistic regression.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from detector.selection import auroc, columns_of, left_out_auroc, select_layers
+from benchmarks.selection import auroc, columns_of, left_out_auroc, select_layers
 
 
 def layers_that(rng, shifts, n=400):
@@ -45,6 +45,17 @@ def test_images_and_attack_are_both_held_out():
     assert left_out_auroc(clean, positives, [0]).mean() < 0.1  # what raised it is learnt, and the other one lowers it
     alone = {"attack0": positives["attack0"]}
     assert left_out_auroc(clean, alone, [0]).mean() > 0.95  # a single attack can only be judged by itself
+
+
+def test_an_image_that_taught_is_no_judge():
+    """Forty columns of noise tell sixty images by heart, and no new one."""
+    rng = np.random.default_rng(5)
+    found = []
+    for _ in range(8):
+        images = np.arange(60)
+        clean, moved = (np.exp(rng.normal(size=(60, 40))) for _ in range(2))
+        found.append(left_out_auroc((clean, images), {"a": (moved, images)}, range(40)).mean())
+    assert np.mean(found) == pytest.approx(0.5, abs=0.06)
 
 
 def test_attacks_that_fooled_hardly_an_image_are_no_obstacle():
