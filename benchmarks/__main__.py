@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks import attacks, detector, endpoint, regulariser, training
-from benchmarks.evidence import measure_evidence
+from benchmarks import attacks, detector, detector_speed, endpoint, regulariser, training
+from benchmarks.detectors import measure_detectors
 from benchmarks.record import save
 from benchmarks.synthetic import write_synthetic
 from bundle.errors import OptionError
@@ -66,13 +66,14 @@ MEASURES = {
     "demo": demo,
     "endpoint": on_both(endpoint.measure),
     "detector": on_both(detector.measure),
-    "evidence": measure_evidence,
+    "detectors": measure_detectors,
+    "detector_speed": alone(detector_speed.measure),
     "footprint": footprint,
     "training": alone(training.measure),
     "regulariser": alone(regulariser.measure),
     "attacks": alone(attacks.measure),
 }
-WITHOUT_BUNDLE = {"training", "regulariser", "attacks"}
+WITHOUT_BUNDLE = {"training", "regulariser", "attacks", "detector_speed"}
 
 
 def bench(

@@ -31,6 +31,7 @@ def write_synthetic(folder: Path, backbone: str, *, size: int = 224, classes: in
     (staged / "prototypes").mkdir(parents=True)
     (staged / "detector").mkdir()
     Image.fromarray(images[0]).save(staged / "prototypes" / "0.jpg")
+    labels = tuple(f"class {index}" for index in range(classes))
     networks = {}
     for served in tensors.NETWORKS:
         features, _ = measure(network, served, images[:2])
@@ -41,7 +42,7 @@ def write_synthetic(folder: Path, backbone: str, *, size: int = 224, classes: in
             calibration=np.zeros(CALIBRATION, np.float32),
             alpha=0.05,
         )
-        networks[served] = stage_network(network, served, detector, spec, images, images, staged)
+        networks[served] = stage_network(network, served, detector, spec, images, images, staged, labels)
     count = classes * network.config.prototypes_per_class
     prototypes = [
         PrototypeInfo(
@@ -57,7 +58,7 @@ def write_synthetic(folder: Path, backbone: str, *, size: int = 224, classes: in
     fields = {
         "schema": SCHEMA,
         "name": f"{backbone}-random",
-        "labels": tuple(f"class {index}" for index in range(classes)),
+        "labels": labels,
         "image": spec,
         "networks": networks,
         "prototypes": tuple(prototypes),

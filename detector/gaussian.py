@@ -1,14 +1,13 @@
 """One Gaussian per class and one covariance for all of them, per layer: squared Mahalanobis distance (Lee et al. 2018)
 
-n images, D feature channels, K classes. Fitted in float64, scored in float32 on whitened, centred features.
+n images, D feature channels, K classes. Fitted in float64 (detector.moments), scored in float32 on whitened, centred
+features.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
-from bundle.errors import DetectorError, MissingExtra
 
 Float32 = npt.NDArray[np.float32]
 
@@ -39,37 +38,3 @@ class ClassGaussians:
         """
         squared = self.squared_distances(features)
         return np.stack([squared.min(axis=1), squared[np.arange(len(squared)), predicted]], axis=1)
-
-
-def fit_gaussians(features: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], *, layer: str) -> ClassGaussians:
-    """Class means and the Ledoit-Wolf covariance of the within-class residuals of features : (n, D), labels : (n,)."""
-    try:
-        from sklearn.covariance import ledoit_wolf
-    except ImportError as problem:
-        raise MissingExtra.named("training", "fitting a detector", problem) from None
-    x = np.asarray(features, dtype=np.float64)
-    if bad := int((~np.isfinite(x)).any(axis=1).sum()):
-        raise DetectorError(f"layer {layer}: {bad} of {len(x)} feature vectors are not finite", hint="Train again.")
-    classes = int(labels.max()) + 1
-    counts = np.bincount(labels, minlength=classes)
-    if (counts == 0).any():
-        raise DetectorError(f"layer {layer}: class {int(np.argmin(counts))} has no training image")
-    if len(x) <= classes:
-        raise DetectorError(f"layer {layer}: {len(x)} images of {classes} classes leave no spread within a class")
-    center = x.mean(axis=0)
-    means = np.zeros((classes, x.shape[1]))
-    np.add.at(means, labels, x)
-    means /= counts[:, None]
-    covariance, shrinkage = ledoit_wolf(x - means[labels], assume_centered=True)
-    try:
-        # A dead channel has no variance; Ledoit-Wolf lifts it unless every channel is dead.
-        factor = np.linalg.cholesky(covariance)
-    except np.linalg.LinAlgError:
-        raise DetectorError(f"layer {layer}: the features of a class do not vary", hint="Train again.") from None
-    whitening = np.linalg.solve(factor, np.eye(len(factor)))
-    return ClassGaussians(
-        whitening=whitening.astype(np.float32),
-        center=center.astype(np.float32),
-        means=((means - center) @ whitening.T).astype(np.float32),
-        shrinkage=float(shrinkage),
-    )

@@ -19,7 +19,8 @@ class ServedNetwork(nn.Module):
 
     scale: Tensor
     shift: Tensor
-    calibration: Tensor
+    calibration: Tensor  # [1, n]
+    calibration_classes: Tensor | None  # [1, n], for p-values per predicted class
 
     def __init__(self, network: Network, served: str, detector: Detector) -> None:
         super().__init__()
@@ -34,6 +35,10 @@ class ServedNetwork(nn.Module):
         self.register_buffer("shift", -network.mean / network.std)
         self.scoring = Scoring(detector)
         self.register_buffer("calibration", torch.from_numpy(detector.calibration)[None, :].clone())
+        classes = detector.calibration_classes
+        self.register_buffer(
+            "calibration_classes", None if classes is None else torch.from_numpy(classes)[None, :].clone()
+        )
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """image : uint8 [N, H, W, 3], RGB."""
@@ -45,8 +50,12 @@ class ServedNetwork(nn.Module):
             explanation = (strongest.indices, strongest.values)
         predicted = logits.argmax(1, keepdim=True)
         layer_scores, score = self.scoring(features, predicted)
-        at_least = (self.calibration >= score[:, None]).to(torch.float32).sum(1)
-        p_value = (1 + at_least) / (self.calibration.shape[1] + 1)
+        at_least = self.calibration >= score[:, None]
+        if self.calibration_classes is None:
+            p_value = (1 + at_least.to(torch.float32).sum(1)) / (self.calibration.shape[1] + 1)
+        else:  # the class as a client reads it, and as the calibration images were counted
+            own = self.calibration_classes == logits.softmax(1).argmax(1, keepdim=True)
+            p_value = (1 + (at_least & own).to(torch.float32).sum(1)) / (own.to(torch.float32).sum(1) + 1)
         attention = forward.attention
         if attention is None:  # a network without attention looks everywhere alike
             attention = torch.ones_like(forward.stages[-1][:, 0])

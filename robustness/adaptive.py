@@ -68,7 +68,7 @@ def attack_both(
 def succeeds(defended: Defended, images: Tensor, labels: Tensor, alpha: float) -> Tensor:
     """Which images, rounded to 8 bits, are answered wrongly and not flagged at `alpha`: [B] bool."""
     answer: Answer = defended(_to_bytes(images))
-    return (answer.logits.argmax(1) != labels) & ~defended.flags(answer, alpha).to(images.device)
+    return (answer.logits.argmax(1) != labels) & ~defended.flags(answer, alpha)
 
 
 def _to_bytes(images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ B images, [B, 3, H, W] in [0, 1]; K classes.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +16,13 @@ from training.networks import Network, detector_features
 
 
 class Answer(NamedTuple):
-    """`logits` of the defended head [B, K], adversarial `score` [B], the logits of all `heads` it was made from."""
+    """`logits` of the defended head [B, K], adversarial `score` [B] of the `evidence` [B, columns], and the logits of
+    all `heads` that the answer was made from.
+    """
 
     logits: Tensor
     score: Tensor
+    evidence: Tensor
     heads: tuple[Tensor, ...]
 
 
@@ -34,14 +38,11 @@ class Defended(nn.Module):
         """[B, 3, H, W] -> logits and score."""
         forward = self.network(images, self.head)
         logits = forward.logits[self.head]
-        _, score = self.scoring(detector_features(forward), logits.argmax(1, keepdim=True))
-        return Answer(logits, score, tuple(forward.logits.values()))
+        evidence, score = self.scoring(detector_features(forward), logits.argmax(1, keepdim=True))
+        return Answer(logits, score, evidence, tuple(forward.logits.values()))
 
     def flags(self, answer: Answer, alpha: float) -> Tensor:
         """Which images a user would see flagged at `alpha`, [B] bool."""
-        values = self.p_values(answer)
-        return values <= alpha
-
-    def p_values(self, answer: Answer) -> Tensor:
-        """Conformal p-values, [B] on the CPU."""
-        return torch.from_numpy(self.detector.p_values(answer.score.detach().cpu().numpy()))
+        predicted = answer.logits.argmax(1).cpu().numpy()
+        values = self.detector.p_values(answer.score.detach().cpu().numpy(), predicted)
+        return torch.from_numpy(values <= np.float32(alpha)).to(answer.score.device)

@@ -18,6 +18,7 @@ from detector.model import Detector
 from robustness.accuracy import AUTOATTACK, PAPER, WORST
 from robustness.adaptive import AdaptiveAttack, attack_both
 from robustness.defended import Defended
+from robustness.fitting import Lessons
 from robustness.gates import gates
 from robustness.metrics import auroc, auroc_interval, share, true_negatives
 from training.adversaries import AUTO_CLASSES, CLEAN, NOISE, check_attacks, perturb, spread
@@ -79,11 +80,14 @@ SUITES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What the service says of n images: answers `right` (n,) bool, adversarial `score` (n,), `p_value` (n,)."""
+    """What the service says of n images: `predicted` (n,) and whether that is `right`, adversarial `score` (n,) of the
+    `evidence` (n, columns), `p_value` (n,).
+    """
 
     right: npt.NDArray[np.bool_]
     predicted: Labels
     score: npt.NDArray[np.float32]
+    evidence: npt.NDArray[np.float32]
     p_value: npt.NDArray[np.float32]
 
     def flagged(self, alpha: float) -> npt.NDArray[np.bool_]:
@@ -98,10 +102,13 @@ def measure(
     dataset: Dataset,
     suite: Suite,
     *,
+    lessons: Mapping[str, Lessons],
     sources: Mapping[str, Network],
     seed: int,
 ) -> dict[str, Any]:
-    """By head of `detectors`, everything in docs/report.md below `heads`."""
+    """By head of `detectors`, everything in docs/report.md below `heads`. `lessons` are what their combinations were
+    learnt from.
+    """
     transferred = tuple(f"pgd10-8@{source}" for source in sources)
     names = (CLEAN, NOISE, *suite.attacks, *transferred)
     check_attacks(names, sources, network)
@@ -114,7 +121,9 @@ def measure(
     chosen = images_array(spread(dataset.parts["test"], suite.count), spec)
     clean = images_array(spread(dataset.parts["test"], suite.clean_count), spec)
     return {
-        head: _Bench(Defended(network, head, detector).to(device), sources, suite, seed).measure(chosen, clean, names)
+        head: _Bench(Defended(network, head, detector).to(device), lessons[head], sources, suite, seed).measure(
+            chosen, clean, names
+        )
         for head, detector in detectors.items()
     }
 
@@ -122,8 +131,11 @@ def measure(
 class _Bench:
     """One defended head under one suite."""
 
-    def __init__(self, defended: Defended, sources: Mapping[str, Network], suite: Suite, seed: int) -> None:
-        self.defended, self.sources, self.suite, self.seed = defended, sources, suite, seed
+    def __init__(
+        self, defended: Defended, lessons: Lessons, sources: Mapping[str, Network], suite: Suite, seed: int
+    ) -> None:
+        self.defended, self.lessons, self.sources = defended, lessons, sources
+        self.suite, self.seed = suite, seed
         self.network, self.head = defended.network, defended.head
         self.alpha = defended.detector.alpha
         self.device = next(defended.parameters()).device
@@ -155,6 +167,11 @@ class _Bench:
             "accuracy": accuracy,
             "curve": self._curve(images, labels),
             "detection": {name: self._detection(seen[CLEAN], *each) for name, each in pairs.items() if name != CLEAN},
+            "left_out": {
+                name: self._left_out(name, seen[CLEAN], *each)
+                for name, each in pairs.items()
+                if name not in (CLEAN, NOISE)
+            },
             "system": {name: self._system(each) for name, (_, each) in pairs.items()},
             "adaptive": adaptive,
             "clean": self._clean(everything),
@@ -186,15 +203,13 @@ class _Bench:
     @torch.no_grad()
     def see(self, images: Images, labels: Labels) -> Seen:
         """What the service would say of (n, H, W, 3) uint8."""
-        logits, scores = [], []
-        for batch in torch.from_numpy(images).split(BATCH):
-            answer = self.defended(from_bytes(batch.to(self.device)))
-            logits.append(answer.logits.cpu())
-            scores.append(answer.score.cpu())
-        predicted = torch.cat(logits).argmax(1).numpy()
-        score = torch.cat(scores).numpy()
-        p_value = self.defended.detector.p_values(score)
-        return Seen(right=predicted == labels, predicted=predicted, score=score, p_value=p_value)
+        batches = torch.from_numpy(images).split(BATCH)
+        answers = [self.defended(from_bytes(batch.to(self.device))) for batch in batches]
+        predicted = torch.cat([answer.logits for answer in answers]).argmax(1).cpu().numpy()
+        score = torch.cat([answer.score for answer in answers]).cpu().numpy()
+        evidence = torch.cat([answer.evidence for answer in answers]).cpu().numpy()
+        p_value = self.defended.detector.p_values(score, predicted)
+        return Seen(right=predicted == labels, predicted=predicted, score=score, evidence=evidence, p_value=p_value)
 
     def _curve(self, images: Images, labels: Labels) -> list[dict[str, Any]]:
         """Accuracy against eps (Fig. 6): PGD from a random start, steps of 2.5 eps / steps (Madry et al. 2018)."""
@@ -228,6 +243,20 @@ class _Bench:
             "flagged": share(attacked.flagged(self.alpha).sum(), len(picked)),
             "flagged_of_fooled": share(attacked.flagged(self.alpha)[fooled].sum(), int(fooled.sum())),
         }
+
+    def _left_out(self, name: str, clean: Seen, picked: npt.NDArray[np.integer], attacked: Seen) -> dict[str, Any]:
+        """AUROC of fooled images where the attack did not teach the weights, and where none did."""
+        fooled = clean.right[picked] & ~attacked.right
+        taught = tuple(each for each in self.lessons.fooled if each != name)
+        found: dict[str, Any] = {"fooled": int(fooled.sum()), "taught": list(taught)}
+        for key, attacks in (("left_out", taught), ("attack_free", ())):
+            combination = self.lessons.combination(attacks)
+            negatives = combination.score(clean.evidence)
+            positives = combination.score(attacked.evidence[fooled])
+            low, high = auroc_interval(negatives, positives, picked[fooled], self.seed)
+            interval = [round(low, 4), round(high, 4)]
+            found[key] = {"auroc": _rounded(auroc(negatives, positives)), "interval": interval}
+        return found
 
     def _system(self, seen: Seen) -> list[dict[str, Any]]:
         """What a user meets: answered wrongly and not flagged, and flagged at all, by alpha."""
@@ -285,7 +314,7 @@ class _Bench:
             "right": share(seen.right.sum(), len(seen.right)),
             "flagged": share(flags.sum(), len(flags)),
             "alpha": self.alpha,
-            "calibration_n": len(self.defended.detector.calibration),
+            "calibration_n": self.defended.detector.calibration_n,
             "by_predicted_class": classes,
             "p_values": np.sort(seen.p_value).round(5).tolist(),
         }

@@ -6,7 +6,7 @@ docs/report.md says what every entry means. The report belongs to exactly these 
 import base64
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ from robustness.figures import (
     roc_curves,
     system_view,
 )
+from robustness.fitting import Lessons
 from robustness.gates import BROKEN
 from robustness.measure import ANY, EPS, Suite, measure
+from robustness.pointing import pointing
 from training.adversaries import CLEAN, NOISE, attack_pixels, spread
 from training.attacks import from_bytes, round_to_bytes
 from training.data import Dataset
@@ -67,16 +69,12 @@ def make_report(
     dataset: Dataset,
     suite: Suite,
     *,
-    taught: Sequence[str],
+    lessons: Mapping[str, Lessons],
     sources: Mapping[str, Network],
     seed: int,
-    left_out: Mapping[str, Any] | None = None,
-    attention: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Measure everything of `suite` on the test part and draw it. `taught` names the attacks that taught the detectors,
-    `left_out` and `attention` bring what was measured elsewhere (detector by attack left out, pointing game).
-    """
-    heads = measure(record, network, detectors, dataset, suite, sources=sources, seed=seed)
+    """Measure everything of `suite` on the test part and draw it; `lessons` are what the detectors were taught."""
+    heads = measure(record, network, detectors, dataset, suite, lessons=lessons, sources=sources, seed=seed)
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "suite": asdict(suite),
@@ -93,19 +91,25 @@ def make_report(
         "detectors": {
             head: {
                 "columns": list(each.columns),
-                "taught": list(taught),
+                "taught": list(lessons[head].fooled),
                 "alpha": each.alpha,
-                "calibration_n": len(each.calibration),
+                "calibration_n": each.calibration_n,
             }
             for head, each in detectors.items()
         },
         "heads": heads,
-        "left_out": dict(left_out or {}),
-        "attention": dict(attention or {}),
+        "attention": _attention(record, network, dataset, suite, seed),
     }
     document["limits"] = limits(document)
     figures = _figures(run, record, network, dataset, document, seed)
     return Report(document=document, page=render(document, figures))
+
+
+def _attention(record: RunRecord, network: Network, dataset: Dataset, suite: Suite, seed: int) -> dict[str, Any] | None:
+    """The pointing game, where the dataset knows where parts are."""
+    if not any(sample.landmarks for sample in dataset.parts["test"]):
+        return None
+    return pointing(record, network, dataset, attacks=(SHOWN_ATTACK,), count=suite.count, seed=seed)
 
 
 def limits(document: Mapping[str, Any]) -> list[str]:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import attacks, pointing, record, regulariser, training
+from benchmarks import attacks, detector_speed, detectors, pointing, record, regulariser, training
 from bundle.errors import OptionError, TrainingError
 from training.data import open_dataset
+from training.data.loading import images_array
 from training.losses import Objective, nearest_prototypes
 from training.run import Run, image_spec
 
@@ -391,3 +392,48 @@ def test_seeds_are_summed_up_without_losing_one() -> None:
     assert mass["interval"] == [0.5, 0.9], "wider than Wilson's for 35 of 50"
     (row,) = pointing.summed_up("ap", [result(0, 0.7, True)])
     assert row["field_marks"]["pointing"]["interval"] == [0.5625, 0.809]
+
+
+# Detectors
+
+
+def test_the_loop_over_classes_and_our_distances_agree() -> None:
+    case = detector_speed.measure(((4, 16),), rounds=1)["K4 D16"]
+    assert set(case["fit"]) >= {"ours", "loop"}
+    assert max(case["largest_relative_difference"].values()) < 1e-3
+    json.dumps(case)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_rehearsal_of_the_comparison_of_detectors(tiny_run: Path) -> None:
+    setup = detectors.Setup(attacks=("fgsm-8", "pgd2-8"), validation=40, test=12, resamples=20)
+    result = detectors.measure_run(tiny_run, None, setup)
+    for head in ("full", "attention"):
+        methods = result[head]["methods"]
+        assert len(methods) == 11
+        for areas in (kind["all"] for method in methods.values() for kind in method.values()):
+            assert set(areas) == {"fgsm-8", "pgd2-8", "mean"}
+            assert all(0 <= low <= high <= 1 for _, low, high in areas.values())
+    json.dumps(result)
+
+
+def test_feature_squeezing_against_loops(tiny_run: Path, tiny_birds: Path) -> None:
+    record, network = Run(tiny_run).load_network()
+    samples = open_dataset(tiny_birds, seed=record.dataset.seed).parts["test"][:3]
+    images, _ = images_array(samples, image_spec(record.config))
+
+    def answer(pixels: Any) -> Any:
+        with torch.no_grad():
+            return network(pixels[None], "full").logits["full"].softmax(1)[0].numpy()
+
+    for image, found in zip(images, detectors.squeeze(network, "full", images), strict=True):
+        pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
+        median = torch.empty_like(pixels)
+        for y in range(pixels.shape[1]):
+            for x in range(pixels.shape[2]):
+                rows, columns = [abs(y - 1), y], [abs(x - 1), x]  # the edge is mirrored
+                four = pixels[:, rows][:, :, columns].flatten(1).sort(dim=1).values
+                median[:, y, x] = (four[:, 1] + four[:, 2]) / 2
+        coarse = (pixels * 31).round() / 31
+        expected = max(abs(answer(each) - answer(pixels)).sum() for each in (coarse, median))
+        assert found[0] == pytest.approx(expected, abs=1e-4)

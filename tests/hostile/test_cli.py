@@ -304,7 +304,6 @@ def test_a_system_error_names_the_file(verb: Any, tmp_path: Path, capsys: pytest
         ("onnx", ("export", "x", "--out", "y"), "export"),
         # Used only at the end of minutes of work, and yet missed at its beginning.
         ("onnxscript", ("export", "x", "--out", "y"), "export"),
-        ("sklearn", ("export", "x", "--out", "y"), "export"),
     ],
 )
 def test_a_missing_extra_is_named(

@@ -57,7 +57,8 @@ def weak(network, pixels, layers=("stage1",)):
         alpha=0.05,
     )
     found = detector.score(features, predicted)
-    return detector.calibrated(np.linspace(found.min(), found.max(), 99).astype(np.float32), 0.05)
+    steps = np.linspace(found.min(), found.max(), 99).astype(np.float32)
+    return detector.calibrated(steps, np.zeros(99, np.int64), 0.05, ("a", "b", "c"))
 
 
 class Drawn(nn.Module):
@@ -74,7 +75,7 @@ class Drawn(nn.Module):
         side = ((images - 0.5) * self.w).sum((1, 2, 3)) + 1.0
         score = ((images - 0.5) * self.seen).sum((1, 2, 3)).abs()
         logits = torch.stack([side, -side], 1)
-        return Answer(logits, score, (logits,))
+        return Answer(logits, score, score[:, None], (logits,))
 
     def flags(self, answer, _):
         return answer.score > 0.5
