@@ -33,6 +33,7 @@ FAST_ABLATION = {"none": (0, 0), "strong": (10, 10)}
 LONGER = ("maxsep", "ap")  # twice the epochs, for the two systems whose order that might change
 # One change at a time of our recipe of adversarial training, screened with one seed.
 RECIPES = {
+    "sum": ("--set", "adversarial_climbs=sum"),
     "rise": ("--set", "adversarial_rise=4"),
     "n-fgsm": ("--set", "adversarial=n-fgsm"),
     "ema": ("--set", "ema=0.99"),

@@ -22,7 +22,7 @@ from training.networks import HEADS
 def test_every_row_is_a_preset_and_has_a_name_of_its_own(backbone: str) -> None:
     jobs = list(study.jobs(backbone, 3))
     names = [(seed, row.name) for seed, row in jobs]
-    assert len(set(names)) == len(names) == 3 * (10 + 4 + 2 + 2) + 4
+    assert len(set(names)) == len(names) == 3 * (10 + 4 + 2 + 2) + 5
     for _, row in jobs:
         texts = [word for word in row.options if word != "--set"]
         config = preset(row.preset, texts=texts)

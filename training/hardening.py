@@ -38,7 +38,11 @@ class Hardening:
     ) -> Tensor:
         """A training batch, [B, 3, H, W] in [0, 1], after the single step."""
         network.eval()  # the attacker sees the network as it will be used: no dropout, fixed statistics
-        attack, loss = self.config.training_attack(epoch, self.caution), loss_of(network)
+        attack, head = self.config.training_attack(epoch, self.caution), None
+        if self.config.adversarial_climbs == "turns":
+            heads = network.config.heads
+            head = heads[int(torch.randint(len(heads), (), generator=generator))]
+        loss = loss_of(network, head)
         with self.autocast():
             if self.config.adversarial == "n-fgsm":
                 images = noisy_step(attack.eps, attack.step, loss, images, labels, generator)

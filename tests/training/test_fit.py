@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -12,14 +13,16 @@ from rich.console import Console
 import training.fit
 from bundle.errors import CheckpointError, OptionError, TrainingError
 from bundle.image import ImageSpec
-from training.attacks import from_bytes
+from training.attack_losses import loss_of
+from training.attacks import from_bytes, run_attack
 from training.backbones import BACKBONES
 from training.config import preset
 from training.data import open_dataset
 from training.data.loading import images_array
 from training.fit import Trainer
+from training.hardening import Hardening
 from training.losses import sparsity
-from training.networks import NetworkConfig, PrototypeHead
+from training.networks import HEADS, NetworkConfig, PrototypeHead
 from training.parallel import Devices
 from training.run import Run, network_config
 from training.systems import SYSTEMS
@@ -230,6 +233,30 @@ def test_warm_up_leaves_the_backbone_alone(tiny_birds, tiny_config, tmp_path):
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
+def test_in_turns_the_step_climbs_one_heads_loss_and_every_head_has_its_turn(tiny_run, tiny_config):
+    network, config = Run(tiny_run).load_network()[1], replace(tiny_config, adversarial="fast")
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 0])
+
+    def made(climbs, seed):
+        hardening = Hardening(replace(config, adversarial_climbs=climbs), nullcontext)
+        return hardening.attacked(network, pixels, labels, 0, torch.Generator().manual_seed(seed))
+
+    def climbing(head, seed, turns):
+        generator = torch.Generator().manual_seed(seed)
+        if turns:
+            torch.randint(2, (), generator=generator)  # whose turn it is
+        network.eval()
+        return run_attack(config.training_attack(), loss_of(network, head), pixels, labels, generator)
+
+    assert torch.equal(made("sum", 0), climbing(None, 0, False))
+    drawn = [
+        next(head for head in HEADS if torch.equal(made("turns", seed), climbing(head, seed, True)))
+        for seed in range(8)
+    ]
+    assert set(drawn) == {"full", "attention"}
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_batch_and_keeps_the_last_state(tiny_birds, tiny_config, tmp_path):
     trainer = make_trainer(tmp_path / "run", tiny_birds, tiny_config)
     original = trainer._set_rates
@@ -287,6 +314,7 @@ def test_a_checkpoint_of_another_shape_and_records_of_another_kind_are_explained
         ({"batch_size": 0}, "batch size"),
         ({"image_size": 8}, "image size 8"),
         ({"adversarial": "slow"}, "none, fast"),
+        ({"adversarial_climbs": "both"}, "sum, turns"),
         ({"adversarial_eps": 1.5}, "adversarial_eps must be in 0..1, not 1.5"),
         ({"schedule": "random"}, "step, cosine"),
         ({"warmup_epochs": 99}, "warm-up"),
