@@ -202,7 +202,10 @@ def _scores(
 def _areas(
     scores: Mapping[str, tuple[Array, Array]], tested: Mapping[str, Answers], setup: Setup, *, fooled: bool
 ) -> dict[str, Any]:
-    """AUROC by attack and their mean, each with its 95 % interval over images drawn with replacement."""
+    """AUROC by attack and their mean, each with its 95 % interval over images drawn with replacement.
+
+    A draw without any positive, which few positives make possible, takes all of them.
+    """
     n = len(tested[CLEAN].right)
     draws = np.random.default_rng(setup.seed).integers(0, n, (setup.resamples, n))
     taken = {name: _fooled(tested, name) if fooled else np.ones(n, bool) for name in scores}
@@ -210,12 +213,13 @@ def _areas(
     for name, (clean, moved) in scores.items():
         if taken[name].any():
             areas[name] = [
-                auroc(clean[draw], moved[drawn]) if len(drawn := draw[taken[name][draw]]) else np.nan
+                auroc(clean[draw], moved[drawn] if len(drawn := draw[taken[name][draw]]) else moved[taken[name]])
                 for draw in (np.arange(n), *draws)
             ]
-    areas["mean"] = list(np.nanmean(list(areas.values()), axis=0))
+    if areas:
+        areas["mean"] = list(np.mean(list(areas.values()), axis=0))
     return {
-        name: [round(float(value), 4) for value in (found[0], *np.nanpercentile(found[1:], (2.5, 97.5)))]
+        name: [round(float(value), 4) for value in (found[0], *np.percentile(found[1:], (2.5, 97.5)))]
         for name, found in areas.items()
     }
 
