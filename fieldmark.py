@@ -38,6 +38,7 @@ EXTRAS: dict[str, str] = {
     "pyautoattack": "attacks",
     "sklearn": "training",
     "scipy": "training",
+    "jinja2": "training",
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "scoring",

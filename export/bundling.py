@@ -23,19 +23,31 @@ from detector.model import Detector
 from export.graph import GraphSession, set_calibration, to_onnx
 from export.parity import prove
 from export.served import ServedNetwork
-from robustness.fitting import DetectorSettings, Images, Parts, fit_detector
+from robustness.fitting import DetectorSettings, Images, Lessons, Parts, fit_detector
+from robustness.measure import Suite
+from robustness.report import make_report
 from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset
 from training.data import Sample, check_outside
 from training.networks import Network
 from training.run import PrototypeSource, Run, RunRecord, image_spec
 
 PARITY_IMAGES = 7
+REPORT = "report"  # the bundle's folder for it
 
 
 def export_run(
-    run_path: Path, out: Path, settings: DetectorSettings, console: Console, *, data: Path | None, replace: bool
+    run_path: Path,
+    out: Path,
+    settings: DetectorSettings,
+    console: Console,
+    *,
+    data: Path | None,
+    replace: bool,
+    suite: Suite | None = None,
 ) -> Bundle:
-    """Fit the detectors, export both graphs, calibrate them on their own outputs, prove parity, write the bundle."""
+    """Fit the detectors, export both graphs, calibrate them on their own outputs, prove parity, measure the report of
+    `suite` if there is one, write the bundle.
+    """
     run = Run(run_path)
     check_free(out, replace=replace, marker=MANIFEST)  # before work that takes minutes
     record, network = run.load_network()
@@ -59,10 +71,24 @@ def export_run(
     by_key = {sample.key: sample for sample in dataset.parts["train"]}
     with tempfile.TemporaryDirectory(prefix="fieldmark-export-") as folder:
         staged = Path(folder)
-        networks = {
+        found = {
             served: _export_network(network, served, parts, settings, staged, record.labels, console)
             for served in network.config.heads
         }
+        if suite is not None:
+            report = make_report(
+                run,
+                record,
+                network,
+                {served: Detector.load(staged / info.detector.file) for served, (info, _) in found.items()},
+                dataset,
+                suite,
+                lessons={served: lessons for served, (_, lessons) in found.items()},
+                sources={},
+                seed=settings.seed,
+            )
+            (staged / REPORT).mkdir()
+            report.write(staged / REPORT)
         sources = run.read_prototypes() if network.prototype_head is not None else []
         prototypes = _prototype_files(sources, by_key, spec, network, staged)
         return write_bundle(
@@ -73,7 +99,7 @@ def export_run(
                 "name": record.dataset.name,
                 "labels": record.labels,
                 "image": spec,
-                "networks": networks,
+                "networks": {served: info for served, (info, _) in found.items()},
                 "prototypes": prototypes,
                 "training": _provenance(record, run_path, settings),
             },
@@ -89,11 +115,11 @@ def _export_network(
     staged: Path,
     labels: tuple[str, ...],
     console: Console,
-) -> NetworkInfo:
+) -> tuple[NetworkInfo, Lessons]:
     talk = Console(stderr=True)  # standard output is for results
     with talk.status(f"{served}: fitting the detector"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        detector, _ = fit_detector(network.to(device), served, parts, settings)
+        detector, lessons = fit_detector(network.to(device), served, parts, settings)
     with talk.status(f"{served}: writing, calibrating and proving the ONNX graph"):
         info = stage_network(
             network.cpu(), served, detector, parts.spec, parts.calibration[0], parts.validation[0], staged, labels
@@ -105,7 +131,7 @@ def _export_network(
         highlight=False,
         soft_wrap=True,
     )
-    return info
+    return info, lessons
 
 
 def stage_network(

@@ -14,6 +14,7 @@ from bundle.manifest import MARGINAL, PER_CLASS
 
 LATE = ("onnxruntime", "onnxscript")  # not used before minutes of work: missed now or not at all
 NONE = "none"
+REPORTS = ("quick", "full", NONE)
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -35,6 +36,9 @@ def export(
         str,
         typer.Option(help="Whether alpha holds on the whole ('marginal') or in every predicted class ('per-class')."),
     ] = MARGINAL,
+    report: Annotated[
+        str, typer.Option(help="Robustness report inside the bundle: 'quick' (minutes), 'full' (hours) or 'none'.")
+    ] = "quick",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of noise and random starts.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
@@ -44,6 +48,7 @@ def export(
         from bundle.folder import describe
         from export.bundling import export_run
         from robustness.fitting import DetectorSettings
+        from robustness.measure import SUITES
 
         for library in LATE:
             importlib.import_module(library)
@@ -60,9 +65,12 @@ def export(
         raise OptionError(f"--attacks names {NONE!r} beside {names[names[0] == NONE]!r}", hint="Choose one of both.")
     if calibration not in (MARGINAL, PER_CLASS):
         raise OptionError(f"unknown calibration {calibration!r}", hint=f"Choose from: {MARGINAL}, {PER_CLASS}.")
+    if report not in REPORTS:
+        raise OptionError(f"unknown report {report!r}", hint=f"Choose one of: {', '.join(REPORTS)}.")
+    suite = None if report == NONE else SUITES[report]
     settings = DetectorSettings(attacks=() if NONE in names else names, alpha=alpha, calibration=calibration, seed=seed)
     console, started = Console(stderr=json), time.perf_counter()
-    bundle = export_run(run, out, settings, console, data=data, replace=force)
+    bundle = export_run(run, out, settings, console, data=data, replace=force, suite=suite)
     if json:
         sys.stdout.write(describe(bundle) + "\n")
         return

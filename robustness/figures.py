@@ -76,7 +76,8 @@ def roc_curves(heads: Mapping[str, Any]) -> bytes:
         axis.plot([0, 1], [0, 1], color=QUIET, linestyle=":")
         _label(axis, "clean images flagged", "fooling attacks flagged")
         axis.set_title(TITLES.get(head, head), fontsize=11, color=INK)
-        axis.legend(frameon=False, fontsize=8, title="attack, AUROC", title_fontsize=8, loc="lower right")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8, title="attack, AUROC", title_fontsize=8, loc="lower right")
     return _png(figure)
 
 

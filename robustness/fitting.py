@@ -6,6 +6,7 @@ valid; see docs/decisions/003.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bundle.errors import DetectorError
+from bundle.folder import Bundle
 from bundle.image import ImageSpec
 from bundle.manifest import MARGINAL, PER_CLASS
 from detector.combination import Combination, fit_combination, standard_combination
@@ -120,6 +122,15 @@ def fit_and_calibrate(
     detector, lessons = fit_detector(network, served, parts, settings)
     features, predicted = measure(network, served, parts.calibration[0])
     return detector.calibrated(detector.score(features, predicted), predicted, settings.alpha, labels), lessons
+
+
+def lessons_of(bundle: Path, network: Network, served: str, parts: Parts) -> tuple[Detector, Lessons]:
+    """A bundle's own detector, and what it was learnt from, made again from the settings in its manifest."""
+    opened = Bundle.open(bundle)
+    detector = Detector.load(opened.path / opened.manifest.networks[served].detector.file)
+    told = opened.manifest.training["detector"]
+    gaussians = dict(zip(detector.layers, detector.gaussians, strict=True))
+    return detector, teach(network, served, gaussians, parts.validation, told["attacks"], told["seed"])
 
 
 def teach(

@@ -4,7 +4,7 @@ Attacked images are rounded to 8 bits, as files are, and judged as the service w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,17 @@ SUITES = {
         name="adaptive", attacks=("pgd10-8",), count=200, curve_steps=0, adaptive_steps=1000, adaptive_count=200
     ),
 }
+
+
+def suite_named(name: str, *, quick: bool) -> Suite:
+    """`full` or `adaptive`, or what of it takes minutes."""
+    chosen = SUITES[name]
+    if not quick:
+        return chosen
+    if name == "full":
+        return SUITES["quick"]
+    small = SUITES["quick"]
+    return replace(chosen, count=small.count, adaptive_count=small.adaptive_count, adaptive_steps=small.adaptive_steps)
 
 
 @dataclass(frozen=True, kw_only=True)

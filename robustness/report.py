@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 
 from bundle import tensors
 from bundle.errors import MissingExtra
@@ -32,7 +34,7 @@ from robustness.figures import (
     system_view,
 )
 from robustness.fitting import Lessons
-from robustness.gates import BROKEN
+from robustness.gates import BROKEN, HOLDS, UNKNOWN
 from robustness.measure import ANY, EPS, Suite, measure
 from robustness.pointing import pointing
 from training.adversaries import CLEAN, NOISE, attack_pixels, spread
@@ -110,6 +112,43 @@ def _attention(record: RunRecord, network: Network, dataset: Dataset, suite: Sui
     if not any(sample.landmarks for sample in dataset.parts["test"]):
         return None
     return pointing(record, network, dataset, attacks=(SHOWN_ATTACK,), count=suite.count, seed=seed)
+
+
+def gate_table(document: Mapping[str, Any]) -> Table:
+    """Gates for a terminal, red where broken."""
+    table = Table("gate", "network", "state", "evidence", box=SIMPLE_HEAD, padding=(0, 2))
+    styles = {HOLDS: "green", BROKEN: "bold white on red", UNKNOWN: "dim"}
+    for measured in document["heads"].values():
+        for gate in measured["gates"]:
+            state = f"[{styles[gate['state']]}]{gate['state']}[/]"
+            table.add_row(gate["name"], gate["head"], state, gate["evidence"])
+    return table
+
+
+def summary_table(document: Mapping[str, Any]) -> Table:
+    """By attack and head: right, AUROC, and what gets through; the adaptive attacks below."""
+    heads = document["heads"]
+    table = Table("attack", box=SIMPLE_HEAD, padding=(0, 1))
+    for head in heads:
+        for title in (f"{head}: right", "AUROC", "missed"):
+            table.add_column(title, justify="right")
+    alphas = {head: each["alpha"] for head, each in document["detectors"].items()}
+    for name in next(iter(heads.values()))["accuracy"]:
+        cells = []
+        for head, measured in heads.items():
+            area = measured["detection"].get(name, {}).get("auroc")
+            points = measured["system"].get(name, ())
+            missed = next((point["missed"]["share"] for point in points if point["alpha"] == alphas[head]), None)
+            cells += [_percent(measured["accuracy"][name]["share"]), "" if area is None else f"{area:.3f}"]
+            cells.append("" if missed is None else _percent(missed))
+        table.add_row(name, *cells)
+    for name in next(iter(heads.values()))["adaptive"]["success"]:
+        cells = []
+        for measured in heads.values():
+            won = measured["adaptive"]["success"].get(name)
+            cells += ["", "", "" if won is None else _percent(won["share"])]
+        table.add_row(f"both: {name}", *cells)
+    return table
 
 
 def limits(document: Mapping[str, Any]) -> list[str]:
