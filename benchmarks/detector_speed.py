@@ -121,6 +121,7 @@ def _unshrunk(features: Float32, labels: npt.NDArray[np.int64], classes: int) ->
         center=center.astype(np.float32),
         means=((moments.means - center) @ whitening.T).astype(np.float32),
         shrinkage=0.0,
+        overall=whitening.astype(np.float32),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bundle.errors import DetectorError
-from detector.combination import fit_combination, standard_combination
+from detector.combination import fit_combination, relative_combination
 from detector.gaussian import ClassGaussians
 from detector.model import Detector, layer_scores
 from detector.moments import ClassMoments
@@ -50,7 +50,8 @@ def fit_detector(
         combination = fit_combination(*teach(network, served, gaussians, validation, attacks, seed))
     else:
         measured, predicted = measure(network, served, validation[0])
-        combination = standard_combination(layer_scores(layers, tuple(gaussians.values()), measured, predicted))
+        clean = layer_scores(layers, tuple(gaussians.values()), measured, predicted)
+        combination = relative_combination(clean, len(layers))
     return Detector(
         layers=layers,
         gaussians=tuple(gaussians.values()),
