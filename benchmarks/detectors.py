@@ -15,6 +15,7 @@ from benchmarks.selection import auroc, columns_of, select_layers
 from detector.combination import fit_logistic, logarithms
 from detector.conformal import p_values, p_values_per_class
 from detector.gaussian import ClassGaussians
+from detector.model import DISTANCES
 from detector.moments import fit_gaussians
 from robustness.fitting import BATCH, VALIDATION_IMAGES, DetectorSettings, attacked, measure
 from robustness.scoring import Gaussians
@@ -26,6 +27,7 @@ from training.run import Run, image_spec
 
 Array = npt.NDArray[Any]
 Columns = Callable[["Answers"], Array]
+OURS = "nearest, predicted and overall (ours)"
 NEIGHBOURS = 50  # k of kNN (Sun et al. 2022)
 BITS = 5  # colour depth after squeezing (Xu et al. 2018)
 NUDGE = 0.002  # step of the input preprocessing, pixels in [0, 1] (Lee et al. 2018)
@@ -114,7 +116,7 @@ def compare(network: Network, served: str, parts: Mapping[str, tuple[Array, Arra
             }
             for kind, leave_out in (("known_attack", False), ("left_out_attack", True))
         }
-    result["flagged"] = _flagged(methods["both (ours)"][0], taught, tested, calibration, setup)
+    result["flagged"] = _flagged(methods[OURS][0], taught, tested, calibration, setup)
     return result
 
 
@@ -127,48 +129,50 @@ def _methods(
 ) -> tuple[dict[str, tuple[Columns, bool]], tuple[int, ...]]:
     """By name: the columns that are combined, higher is more suspicious, and whether attacks teach their weights."""
     unit = {layer: fit_gaussians(_unit(values), labels, layer=layer) for layer, values in train.items()}
-    one = {layer: fit_gaussians(values, np.zeros_like(labels), layer=layer) for layer, values in train.items()}
     last = next(layer for layer in reversed(list(train)) if layer.startswith("stage"))
     neighbours = _unit(train[last])
 
-    def both(found: Answers) -> Array:
-        pairs = [fitted.evidence(found.features[layer], found.predicted) for layer, fitted in gaussians.items()]
-        return logarithms(np.concatenate(pairs, axis=1))
-
-    def single(found: Answers) -> Array:
-        return np.concatenate([one[layer].squared_distances(found.features[layer]) for layer in one], axis=1)
-
-    def relative(found: Answers) -> Array:
-        nearest = [gaussians[layer].squared_distances(found.features[layer]).min(1) for layer in gaussians]
-        return np.stack(nearest, axis=1) - single(found)
+    def evidence(found: Answers) -> Array:
+        rows = [fitted.evidence(found.features[layer], found.predicted) for layer, fitted in gaussians.items()]
+        return logarithms(np.concatenate(rows, axis=1))
 
     def normalised(found: Answers) -> Array:
-        pairs = [fitted.evidence(_unit(found.features[layer]), found.predicted) for layer, fitted in unit.items()]
-        return logarithms(np.concatenate(pairs, axis=1))
+        rows = [fitted.evidence(_unit(found.features[layer]), found.predicted) for layer, fitted in unit.items()]
+        return logarithms(np.concatenate(rows, axis=1))
+
+    def relative(found: Answers) -> Array:
+        distances = np.exp(evidence(found))
+        return distances[:, 0::3] - distances[:, 2::3]
+
+    def ratios(found: Answers) -> Array:
+        logs = evidence(found)
+        return np.concatenate([logs[:, side::3] - logs[:, 2::3] for side in (0, 1)], axis=1)
 
     def nearest_neighbours(found: Answers) -> Array:
         cosine = _unit(found.features[last]) @ neighbours.T  # for unit vectors ||a - b||^2 = 2 - 2 a.b
         return -np.partition(cosine, -NEIGHBOURS, axis=1)[:, [-NEIGHBOURS]]
 
     kept = _kept(taught)
-    clean, noisy = (both(taught[name])[kept] for name in (CLEAN, NOISE))
+    clean, noisy = (evidence(taught[name])[kept] for name in (CLEAN, NOISE))
     rows = {name: kept & ~taught[name].right for name in attacks}
     chosen = select_layers(
         len(gaussians),
         (np.exp(np.concatenate([clean, noisy])), np.tile(np.flatnonzero(kept), 2)),
-        {name: (np.exp(both(taught[name])[taken]), np.flatnonzero(taken)) for name, taken in rows.items()},
+        {name: (np.exp(evidence(taught[name])[taken]), np.flatnonzero(taken)) for name, taken in rows.items()},
     )
-    columns = columns_of(chosen, 2)
+    columns = columns_of(chosen, len(DISTANCES))
+    classes = [index for index in range(clean.shape[1]) if index % 3 != 2]
     methods: dict[str, tuple[Columns, bool]] = {
-        "both (ours)": (both, True),
-        "both, chosen layers": (lambda found: both(found)[:, columns], True),
-        "nearest class (Lee et al. 2018)": (lambda found: both(found)[:, 0::2], True),
+        OURS: (evidence, True),
+        "chosen layers": (lambda found: evidence(found)[:, columns], True),
+        "no attacks (ours)": (ratios, False),
+        "nearest and predicted class": (lambda found: evidence(found)[:, classes], True),
+        "nearest class (Lee et al. 2018)": (lambda found: evidence(found)[:, 0::3], True),
         "nearest class, input preprocessing (Lee et al. 2018)": (lambda found: logarithms(found.nudged), True),
-        "predicted class": (lambda found: both(found)[:, 1::2], True),
-        "class-agnostic": (lambda found: logarithms(single(found)), True),
+        "predicted class": (lambda found: evidence(found)[:, 1::3], True),
+        "class-agnostic": (lambda found: evidence(found)[:, 2::3], True),
         "relative (Ren et al. 2021)": (relative, True),
-        "both, L2-normalised features": (normalised, True),
-        "both, no attacks (ours)": (both, False),
+        "L2-normalised features": (normalised, True),
         "feature squeezing (Xu et al. 2018)": (lambda found: found.squeezed, False),
         "nearest neighbours (Sun et al. 2022)": (nearest_neighbours, False),
     }
@@ -289,16 +293,12 @@ def squeeze(network: Network, served: str, images: Array) -> Array:
 
 def nudge(network: Network, served: str, images: Array, gaussians: Mapping[str, ClassGaussians]) -> Array:
     """Squared distance to the nearest class in each layer, after a step on the image that lowers it: (n, layers)."""
-    parts = {
-        layer: Gaussians(*(torch.from_numpy(array) for array in (fitted.whitening, fitted.center, fitted.means)))
-        for layer, fitted in gaussians.items()
-    }
+    parts = {layer: Gaussians(fitted) for layer, fitted in gaussians.items()}
 
     def nearest(pixels: torch.Tensor, layer: str) -> torch.Tensor:
         features = detector_features(network(pixels, served))[layer]
-        norm, bracket, _ = parts[layer](features, torch.zeros(len(features), 1, dtype=torch.int64))
-        distances: torch.Tensor = norm + bracket
-        return distances.squeeze(1).clamp_min(0)
+        distances: torch.Tensor = parts[layer](features, torch.zeros(len(features), 1, dtype=torch.int64))
+        return distances[:, 0].clamp_min(0)
 
     rows = []
     for batch in torch.from_numpy(images).split(BATCH):

@@ -75,4 +75,5 @@ def _gaussians(features: np.ndarray, classes: int, rng: np.random.Generator) -> 
         center=features.mean(axis=0),
         means=rng.normal(size=(classes, depth)).astype(np.float32),
         shrinkage=0.0,
+        overall=np.eye(depth, dtype=np.float32),
     )

@@ -1,8 +1,8 @@
 """From a row of squared distances to one adversarial score, linear in their logarithms.
 
 Distances grow by factors under attack, so their logarithms are what is close to linear in the evidence. The weights are
-those of a logistic regression where there are attacked images to learn from, else one standard deviation counts as much
-in every column.
+those of a logistic regression where there are attacked images to learn from. Else what counts is how much further an
+image is from a class than from all images (Ren et al. 2021), one standard deviation alike everywhere.
 """
 
 from dataclasses import dataclass
@@ -43,17 +43,18 @@ def fit_combination(clean: npt.NDArray[np.floating], adversarial: npt.NDArray[np
     return Combination(weights=weights.astype(np.float32), bias=bias)
 
 
-def standard_combination(clean: npt.NDArray[np.floating]) -> Combination:
-    """Without any attacked image: the sum of the standardised logarithms of clean layer scores : (n, columns).
-
-    The score of clean images has mean 0.
+def relative_combination(clean: npt.NDArray[np.floating], layers: int) -> Combination:
+    """Without any attacked image, from layer scores of clean ones : (n, columns), the last column of a layer `overall`:
+    the sum of the standardised logarithms of the ratios of the other columns to it, of mean 0 on these images.
     """
     if len(clean) < 2:
         raise DetectorError(
             f"{len(clean)} clean images are too few to learn a detector from", hint="Use a larger validation part."
         )
-    mean, scale = _standard(logarithms(clean))
-    return Combination(weights=(1 / scale).astype(np.float32), bias=float(-(mean / scale).sum()))
+    logs = logarithms(clean).reshape(len(clean), layers, -1)
+    mean, scale = _standard(logs[:, :, :-1] - logs[:, :, -1:])
+    weights = np.concatenate([1 / scale, -(1 / scale).sum(axis=1, keepdims=True)], axis=1)
+    return Combination(weights=weights.ravel().astype(np.float32), bias=float(-(mean / scale).sum()))
 
 
 def logarithms(layer_scores: npt.NDArray[np.floating]) -> Float64:

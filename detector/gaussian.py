@@ -1,4 +1,5 @@
-"""One Gaussian per class and one covariance for all of them, per layer: squared Mahalanobis distance (Lee et al. 2018)
+"""One Gaussian per class and one covariance for all of them, per layer: squared Mahalanobis distance (Lee et al. 2018);
+and one Gaussian of all images, for what is unusual whatever the class (Ren et al. 2021).
 
 n images, D feature channels, K classes. Fitted in float64 (detector.moments), scored in float32 on whitened, centred
 features.
@@ -20,6 +21,7 @@ class ClassGaussians:
     center: Float32  # g, [D], the mean of all features; centring keeps float32 exact
     means: Float32  # m_k, [K, D], whitened class means
     shrinkage: float  # Ledoit-Wolf's share of the identity
+    overall: Float32  # [D, D], whitens features whose class is not known
 
     def squared_distances(self, features: npt.NDArray[np.floating]) -> Float32:
         """features : (n, D) -> squared Mahalanobis distance to every class, (n, K) float32.
@@ -32,9 +34,12 @@ class ClassGaussians:
         return squared
 
     def evidence(self, features: npt.NDArray[np.floating], predicted: npt.NDArray[np.integer]) -> Float32:
-        """Squared distance to the nearest class mean and to that of the predicted class : (n,), (n, 2) float32.
+        """Squared distance to the nearest class mean, to that of the predicted class : (n,), and to the mean of all
+        images, (n, 3) float32.
 
-        An attack that succeeds moves the answer further than the features: near one class, called another.
+        An attack that succeeds moves the answer further than the features: near one class, called another. The third
+        tells an unusual image from one that only its class makes unusual.
         """
         squared = self.squared_distances(features)
-        return np.stack([squared.min(axis=1), squared[np.arange(len(squared)), predicted]], axis=1)
+        whole = np.square((features.astype(np.float32) - self.center) @ self.overall.T).sum(axis=1)
+        return np.stack([squared.min(axis=1), squared[np.arange(len(squared)), predicted], whole], axis=1)

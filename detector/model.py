@@ -1,6 +1,7 @@
 """The fitted detector: features -> squared distances per layer -> score -> p-value -> decision.
 
-Every layer gives two distances: to the nearest class mean (Lee et al. 2018) and to that of the predicted class.
+Every layer gives three distances: to the nearest class mean (Lee et al. 2018), to that of the predicted class, and to
+the mean of all images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from detector.gaussian import ClassGaussians
 Features = Mapping[str, npt.NDArray[np.floating]]  # layer name -> (n, D_layer)
 Classes = npt.NDArray[np.integer]
 Float32 = npt.NDArray[np.float32]
-DISTANCES = ("nearest", "predicted")
+DISTANCES = ("nearest", "predicted", "overall")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Detector:
     """`calibration` : (n,) ascending scores of clean held-out images; `alpha` is the default decision. With
     `calibration_classes` : (n,), the predicted classes of these images, p-values are per predicted class.
 
-    Layer scores are (n, 2 * layers), in the order of `columns`.
+    Layer scores are (n, 3 * layers), in the order of `columns`.
     """
 
     layers: tuple[str, ...]
@@ -44,7 +45,7 @@ class Detector:
         return tuple(f"{layer}/{distance}" for layer in self.layers for distance in DISTANCES)
 
     def layer_scores(self, features: Features, predicted: Classes) -> Float32:
-        """Squared distances, (n, 2 * layers) float32; `predicted` : (n,) are the network's answers."""
+        """Squared distances, (n, 3 * layers) float32; `predicted` : (n,) are the network's answers."""
         return layer_scores(self.layers, self.gaussians, features, predicted)
 
     def score(self, features: Features, predicted: Classes) -> Float32:
@@ -97,6 +98,7 @@ class Detector:
             arrays[f"{layer}/center"] = gaussians.center
             arrays[f"{layer}/means"] = gaussians.means
             arrays[f"{layer}/shrinkage"] = np.float64(gaussians.shrinkage)
+            arrays[f"{layer}/overall"] = gaussians.overall
         with atomic_file(path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
 
@@ -114,6 +116,7 @@ class Detector:
                             center=arrays[f"{layer}/center"],
                             means=arrays[f"{layer}/means"],
                             shrinkage=float(arrays[f"{layer}/shrinkage"]),
+                            overall=arrays[f"{layer}/overall"],
                         )
                         for layer in layers
                     ),
@@ -129,6 +132,6 @@ class Detector:
 def layer_scores(
     layers: tuple[str, ...], gaussians: tuple[ClassGaussians, ...], features: Features, predicted: Classes
 ) -> Float32:
-    """(n, 2 * layers) squared distances: nearest and predicted class, layer by layer."""
-    pairs = [fitted.evidence(features[layer], predicted) for layer, fitted in zip(layers, gaussians, strict=True)]
-    return np.concatenate(pairs, axis=1)
+    """(n, 3 * layers) squared distances: nearest class, predicted class and overall, layer by layer."""
+    found = [fitted.evidence(features[layer], predicted) for layer, fitted in zip(layers, gaussians, strict=True)]
+    return np.concatenate(found, axis=1)

@@ -1,9 +1,10 @@
 """Class means and the covariance within classes in one pass over the features, in float64 (Chan et al. 1979).
 
-n images, D feature channels, K classes; memory K D + D^2, however large n is. What is added up are Helmert innovations:
-the m-th image of a class differs from the mean of those before it by h = sqrt((m - 1) / m) (x_m - mean_{m-1}). Their
-outer products sum to the scatter within classes, and the n - K of them have mean 0 and its covariance. So they are to
-Ledoit & Wolf (2004) what centred observations are, and sum ||h||^4 is all their shrinkage needs beside the scatter.
+n images, D feature channels, K classes; memory K D + 2 D^2, however large n is. What is added up are Helmert
+innovations: the m-th image of a class differs from the mean of those before it by h = sqrt((m - 1) / m) (x_m -
+mean_{m-1}). Their outer products sum to the scatter within classes, and the n - K of them have mean 0 and its
+covariance. So they are to Ledoit & Wolf (2004) what centred observations are, and sum ||h||^4 is all their shrinkage
+needs beside the scatter.
 """
 
 import numpy as np
@@ -24,9 +25,14 @@ class ClassMoments:
         self.scatter = np.zeros((dimensions, dimensions))  # sum of h h^T
         self.fourth = 0.0  # sum of ||h||^4
         self.not_finite = 0  # feature vectors left out; `gaussians` refuses any
+        # The same of all images as one class. It cannot be had from the classes: merging whole classes would add a few
+        # huge innovations instead of many usual ones, and Ledoit-Wolf would take them for noise.
+        self.whole = self if classes == 1 else ClassMoments(1, dimensions)
 
     def add(self, features: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> None:
         """One batch, features : (n, D), labels : (n,) below K."""
+        if self.whole is not self:
+            self.whole.add(features, np.zeros_like(labels))
         usable = np.isfinite(features).all(axis=1)
         self.not_finite += int((~usable).sum())
         order = np.flatnonzero(usable)[np.argsort(labels[usable], kind="stable")]
@@ -50,6 +56,8 @@ class ClassMoments:
 
     def merge(self, other: "ClassMoments") -> None:
         """Add what `other` has seen: per class one more innovation, between the two means."""
+        if self.whole is not self:
+            self.whole.merge(other.whole)
         total = self.counts + other.counts
         share = other.counts / np.maximum(total, 1)
         apart = other.means - self.means
@@ -84,23 +92,28 @@ class ClassMoments:
         if n < classes + 2:  # of one innovation alone, no covariance
             raise DetectorError(f"layer {layer}: {n} images of {classes} classes leave no spread within a class")
         covariance, shrinkage = self.covariance()
-        center = self.counts @ self.means / n
+        center = self.whole.means[0]
         try:
             # A dead channel has no variance; Ledoit-Wolf lifts it unless every channel is dead.
-            factor = np.linalg.cholesky(covariance)
+            whitening, overall = _whitening(covariance), _whitening(self.whole.covariance()[0])
         except np.linalg.LinAlgError:
             raise DetectorError(f"layer {layer}: the features of a class do not vary", hint="Train again.") from None
-        whitening = np.linalg.solve(factor, np.eye(len(factor)))
         return ClassGaussians(
             whitening=whitening.astype(np.float32),
             center=center.astype(np.float32),
             means=((self.means - center) @ whitening.T).astype(np.float32),
             shrinkage=shrinkage,
+            overall=overall.astype(np.float32),
         )
 
     def _gather(self, innovations: Float64) -> None:
         self.scatter += innovations.T @ innovations
         self.fourth += float(np.square(np.square(innovations).sum(axis=1)).sum())
+
+
+def _whitening(covariance: Float64) -> Float64:
+    """The inverse Cholesky factor."""
+    return np.linalg.solve(np.linalg.cholesky(covariance), np.eye(len(covariance)))
 
 
 def fit_gaussians(features: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], *, layer: str) -> ClassGaussians:

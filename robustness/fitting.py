@@ -18,7 +18,7 @@ from bundle.errors import DetectorError
 from bundle.folder import Bundle
 from bundle.image import ImageSpec
 from bundle.manifest import MARGINAL, PER_CLASS
-from detector.combination import Combination, fit_combination, standard_combination
+from detector.combination import Combination, fit_combination, relative_combination
 from detector.gaussian import ClassGaussians
 from detector.model import Detector, layer_scores
 from detector.moments import ClassMoments
@@ -80,6 +80,7 @@ class Lessons:
     the positives: those that fool the network, and all.
     """
 
+    layers: int
     clean: Float32
     negatives: Float32
     fooled: dict[str, Float32]
@@ -88,7 +89,7 @@ class Lessons:
     def combination(self, attacks: Sequence[str]) -> Combination:
         """What these attacks teach; without any, what clean images do."""
         if not attacks:
-            return standard_combination(self.clean)
+            return relative_combination(self.clean, self.layers)
         fooled = [self.fooled[name] for name in attacks]
         # A network that no attack fools still has something to say of attacked images: then all of them are positives.
         enough = sum(map(len, fooled)) >= MIN_IMAGES
@@ -155,7 +156,7 @@ def teach(
 
     clean, clean_right = scores(validation[0])
     if not attacks:
-        return Lessons(clean=clean, negatives=clean, fooled={}, every={})
+        return Lessons(layers=len(gaussians), clean=clean, negatives=clean, fooled={}, every={})
     noisy, noisy_right = scores(attacked(NOISE, network, served, validation, generator))
     kept = clean_right & noisy_right
     if kept.sum() < MIN_IMAGES:  # a network that gets little right still needs a detector, of whatever it answers
@@ -171,7 +172,8 @@ def teach(
             f"the attacks {', '.join(attacks)} change no image, so there is nothing to learn from",
             hint="Name others, or learn from clean images alone: --attacks none.",
         )
-    return Lessons(clean=clean, negatives=np.concatenate([clean[kept], noisy[kept]]), fooled=fooled, every=every)
+    negatives = np.concatenate([clean[kept], noisy[kept]])
+    return Lessons(layers=len(gaussians), clean=clean, negatives=negatives, fooled=fooled, every=every)
 
 
 def fit_layers(network: Network, served: str, batches: Iterable[Any]) -> dict[str, ClassGaussians]:

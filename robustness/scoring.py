@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from detector.combination import FLOOR
-from detector.model import DISTANCES, Detector
+from detector.gaussian import ClassGaussians
+from detector.model import Detector
 
 
 class Gaussians(nn.Module):
@@ -18,24 +19,30 @@ class Gaussians(nn.Module):
     """
 
     whitening: Tensor
+    overall: Tensor
     center: Tensor
     slopes: Tensor
     norms: Tensor
 
-    def __init__(self, whitening: Tensor, center: Tensor, means: Tensor) -> None:
+    def __init__(self, fitted: ClassGaussians) -> None:
         super().__init__()
+        whitening, overall, center, means = (
+            torch.from_numpy(array) for array in (fitted.whitening, fitted.overall, fitted.center, fitted.means)
+        )
         self.register_buffer("whitening", whitening.T.contiguous())  # [D, D]
+        self.register_buffer("overall", overall.T.contiguous())  # [D, D]
         self.register_buffer("center", center)  # [D]
         self.register_buffer("slopes", (-2 * means.T).contiguous())  # [D, K]
         self.register_buffer("norms", means.square().sum(1))  # [K]
 
-    def forward(self, features: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, D] and the predicted classes [N, 1] -> ||z||^2 and the bracket of the nearest and of the predicted class,
-        [N, 1] each.
-        """
-        z = (features - self.center) @ self.whitening
+    def forward(self, features: Tensor, predicted: Tensor) -> Tensor:
+        """[N, D] and the predicted classes [N, 1] -> [N, 3] squared distances, as far as rounding not below 0."""
+        centred = features - self.center
+        z, whole = centred @ self.whitening, centred @ self.overall
         brackets = torch.addmm(self.norms, z, self.slopes)
-        return (z * z).sum(1, keepdim=True), brackets.amin(1, keepdim=True), brackets.gather(1, predicted)
+        norm = (z * z).sum(1, keepdim=True)
+        nearest, own = norm + brackets.amin(1, keepdim=True), norm + brackets.gather(1, predicted)
+        return torch.cat([nearest, own, (whole * whole).sum(1, keepdim=True)], dim=1)
 
 
 class Scoring(nn.Module):
@@ -47,16 +54,12 @@ class Scoring(nn.Module):
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.layers = detector.layers
-        self.gaussians = nn.ModuleList(
-            Gaussians(*(torch.from_numpy(array) for array in (fitted.whitening, fitted.center, fitted.means)))
-            for fitted in detector.gaussians
-        )
+        self.gaussians = nn.ModuleList(Gaussians(fitted) for fitted in detector.gaussians)
         self.register_buffer("weights", torch.from_numpy(detector.combination.weights)[:, None])
         self.register_buffer("bias", torch.tensor(detector.combination.bias, dtype=torch.float32))
 
     def forward(self, features: Mapping[str, Tensor], predicted: Tensor) -> tuple[Tensor, Tensor]:
-        """Features by layer [N, D_layer], the predicted classes [N, 1] -> layer scores [N, 2 * layers], score [N]."""
+        """Features by layer [N, D_layer], the predicted classes [N, 1] -> layer scores [N, 3 * layers], score [N]."""
         found = [fit(features[layer], predicted) for layer, fit in zip(self.layers, self.gaussians, strict=True)]
-        norms = torch.cat([norm for norm, _, _ in found for _ in DISTANCES], dim=1)
-        layer_scores = (norms + torch.cat([bracket for _, *pair in found for bracket in pair], dim=1)).clamp_min(0)
+        layer_scores = torch.cat(found, dim=1).clamp_min(0)
         return layer_scores, (torch.log(layer_scores + FLOOR) @ self.weights).squeeze(1) + self.bias

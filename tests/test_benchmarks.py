@@ -410,7 +410,7 @@ def test_a_rehearsal_of_the_comparison_of_detectors(tiny_run: Path) -> None:
     result = detectors.measure_run(tiny_run, None, setup)
     for head in ("full", "attention"):
         methods = result[head]["methods"]
-        assert len(methods) == 11
+        assert len(methods) == 12
         for areas in (kind["all"] for method in methods.values() for kind in method.values()):
             assert set(areas) == {"fgsm-8", "pgd2-8", "mean"}
             assert all(0 <= low <= high <= 1 for _, low, high in areas.values())

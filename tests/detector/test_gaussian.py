@@ -42,6 +42,10 @@ def test_distances_equal_the_naive_twin(seed, dimensions, classes):
     np.testing.assert_array_equal(
         evidence[:, 1], [row[k] for row, k in zip(fitted.squared_distances(queries), predicted, strict=True)]
     )
+    total = ledoit_wolf(innovations(features, np.zeros(len(labels), int)), assume_centered=True)[0]
+    precision, center = np.linalg.inv(total), features.mean(0)
+    whole = [(x - center) @ precision @ (x - center) for x in queries]
+    np.testing.assert_allclose(evidence[:, 2], whole, rtol=5e-3)
 
 
 def test_moving_all_features_changes_no_distance():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from bundle.errors import BundleCorrupt, DetectorError
-from detector.combination import fit_combination, fit_logistic, standard_combination
+from detector.combination import fit_combination, fit_logistic, relative_combination
 from detector.model import Detector, layer_scores
 from detector.moments import fit_gaussians
 
@@ -45,10 +45,13 @@ def test_far_features_get_small_p_values_and_near_ones_do_not(detector):
 
 def test_an_answer_that_the_features_do_not_bear_out_is_suspicious(detector):
     fitted, features, labels = detector
-    assert fitted.columns == ("stage1/nearest", "stage1/predicted", "stage2/nearest", "stage2/predicted")
+    assert fitted.columns == tuple(
+        f"{layer}/{distance}" for layer in ("stage1", "stage2") for distance in ("nearest", "predicted", "overall")
+    )
     scores = fitted.layer_scores(features, (labels + 2) % 4)
-    np.testing.assert_array_equal(scores[:, ::2], fitted.layer_scores(features, labels)[:, ::2])
-    assert (scores[:, 1::2] > 2 * fitted.layer_scores(features, labels)[:, 1::2]).mean() > 0.9
+    right = fitted.layer_scores(features, labels)
+    np.testing.assert_array_equal(scores[:, [0, 2, 3, 5]], right[:, [0, 2, 3, 5]])
+    assert (scores[:, 1::3] > 2 * right[:, 1::3]).mean() > 0.9
 
 
 def test_the_combination_uses_the_layer_that_tells():
@@ -137,7 +140,7 @@ def test_nothing_to_learn_from_is_an_error():
     with pytest.raises(DetectorError, match=r"too few .*--attacks none"):
         fit_combination(np.ones((5, 2)), np.ones((1, 2)))
     with pytest.raises(DetectorError, match="1 clean images are too few"):
-        standard_combination(np.ones((1, 2)))
+        relative_combination(np.ones((1, 3)), 1)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -154,10 +157,13 @@ def test_newtons_method_finds_what_scikit_learn_finds(seed, columns, shift, coun
     np.testing.assert_allclose(rows @ weights + bias, model.decision_function(scaled), atol=1e-4)
 
 
-def test_without_attacks_each_standard_deviation_counts_alike():
+def test_without_attacks_each_standard_deviation_of_a_ratio_counts_alike():
+    """Two layers of three distances, written out image by image; what moves all three alike is no suspicion."""
     rng = np.random.default_rng(4)
-    clean = np.exp(rng.normal([3, -1, 8], [0.5, 2, 1], size=(5000, 3)))
-    combination = standard_combination(clean)
-    np.testing.assert_allclose(combination.weights, [2, 0.5, 1], rtol=0.05)
-    assert combination.score(clean).mean() == pytest.approx(0, abs=1e-3)
-    assert combination.score(clean * 5).min() > combination.score(clean).min()
+    clean = np.exp(rng.normal([3, -1, 8, 2, 0, 1], [0.5, 2, 1, 0.1, 1, 3], size=(500, 6)))
+    combination = relative_combination(clean, 2)
+    ratios = np.log([[row[0] / row[2], row[1] / row[2], row[3] / row[5], row[4] / row[5]] for row in clean])
+    expected = ((ratios - ratios.mean(0)) / ratios.std(0)).sum(1)
+    np.testing.assert_allclose(combination.score(clean), expected, atol=1e-2)
+    np.testing.assert_allclose(combination.score(clean * 7), expected, atol=1e-2)
+    assert combination.score(clean * [5, 5, 1, 5, 5, 1]).min() > combination.score(clean).min()

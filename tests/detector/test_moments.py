@@ -91,6 +91,19 @@ def test_a_merge_adds_the_innovation_between_two_means():
     assert mine == pytest.approx(shrinkage, rel=1e-10)
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_all_images_as_one_class(workers):
+    features, labels = drawn(7, 300, 4, 5, 1e4)
+    moments = ClassMoments(4, 5)
+    for share in np.array_split(np.arange(300), workers):
+        moments.merge(fitted(features, labels, np.array_split(share, 9)))
+    total = scatter(features, np.zeros(300, int))
+    np.testing.assert_allclose(moments.whole.scatter, total, rtol=1e-9, atol=1e-9 * total.max())
+    np.testing.assert_allclose(moments.whole.means[0], features.mean(0), rtol=1e-12)
+    assert moments.whole.counts.tolist() == [300]
+    assert moments.whole.covariance()[1] < 0.1  # no worker's share is taken for noise
+
+
 def test_the_shrinkage_depends_on_the_order_only_slightly():
     features, labels = drawn(5, 3000, 6, 8)
     rng = np.random.default_rng(0)
@@ -110,7 +123,8 @@ def test_no_digit_is_lost_far_from_zero(batches):
 def test_memory_does_not_grow_with_the_images():
     features, labels = drawn(2, 64, 4, 6)
     moments = fitted(features, labels, [np.arange(64)] * 50)
-    assert sum(np.size(value) for value in vars(moments).values()) == 4 + 4 * 6 + 6 * 6 + 2
+    arrays = [value for part in (moments, moments.whole) for value in vars(part).values() if np.size(value) > 1]
+    assert sum(map(np.size, arrays)) == 4 + 4 * 6 + 6 + 2 * 6 * 6
     assert moments.counts.sum() == 50 * 64
 
 

@@ -150,8 +150,8 @@ def test_attacks_that_teach_nothing_name_the_way_without(tiny_run, tmp_path, att
 def test_the_bundle_is_whole_and_tells_where_it_came_from(exported):
     manifest = Bundle.open(exported.path).manifest
     assert set(manifest.networks) == set(tensors.NETWORKS)
-    assert manifest.networks["full"].detector.layers[-1] == "focus/predicted"
-    assert "focus/predicted" not in manifest.networks["attention"].detector.layers
+    assert manifest.networks["full"].detector.layers[-1] == "focus/overall"
+    assert "focus/overall" not in manifest.networks["attention"].detector.layers
     assert set(manifest.networks["full"].parity) == set(tensors.OUTPUTS["full"])
     assert manifest.training["preset"] == "small"
     assert manifest.training["detector"]["attacks"] == ["fgsm-8"]

@@ -46,9 +46,10 @@ def weak(network, pixels, layers=("stage1",)):
                 center=center,
                 means=np.zeros((network.config.classes, len(center)), np.float32),
                 shrinkage=0.0,
+                overall=np.eye(len(center), dtype=np.float32),
             )
         )
-    combination = Combination(weights=np.array([0.5, 0.5] * len(layers), np.float32), bias=0.0)
+    combination = Combination(weights=np.array([0.5, 0.5, 0.1] * len(layers), np.float32), bias=0.0)
     detector = Detector(
         layers=layers,
         gaussians=tuple(gaussians),

@@ -8,7 +8,7 @@ import pytest
 import robustness.fitting
 from bundle import tensors
 from bundle.image import ImageSpec
-from detector.combination import standard_combination
+from detector.combination import relative_combination
 from detector.moments import fit_gaussians
 from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_detector, fit_layers, measure
 from training.data import open_dataset
@@ -138,4 +138,6 @@ def test_the_combination_learns_from_the_right_images(
             np.testing.assert_array_equal(
                 lessons.combination(left).weights, combination(negatives, lessons.fooled[left[0]]).weights
             )
-    np.testing.assert_array_equal(lessons.combination(()).weights, standard_combination(lessons.clean).weights)
+    np.testing.assert_array_equal(
+        lessons.combination(()).weights, relative_combination(lessons.clean, len(detector.layers)).weights
+    )
