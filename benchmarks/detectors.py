@@ -297,7 +297,8 @@ def nudge(network: Network, served: str, images: Array, gaussians: Mapping[str, 
 
     def nearest(pixels: torch.Tensor, layer: str) -> torch.Tensor:
         features = detector_features(network(pixels, served))[layer]
-        distances: torch.Tensor = parts[layer](features, torch.zeros(len(features), 1, dtype=torch.int64))
+        norm, bracket, *_ = parts[layer](features, torch.zeros(len(features), 1, dtype=torch.int64))
+        distances: torch.Tensor = norm + bracket
         return distances[:, 0].clamp_min(0)
 
     rows = []

@@ -35,14 +35,15 @@ class Gaussians(nn.Module):
         self.register_buffer("slopes", (-2 * means.T).contiguous())  # [D, K]
         self.register_buffer("norms", means.square().sum(1))  # [K]
 
-    def forward(self, features: Tensor, predicted: Tensor) -> Tensor:
-        """[N, D] and the predicted classes [N, 1] -> [N, 3] squared distances, as far as rounding not below 0."""
+    def forward(self, features: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[N, D] and the predicted classes [N, 1] -> ||z||^2, the bracket of the nearest and of the predicted class,
+        and the squared distance to all images, [N, 1] each.
+        """
         centred = features - self.center
         z, whole = centred @ self.whitening, centred @ self.overall
         brackets = torch.addmm(self.norms, z, self.slopes)
-        norm = (z * z).sum(1, keepdim=True)
-        nearest, own = norm + brackets.amin(1, keepdim=True), norm + brackets.gather(1, predicted)
-        return torch.cat([nearest, own, (whole * whole).sum(1, keepdim=True)], dim=1)
+        squares = (z * z).sum(1, keepdim=True), (whole * whole).sum(1, keepdim=True)
+        return squares[0], brackets.amin(1, keepdim=True), brackets.gather(1, predicted), squares[1]
 
 
 class Scoring(nn.Module):
@@ -61,5 +62,7 @@ class Scoring(nn.Module):
     def forward(self, features: Mapping[str, Tensor], predicted: Tensor) -> tuple[Tensor, Tensor]:
         """Features by layer [N, D_layer], the predicted classes [N, 1] -> layer scores [N, 3 * layers], score [N]."""
         found = [fit(features[layer], predicted) for layer, fit in zip(self.layers, self.gaussians, strict=True)]
-        layer_scores = torch.cat(found, dim=1).clamp_min(0)
+        # Added and interleaved for all layers at once: [N, layers, 3] until the end.
+        norms, nearest, own, whole = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+        layer_scores = torch.stack([norms + nearest, norms + own, whole], dim=2).flatten(1).clamp_min(0)
         return layer_scores, (torch.log(layer_scores + FLOOR) @ self.weights).squeeze(1) + self.bias
