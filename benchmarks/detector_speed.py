@@ -3,7 +3,6 @@
 K classes, D feature channels, batches of 64 images, 10 training images a class and at least 4000; random features.
 """
 
-import importlib
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from pytorch_ood.detector import Mahalanobis
 
 from benchmarks.record import paired
 from detector.gaussian import ClassGaussians
@@ -43,9 +43,8 @@ def _case(classes: int, depth: int, rounds: int) -> dict[str, Any]:
     scorers: dict[str, Callable[[], Any]] = {}
     fitted = stream(features, labels, classes)
     means, precision = loop_fit(features, labels, classes)
-    if (other := _pytorch_ood()) is not None:
-        fits["pytorch-ood"] = lambda: other(None).fit_features(torch.from_numpy(features), torch.from_numpy(labels))
-        scorers["pytorch-ood"] = partial(fits["pytorch-ood"]().predict_features, torch.from_numpy(batch))
+    fits["pytorch-ood"] = lambda: Mahalanobis(None).fit_features(torch.from_numpy(features), torch.from_numpy(labels))
+    scorers["pytorch-ood"] = partial(fits["pytorch-ood"]().predict_features, torch.from_numpy(batch))
     scorers["loop"] = partial(loop_score, torch.from_numpy(batch), torch.from_numpy(means), torch.from_numpy(precision))
     for name, fit in fits.items():
         started = time.perf_counter()
@@ -123,10 +122,3 @@ def _unshrunk(features: Float32, labels: npt.NDArray[np.int64], classes: int) ->
         shrinkage=0.0,
         overall=whitening.astype(np.float32),
     )
-
-
-def _pytorch_ood() -> Any:
-    try:
-        return importlib.import_module("pytorch_ood.detector").Mahalanobis
-    except ImportError:
-        return None

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytorch_ood.detector import Mahalanobis
 from sklearn.covariance import ledoit_wolf
 
 from detector.moments import ClassMoments, fit_gaussians
@@ -91,16 +92,13 @@ def test_features_far_from_zero_lose_no_digits():
 @pytest.mark.referee
 def test_pytorch_ood_gives_half_our_distance_per_image():
     """Its scatter is not divided by the n images, and its score is half the squared distance: d^2 = 2 n score."""
-    detectors = pytest.importorskip("pytorch_ood.detector")
     features, labels = blobs(np.random.default_rng(6), condition=10.0, offset=3.0)
     moments = ClassMoments(4, 12)
     moments.add(features, labels)
     precision = np.linalg.inv(moments.scatter / len(labels))
     queries = blobs(np.random.default_rng(7), n=30, condition=10.0, offset=3.0)[0]
     ours = [min((x - mean) @ precision @ (x - mean) for mean in moments.means) for x in queries]
-    referee = detectors.Mahalanobis(None, eps=0.0).fit_features(
-        torch.from_numpy(features).float(), torch.from_numpy(labels)
-    )
+    referee = Mahalanobis(None).fit_features(torch.from_numpy(features).float(), torch.from_numpy(labels))
     score = referee.predict_features(torch.from_numpy(queries).float()).numpy()
     np.testing.assert_allclose(2 * len(labels) * score, ours, rtol=1e-3)
 
