@@ -25,7 +25,7 @@ from export.parity import prove
 from export.served import ServedNetwork
 from robustness.fitting import DetectorSettings, Images, Lessons, Parts, fit_detector
 from robustness.measure import Suite
-from robustness.report import make_report
+from robustness.report import headlines, make_report
 from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset
 from training.data import Sample, check_outside
 from training.networks import Network
@@ -89,6 +89,8 @@ def export_run(
             )
             (staged / REPORT).mkdir()
             report.write(staged / REPORT)
+            for line in headlines(report.document):
+                console.print(f"report, {line}", highlight=False, soft_wrap=True)
         sources = run.read_prototypes() if network.prototype_head is not None else []
         prototypes = _prototype_files(sources, by_key, spec, network, staged)
         return write_bundle(

@@ -114,6 +114,20 @@ def _attention(record: RunRecord, network: Network, dataset: Dataset, suite: Sui
     return pointing(record, network, dataset, attacks=(SHOWN_ATTACK,), count=suite.count, seed=seed)
 
 
+def headlines(document: Mapping[str, Any]) -> list[str]:
+    """A line for each head: gates, the worst static attack, attacks that know the detector."""
+    lines = []
+    for head, measured in document["heads"].items():
+        broken = [gate["name"] for gate in measured["gates"] if gate["state"] == BROKEN]
+        worst, won = measured["accuracy"][WORST], measured["adaptive"]["success"].get(ANY)
+        line = f"{head}: {'gates broken: ' + '; '.join(broken) if broken else 'no gate broken'}; "
+        line += f"the worst attacks leave {worst['count']} of {worst['of']} right"
+        if won is not None:
+            line += f"; who knows the detector gets {won['count']} of {won['of']} past both"
+        lines.append(line)
+    return lines
+
+
 def gate_table(document: Mapping[str, Any]) -> Table:
     """Gates for a terminal, red where broken."""
     table = Table("gate", "network", "state", "evidence", box=SIMPLE_HEAD, padding=(0, 2))
