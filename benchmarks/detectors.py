@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.selection import auroc, columns_of, select_layers
+from benchmarks.selection import columns_of, select_layers
 from detector.combination import fit_logistic, logarithms
 from detector.conformal import p_values, p_values_per_class
 from detector.gaussian import ClassGaussians
 from detector.model import DISTANCES
 from detector.moments import fit_gaussians
 from robustness.fitting import BATCH, VALIDATION_IMAGES, DetectorSettings, attacked, measure
+from robustness.metrics import auroc
 from robustness.scoring import Gaussians
 from training.adversaries import CLEAN, NOISE, run_dataset, spread
 from training.attacks import from_bytes

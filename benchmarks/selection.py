@@ -10,17 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from detector.combination import fit_logistic, logarithms
+from robustness.metrics import auroc
 
 FOLDS = 5
 MARGIN = 0.002  # of AUROC; less is no reason to look at less
 Rows = tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]  # layer scores (n, columns), number of each image (n,)
-
-
-def auroc(negatives: npt.NDArray[np.floating], positives: npt.NDArray[np.floating]) -> float:
-    """The chance that a positive scores above a negative; ties count half."""
-    ascending = np.sort(negatives)
-    below = np.searchsorted(ascending, positives, "left") + np.searchsorted(ascending, positives, "right")
-    return float(below.mean() / (2 * len(ascending)))
 
 
 def left_out_auroc(negatives: Rows, positives: Mapping[str, Rows], columns: Sequence[int]) -> npt.NDArray[np.float64]:
