@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import attacks, detector_speed, detectors, pointing, record, regulariser, training
+from benchmarks import attacks, detection, detector_speed, detectors, pointing, record, regulariser, training
 from bundle.errors import OptionError, TrainingError
 from training.data import open_dataset
 from training.data.loading import images_array
@@ -437,3 +437,42 @@ def test_feature_squeezing_against_loops(tiny_run: Path, tiny_birds: Path) -> No
         coarse = (pixels * 31).round() / 31
         expected = max(abs(answer(each) - answer(pixels)).sum() for each in (coarse, median))
         assert found[0] == pytest.approx(expected, abs=1e-4)
+
+
+# Detection of the study's systems
+
+
+def report_of(seed: int, auroc: float | None, missed: int) -> dict[str, Any]:
+    """What summing up reads of a report, with one attack."""
+
+    def found(count: int) -> dict[str, Any]:
+        return {"count": count, "of": 50}
+
+    areas = {"auroc": auroc}
+    head = {
+        "clean": {"right": found(49), "flagged": found(2)},
+        "detection": {"pgd10-8": areas, "noise": {"auroc": None}},
+        "left_out": {"pgd10-8": {"left_out": areas, "attack_free": {"auroc": None}}},
+        "system": {name: [{"alpha": 0.05, "missed": found(missed)}] for name in ("clean", "pgd10-8")},
+        "adaptive": {"success": {"any": {"count": 30, "of": 40}}},
+        "gates": [{"name": "a gate", "state": "broken" if seed else "holds"}],
+    }
+    device = {"device": "cpu"}
+    return {"run": {"config": {"seed": seed}}, "measured_with": device, "heads": {"attention": head}}
+
+
+def test_detection_is_summed_up_over_seeds_and_told_in_tables(tmp_path: Path) -> None:
+    for seed, auroc, missed in ((0, 0.9, 5), (1, None, 10), (2, 0.7, 0)):
+        (tmp_path / f"ap-small-{seed}").mkdir()
+        (tmp_path / f"ap-small-{seed}" / "report.json").write_text(json.dumps(report_of(seed, auroc, missed)))
+    result = detection.summed_up(tmp_path, "small", 3)
+    (row,) = result["rows"]
+    assert (row["label"], row["seeds"], row["broken_gates"]) == ("AP", [0, 1, 2], ["a gate"])
+    assert row["auroc"]["pgd10-8"] == {"mean": 0.8, "by_seed": [0.9, 0.7]}
+    assert row["attack_free"]["pgd10-8"] is None
+    assert (row["missed"]["pgd10-8"]["count"], row["missed"]["pgd10-8"]["of"]) == (15, 150)
+    assert row["adaptive"]["share"] == 0.75
+    text = "\n".join(detection.tables(result))
+    assert "| AP | 0.800 (0.70 to 0.90) | 0.800 |" in text
+    assert "| AP | – | – |" in text
+    assert "75.0 (" in text
