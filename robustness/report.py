@@ -271,7 +271,8 @@ def _looked(record: RunRecord, network: Network, dataset: Dataset, seed: int) ->
     answers = [each.logits[head].argmax(1).cpu().numpy() for each in seen]
     maps = [each.attention.cpu().numpy() for each in seen if each.attention is not None]
     fooled = (answers[0] == labels) & (answers[1] != labels)
-    order = np.argsort(~fooled, kind="stable")[:LOOKED]
+    again = np.array([label in labels[:place] for place, label in enumerate(labels)])
+    order = np.lexsort((again, ~fooled))[:LOOKED]  # fooled ones, and each of another class
     return [
         Looked(
             pixels=(images[place], attacked[place].cpu().numpy()),
