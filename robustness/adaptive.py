@@ -12,8 +12,10 @@ from torch import Tensor
 
 from bundle.errors import OptionError
 from robustness.defended import Answer, Defended
-from training.attack_losses import cross_entropy, margin
+from training.attack_losses import margin
 from training.attacks import WorstCase
+
+CONFIDENT = 1.0  # difference of logits that is enough for the joint loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +78,18 @@ def _to_bytes(images: Tensor) -> Tensor:
 
 
 def _joint(defended: Defended, images: Tensor, labels: Tensor, weight: float) -> Tensor:
-    """Gradient of the sum of cross-entropies minus `weight` times the score (Carlini & Wagner 2017)."""
+    """Gradient of the margins, as far as CONFIDENT, minus `weight` times the score (Carlini & Wagner 2017). Beyond that
+    an image is fooled enough: an unbounded loss would go on pushing, away from what passes.
+    """
 
     def loss(answer: Answer) -> Tensor:
-        return _confusion(answer, labels, cross_entropy) - weight * answer.score
+        return _confusion(answer, labels, _enough) - weight * answer.score
 
     return _gradients(defended, images, loss)[0]
+
+
+def _enough(logits: Tensor, labels: Tensor) -> Tensor:
+    return margin(logits, labels).clamp_max(CONFIDENT)
 
 
 def _selective(defended: Defended, images: Tensor, labels: Tensor, _: float) -> Tensor:

@@ -34,7 +34,7 @@ EPS = 8 / 255
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.2)
 ANY = "any"  # of the adaptive attacks
 CURVE = (0, 1, 2, 4, 8, 16, 64)  # eps in 1/255
-JOINT_WEIGHTS = (0.1, 1.0, 10.0)
+JOINT_WEIGHTS = (0.01, 0.1, 1.0)
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
@@ -288,7 +288,7 @@ class _Bench:
         picked = np.linspace(0, len(labels), min(suite.adaptive_count, len(labels)), endpoint=False).astype(int)
         clean = self.see(images[picked], labels[picked])
         picked = picked[clean.right & ~clean.flagged(alpha)]
-        weights = JOINT_WEIGHTS if suite.name != "quick" else (1.0,)
+        weights = JOINT_WEIGHTS if suite.name != "quick" else (0.1,)
         attacks = [
             *(_adaptive_attack(f"joint, weight {weight:g}", "joint", suite, weight) for weight in weights),
             _adaptive_attack("selective PGD", "selective", suite),
