@@ -6,6 +6,7 @@ go into docs/results.md.
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,16 +14,18 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from benchmarks.page import ORDER, interval, put, table_head, table_row
+from benchmarks.page import ORDER, put, table_head, table_row
 from benchmarks.record import save
 from benchmarks.study import SYSTEMS
 from bundle.errors import OptionError
+from bundle.files import sha256_of
 from demo.stages import fieldmark
 from fieldmark import guarded
-from robustness.metrics import share
+from robustness.measure import SUITES
+from robustness.report import JSON
 from training.run import Run
 
-ATTACKS = ("fgsm-8", "bim10-8", "mim10-8", "pgd10-2", "pgd10-8:margin", "pgd10-8", "pgd20-8")
+SUITE = SUITES["quick"]
 ALPHA = 0.05
 
 
@@ -44,11 +47,11 @@ def bench(
                     continue
                 found += 1
                 out = reports / run.name
-                if out.exists():
+                if _is_of(out, run):
                     continue
                 console.rule(f"[bold]{run.name}[/]", align="left")
                 words = ("--suite", "full", "--quick", "--seed", str(seed))
-                fieldmark("evaluate", run, *words, "--data", data, "--out", out)
+                fieldmark("evaluate", run, *words, "--data", data, "--out", out, "--force")
                 save(name, summed_up(reports, backbone, seeds))
     if not found:
         raise OptionError(f"there are no finished runs in {study}", hint="Run 'make study' first.")
@@ -57,12 +60,23 @@ def bench(
     put(f"detection {backbone}", "\n".join(tables(result)) + "\n\n")
 
 
+def _is_of(report: Path, run: Path) -> bool:
+    """Whether this report is there and of these weights under this suite; a change of the detector asks for a new one
+    by hand, by removing the folder.
+    """
+    if not (report / JSON).is_file():
+        return False
+    document = json.loads((report / JSON).read_text(encoding="utf-8"))
+    same = document["run"]["weights_sha256"] == sha256_of(run / "model.pt")
+    return bool(same and document["suite"] == json.loads(json.dumps(asdict(SUITE))))
+
+
 def summed_up(reports: Path, backbone: str, seeds: int) -> dict[str, Any]:
     """One entry a system, head and kind of training, over the seeds that are there."""
     rows = []
     for fast in ("", "-fast"):
         for system, head, label in ORDER:
-            files = [reports / f"{system}-{backbone}{fast}-{seed}" / "report.json" for seed in range(seeds)]
+            files = [reports / f"{system}-{backbone}{fast}-{seed}" / JSON for seed in range(seeds)]
             documents = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
             if documents:
                 heads = [document["heads"][head] for document in documents]
@@ -73,7 +87,7 @@ def summed_up(reports: Path, backbone: str, seeds: int) -> dict[str, Any]:
 
 
 def _pooled(heads: Sequence[dict[str, Any]], documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    names = [name for name in ATTACKS if name in heads[0]["detection"]]
+    names = [name for name in SUITE.attacks if name in heads[0]["detection"]]
     broken = sorted({gate["name"] for head in heads for gate in head["gates"] if gate["state"] == "broken"})
     return {
         "seeds": [document["run"]["config"]["seed"] for document in documents],
@@ -97,8 +111,9 @@ def _missed(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _counted(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Images of all seeds together."""
-    return share(sum(each["count"] for each in shares), sum(each["of"] for each in shares))
+    """The mean over seeds, each on the same images."""
+    by_seed = [each["count"] / each["of"] for each in shares if each["of"]]
+    return {"mean": float(np.mean(by_seed)) if by_seed else None, "by_seed": by_seed, "of": shares[0]["of"]}
 
 
 def _areas(by_seed: Sequence[float | None]) -> dict[str, Any] | None:
@@ -131,7 +146,7 @@ def tables(result: dict[str, Any]) -> list[str]:
                 for each in rows
             ]
             lines.append("")
-        lines += [f"### What a user meets, {trained}: wrong and not flagged at alpha 0.05", ""]
+        lines += [f"### What a user meets, {trained}: wrong and not flagged at alpha 0.05, in percent", ""]
         lines += table_head(["system", "clean right", "clean flagged", *names, "knows the detector"])
         for each in rows:
             shown = [each["clean"], each["flagged_clean"], *(each["missed"][name] for name in names), each["adaptive"]]
@@ -151,8 +166,10 @@ def _worst(areas: dict[str, Any]) -> str:
     return f"{min(known):.3f}" if known else "–"
 
 
-def _share(value: dict[str, Any]) -> str:
-    return interval({"mean": value["share"], "interval": value["interval"]}) if value["of"] else "–"
+def _share(share: dict[str, Any]) -> str:
+    if share["mean"] is None:
+        return "–"
+    return f"{100 * share['mean']:.1f} ({100 * min(share['by_seed']):.0f} to {100 * max(share['by_seed']):.0f})"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Distances grow by factors under attack, so their logarithms are what is close to linear in the evidence. The weights are
 those of a logistic regression where there are attacked images to learn from. Else what counts is how much further an
-image is from a class than from all images (Ren et al. 2021), one standard deviation alike everywhere.
+image is from a class than from all images (after Ren et al. 2021), one standard deviation alike everywhere.
 """
 
 from dataclasses import dataclass

@@ -17,7 +17,9 @@ Float64 = npt.NDArray[np.float64]
 
 
 class ClassMoments:
-    """Sums over the features of one layer; `add` batches in any order, `merge` what other workers have added."""
+    """Sums over the features of one layer; `add` batches, `merge` what other workers have added. Means and covariance
+    do not depend on the order; the shrinkage does a little, and wants images of all classes mixed.
+    """
 
     def __init__(self, classes: int, dimensions: int) -> None:
         self.counts = np.zeros(classes, np.int64)  # [K]

@@ -20,8 +20,9 @@ CONFIDENT = 1.0  # difference of logits that is enough for the joint loss
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveAttack:
-    """`method` is one of METHODS; `weight` is the detector's share of the joint loss. Steps shrink linearly from
-    `first_step` x eps to a tenth of it.
+    """`method` is one of METHODS; `weight` is the detector's share of the joint loss. What is to be fooled are all
+    heads that the answer was made from, or with `own` the answering one alone. Steps shrink linearly from `first_step`
+    x eps to a tenth of it.
     """
 
     name: str
@@ -29,6 +30,7 @@ class AdaptiveAttack:
     eps: float
     steps: int
     weight: float = 1.0
+    own: bool = False
     first_step: float = 0.25
     alpha: float = 0.05
 
@@ -58,7 +60,7 @@ def attack_both(
         left = left[~done]
         if not len(left) or index == attack.steps:
             break
-        gradient = direction(defended, found[left], labels[left], attack.weight)
+        gradient = direction(defended, found[left], labels[left], attack)
         step = attack.first_step * attack.eps * (1 - 0.9 * index / attack.steps)
         found[left] = torch.clamp(found[left] + step * gradient.sign(), low[left], high[left])
     fooled = torch.ones(len(images), dtype=torch.bool, device=images.device)
@@ -77,13 +79,13 @@ def _to_bytes(images: Tensor) -> Tensor:
     return (images * 255).round() / 255
 
 
-def _joint(defended: Defended, images: Tensor, labels: Tensor, weight: float) -> Tensor:
-    """Gradient of the margins, as far as CONFIDENT, minus `weight` times the score (Carlini & Wagner 2017). Beyond that
-    an image is fooled enough: an unbounded loss would go on pushing, away from what passes.
+def _joint(defended: Defended, images: Tensor, labels: Tensor, attack: AdaptiveAttack) -> Tensor:
+    """Gradient of the margins, as far as CONFIDENT, minus the weight times the score (Carlini & Wagner 2017). Beyond
+    that an image is fooled enough: an unbounded loss would go on pushing, away from what passes.
     """
 
     def loss(answer: Answer) -> Tensor:
-        return _confusion(answer, labels, _enough) - weight * answer.score
+        return _confusion(answer, labels, attack, _enough) - attack.weight * answer.score
 
     return _gradients(defended, images, loss)[0]
 
@@ -92,25 +94,25 @@ def _enough(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels).clamp_max(CONFIDENT)
 
 
-def _selective(defended: Defended, images: Tensor, labels: Tensor, _: float) -> Tensor:
+def _selective(defended: Defended, images: Tensor, labels: Tensor, attack: AdaptiveAttack) -> Tensor:
     """Until an image is answered wrongly the classifier's gradient, from then on the detector's (Bryniarski et al.
     2021, Selective PGD).
     """
 
     def loss(answer: Answer) -> Tensor:
         wrong = answer.logits.argmax(1) != labels
-        return torch.where(wrong, -answer.score, _confusion(answer, labels, margin))
+        return torch.where(wrong, -answer.score, _confusion(answer, labels, attack, margin))
 
     return _gradients(defended, images, loss)[0]
 
 
-def _orthogonal(defended: Defended, images: Tensor, labels: Tensor, _: float) -> Tensor:
+def _orthogonal(defended: Defended, images: Tensor, labels: Tensor, attack: AdaptiveAttack) -> Tensor:
     """The same, without the part of it that would undo what the other has reached (Orthogonal PGD, ibid.)."""
     wrong = torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
     def fool(answer: Answer) -> Tensor:
         wrong.copy_(answer.logits.argmax(1) != labels)
-        return _confusion(answer, labels, margin)
+        return _confusion(answer, labels, attack, margin)
 
     fooling, hiding = _gradients(defended, images, fool, lambda answer: -answer.score)
     chosen = torch.where(wrong[:, None, None, None], hiding, fooling).flatten(1)
@@ -119,9 +121,11 @@ def _orthogonal(defended: Defended, images: Tensor, labels: Tensor, _: float) ->
     return (chosen - share[:, None] * other).view_as(images)
 
 
-def _confusion(answer: Answer, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Summed over the heads that the answer was made from, as the paper attacks a gated head."""
-    return torch.stack([loss(logits, labels) for logits in answer.heads]).sum(0)
+def _confusion(
+    answer: Answer, labels: Tensor, attack: AdaptiveAttack, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    heads = (answer.logits,) if attack.own else answer.heads
+    return torch.stack([loss(logits, labels) for logits in heads]).sum(0)
 
 
 def _gradients(defended: Defended, images: Tensor, *losses: Callable[[Answer], Tensor]) -> list[Tensor]:
@@ -134,7 +138,7 @@ def _gradients(defended: Defended, images: Tensor, *losses: Callable[[Answer], T
         ]
 
 
-METHODS: dict[str, Callable[[Defended, Tensor, Tensor, float], Tensor]] = {
+METHODS: dict[str, Callable[[Defended, Tensor, Tensor, AdaptiveAttack], Tensor]] = {
     "joint": _joint,
     "selective": _selective,
     "orthogonal": _orthogonal,

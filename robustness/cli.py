@@ -78,7 +78,11 @@ def evaluate(
         )
     if run is not None and not bundled:
         raise OptionError(f"--run goes with a bundle, and {target} is none", hint="Name the run alone.")
+    if suite == "paper" and (quick or force):
+        raise OptionError(f"{'--quick' if quick else '--force'} is for reports, and this suite makes none")
     opened = Run(target if run is None else run)
+    if bundled:
+        _check_weights(target, opened)
     record, network = opened.load_network()
     names = None if attacks is None else tuple(name.strip() for name in attacks.split(",") if name.strip())
     sources = open_sources(tuple(source or ()), record)
@@ -91,7 +95,6 @@ def evaluate(
     if out is None:
         raise OptionError("a report needs a folder", hint="Name it with --out FOLDER.")
     check_free(out, replace=force, marker="report.json")
-    _check_weights(target, opened)
     changes = {"attacks": names, "count": count, "autoattack_count": autoattack_count}
     if count is not None:
         changes["adaptive_count"] = count
@@ -148,8 +151,6 @@ def _paper(
 
 def _check_weights(target: Path, run: "Run") -> None:
     """A bundle's detectors go with the weights that they were fitted on, and with no others."""
-    if not (target / MANIFEST).is_file():
-        return
     from bundle.folder import Bundle
 
     made_of = Bundle.open(target).manifest.training.get("weights_sha256")

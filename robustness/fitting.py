@@ -70,8 +70,8 @@ class Parts:
         )
 
     def training_batches(self) -> Iterable[Any]:
-        """In order, one after the other: any number of images will do."""
-        return image_loader(self.train, self.spec, batch_size=BATCH, shuffle_seed=None, workers=WORKERS)
+        """One after the other, so that any number of images will do; mixed, as the shrinkage's estimate wants them."""
+        return image_loader(self.train, self.spec, batch_size=BATCH, shuffle_seed=0, workers=WORKERS)
 
 
 @dataclass(frozen=True, kw_only=True)

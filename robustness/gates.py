@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.adversaries import NOISE
+from training.attacks import attack_named
 
+STATIC, ANY = "attacks above", "any"  # among successes: attacks that do not know the detector, and all together
 HOLDS, BROKEN, UNKNOWN = "holds", "broken", "not measured"
 SLACK = 0.02  # share of images, at least one image, by which a figure may miss its gate
 
@@ -35,6 +37,7 @@ def gates(head: str, measured: Mapping[str, Any], classes: int) -> list[Gate]:
         _transfer(head, right),
         _more_steps(head, right),
         _gradients(head, measured["zero_gradients"]),
+        _adaptive(head, measured["adaptive"]["success"]),
     ]
 
 
@@ -69,7 +72,8 @@ def _transfer(head: str, right: Mapping[str, tuple[int, int]]) -> Gate:
     name = "white-box attacks are no weaker than transferred ones"
     transferred = {each: found for each, found in right.items() if "@" in each and each.partition("@")[0] in right}
     if not transferred:
-        return Gate(name=name, head=head, state=UNKNOWN, evidence="no substitute was given (--source NAME=RUN)")
+        evidence = "needs an attack and the same from a substitute (--source NAME=RUN)"
+        return Gate(name=name, head=head, state=UNKNOWN, evidence=evidence)
     broken, figures = False, []
     for each, (count, of) in transferred.items():
         own = right[each.partition("@")[0]][0]
@@ -79,9 +83,10 @@ def _transfer(head: str, right: Mapping[str, tuple[int, int]]) -> Gate:
 
 
 def _more_steps(head: str, right: Mapping[str, tuple[int, int]]) -> Gate:
-    """The longest attack against the shorter ones of its kind."""
+    """The longest PGD against the one before it."""
     name = "more steps and restarts change little"
     kinds = [each for each in right if each.startswith("pgd") and each.endswith("-8")]
+    kinds.sort(key=lambda each: (attack := attack_named(each)).steps * attack.restarts)
     if len(kinds) < 2:
         return Gate(name=name, head=head, state=UNKNOWN, evidence="needs two lengths of pgd")
     first, last = kinds[-2:]
@@ -95,6 +100,17 @@ def _gradients(head: str, zero: Mapping[str, Any]) -> Gate:
     name = "no image has a vanishing gradient"
     evidence = f"{zero['count']} of {zero['of']} clean images"
     return Gate(name=name, head=head, state=HOLDS if zero["count"] == 0 else BROKEN, evidence=evidence)
+
+
+def _adaptive(head: str, success: Mapping[str, Mapping[str, Any]]) -> Gate:
+    """Who knows the detector must get through at least as often as who does not."""
+    name = "knowing the detector helps"
+    known = [found for each, found in success.items() if each not in (STATIC, ANY)]
+    if STATIC not in success or not known:
+        return Gate(name=name, head=head, state=UNKNOWN, evidence="no adaptive attack")
+    best, blind, of = max(found["count"] for found in known), success[STATIC]["count"], success[STATIC]["of"]
+    state = HOLDS if best >= blind - _slack(of) else BROKEN
+    return Gate(name=name, head=head, state=state, evidence=f"of {of}: {blind} get through blind, {best} knowing it")
 
 
 def _slack(of: int) -> float:

@@ -19,7 +19,7 @@ from robustness.accuracy import AUTOATTACK, PAPER, WORST
 from robustness.adaptive import AdaptiveAttack, attack_both
 from robustness.defended import Defended
 from robustness.fitting import Lessons
-from robustness.gates import gates
+from robustness.gates import ANY, STATIC, gates
 from robustness.metrics import auroc, auroc_interval, share, true_negatives
 from training.adversaries import AUTO_CLASSES, CLEAN, NOISE, check_attacks, perturb, spread
 from training.attack_losses import judge_of, loss_of, losses_against
@@ -32,9 +32,9 @@ from training.run import RunRecord, image_spec
 BATCH = 64
 EPS = 8 / 255
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.2)
-ANY = "any"  # of the adaptive attacks
+WORST_THERE = "worst there"  # of all attacks, on AutoAttack's images
 CURVE = (0, 1, 2, 4, 8, 16, 64)  # eps in 1/255
-JOINT_WEIGHTS = (0.01, 0.1, 1.0)
+JOINT_WEIGHTS = (0.03, 0.1, 1.0)
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
@@ -167,12 +167,12 @@ class _Bench:
             attacked = self.attacked(AUTOATTACK, images[picked], labels[picked])
             found = self.see(attacked, labels[picked])
             accuracy[AUTOATTACK] = share(found.right.sum(), len(picked))
-            accuracy["worst there"] = share((worst[picked] & found.right).sum(), len(picked))
+            accuracy[WORST_THERE] = share((worst[picked] & found.right).sum(), len(picked))
             seen_auto = {AUTOATTACK: (picked, found)}
         else:
             seen_auto = {}
         pairs = {name: (np.arange(len(labels)), each) for name, each in seen.items()} | seen_auto
-        adaptive = self._adaptive(images, labels)
+        adaptive = self._adaptive(images, labels, seen)
         everything = self.see(*clean)
         measured: dict[str, Any] = {
             "accuracy": accuracy,
@@ -280,24 +280,20 @@ class _Bench:
             for alpha in dict.fromkeys((*ALPHAS, self.alpha))
         ]
 
-    def _adaptive(self, images: Images, labels: Labels) -> dict[str, Any]:
-        """Success: answered wrongly and not flagged at 5 % false positives, on images answered rightly and not flagged
-        when clean.
-        """
+    def _adaptive(self, images: Images, labels: Labels, seen: Mapping[str, Seen]) -> dict[str, Any]:
+        """Success: answered wrongly and not flagged at 5 % false positives, of all images, as in `system`."""
         suite, alpha = self.suite, 0.05
         picked = np.linspace(0, len(labels), min(suite.adaptive_count, len(labels)), endpoint=False).astype(int)
-        clean = self.see(images[picked], labels[picked])
-        picked = picked[clean.right & ~clean.flagged(alpha)]
-        weights = JOINT_WEIGHTS if suite.name != "quick" else (0.1,)
         attacks = [
-            *(_adaptive_attack(f"joint, weight {weight:g}", "joint", suite, weight) for weight in weights),
+            *(_adaptive_attack(f"joint, weight {weight:g}", "joint", suite, weight=weight) for weight in JOINT_WEIGHTS),
             _adaptive_attack("selective PGD", "selective", suite),
             _adaptive_attack("orthogonal PGD", "orthogonal", suite),
         ]
-        if not len(picked):
-            return {"eps": EPS, "steps": suite.adaptive_steps, "alpha": alpha, "images": 0, "success": {}}
+        if len(losses_against(self.network, self.head)) > 1:  # a gated head falls to its own loss or to the sum of both
+            attacks.append(_adaptive_attack("selective PGD, own head", "selective", suite, own=True))
+        static = [each for name, each in seen.items() if name not in (CLEAN, NOISE)]
+        success = {STATIC: np.any([(~each.right & ~each.flagged(alpha))[picked] for each in static], axis=0)}
         pixels, known = from_bytes(torch.from_numpy(images[picked])), torch.from_numpy(labels[picked])
-        success: dict[str, npt.NDArray[np.bool_]] = {}
         for attack in self._told(attacks, "adaptive attacks"):
             generator = torch.Generator().manual_seed(self.seed)
             parts = [
@@ -341,8 +337,8 @@ class _Bench:
         return share(zero, len(labels))
 
 
-def _adaptive_attack(name: str, method: str, suite: Suite, weight: float = 1.0) -> AdaptiveAttack:
-    return AdaptiveAttack(name=name, method=method, eps=EPS, steps=suite.adaptive_steps, weight=weight)
+def _adaptive_attack(name: str, method: str, suite: Suite, **more: Any) -> AdaptiveAttack:
+    return AdaptiveAttack(name=name, method=method, eps=EPS, steps=suite.adaptive_steps, **more)
 
 
 def _plain(seen: Seen) -> dict[str, Any]:

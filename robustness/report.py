@@ -21,7 +21,7 @@ from bundle.errors import MissingExtra
 from bundle.files import sha256_of, write_text
 from bundle.records import to_plain
 from detector.model import Detector
-from robustness.accuracy import WORST
+from robustness.accuracy import AUTOATTACK, WORST
 from robustness.figures import (
     Looked,
     Prototype,
@@ -34,8 +34,8 @@ from robustness.figures import (
     system_view,
 )
 from robustness.fitting import Lessons
-from robustness.gates import BROKEN, HOLDS, UNKNOWN
-from robustness.measure import ANY, EPS, Suite, measure
+from robustness.gates import ANY, BROKEN, HOLDS, UNKNOWN
+from robustness.measure import EPS, SUITES, WORST_THERE, Suite, measure
 from robustness.pointing import pointing
 from training.adversaries import CLEAN, NOISE, attack_pixels, spread
 from training.attacks import from_bytes, round_to_bytes
@@ -171,14 +171,21 @@ def limits(document: Mapping[str, Any]) -> list[str]:
     for head, measured in document["heads"].items():
         worst = measured["accuracy"][WORST]
         said.append(
-            f"{head}: the worst of all attacks for each image leaves {worst['count']} of {worst['of']} images right."
+            f"{head}: the worst of this suite's attacks, AutoAttack aside, leaves {worst['count']} of {worst['of']} "
+            "images right."
         )
+        if AUTOATTACK in measured["accuracy"]:
+            there, auto = measured["accuracy"][WORST_THERE], measured["accuracy"][AUTOATTACK]
+            said.append(
+                f"{head}: of the {auto['of']} images under AutoAttack it leaves {auto['count']} right, and all attacks "
+                f"together {there['count']}."
+            )
         if ANY in measured["adaptive"]["success"]:
             won = measured["adaptive"]["success"][ANY]
             said.append(
                 f"{head}: an attacker who knows the detector gets {won['count']} of {won['of']} images past "
-                f"network and detector at eps {255 * EPS:g}/255. The detector is an alarm for attacks that do not aim "
-                "at it, and no defence against those that do."
+                f"network and detector at eps {255 * EPS:g}/255."
+                + (" Against such an attacker the detector is no defence." if won["interval"][0] > 0.5 else "")
             )
         if broken := [gate["name"] for gate in measured["gates"] if gate["state"] == BROKEN]:
             said.append(
@@ -189,10 +196,11 @@ def limits(document: Mapping[str, Any]) -> list[str]:
         "not tried."
     )
     suite = document["suite"]
-    if suite["name"] == "quick":
+    if not suite["autoattack_count"] or suite["adaptive_steps"] < SUITES["full"].adaptive_steps:
+        auto = "" if suite["autoattack_count"] else ", no AutoAttack"
         said.append(
-            f"This is the quick suite: {suite['count']} images, short attacks, no AutoAttack. Longer attacks leave "
-            "less: fieldmark evaluate RUN --suite full."
+            f"{suite['count']} images, {suite['adaptive_steps']} adaptive steps{auto}: harder attacks leave less. "
+            "fieldmark evaluate RUN --suite full."
         )
     said.append(
         "p-values are valid for images like the calibration images. Another camera or season shifts them; "

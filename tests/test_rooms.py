@@ -36,7 +36,7 @@ class Wall:
 
 WALLS = {
     "bundle": Wall(never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
-    "detector": Wall(rooms={"bundle"}, never=TORCH | GRAPHS | CALLS, not_at_import=FITTING),
+    "detector": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
     "training": Wall(rooms={"bundle"}, never=CALLS | GRAPHS),
     "robustness": Wall(rooms={"bundle", "detector", "training"}, never=CALLS | GRAPHS, not_at_import=DRAWING),
     "export": Wall(

@@ -97,6 +97,22 @@ def test_a_weak_detector_that_flags_plain_attacks_is_broken_and_a_perfect_one_is
         assert found.fooled.sum() >= 3 if broken else not found.fooled.any()
 
 
+def test_a_gated_head_is_attacked_by_its_own_loss_or_by_all_of_them(network, images):
+    pixels, labels = images
+    defended = Defended(network, "full", weak(network, pixels)).eval()
+    steps = {}
+    for own in (False, True):
+        attack = AdaptiveAttack(name="o", method="selective", eps=0.1, steps=1, own=own)
+        steps[own] = METHODS["selective"](defended, pixels, labels, attack)
+        leaves = pixels.clone().requires_grad_()
+        answer = defended(leaves)
+        heads = (answer.logits,) if own else answer.heads
+        assert len(answer.heads) == 2
+        (expected,) = torch.autograd.grad(sum(margin(each, labels).sum() for each in heads), leaves)
+        torch.testing.assert_close(steps[own], expected)
+    assert not torch.equal(steps[False], steps[True])
+
+
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.sampled_from(sorted(METHODS)), st.integers(0, 64), st.integers(1, 6), st.integers(0, 2**31))
 def test_inside_the_ball_in_whole_levels_and_true_to_what_is_claimed(network, images, method, level, steps, seed):
@@ -126,7 +142,9 @@ def test_the_score_and_answer_are_those_of_the_numpy_detector(network, images):
 def test_the_orthogonal_step_leaves_the_other_side_as_it_is(network, images):
     pixels, labels = images
     defended = Defended(network, "full", weak(network, pixels)).eval()
-    step = METHODS["orthogonal"](defended, pixels, labels, 1.0).flatten(1)
+    step = METHODS["orthogonal"](
+        defended, pixels, labels, AdaptiveAttack(name="o", method="orthogonal", eps=0.1, steps=1)
+    ).flatten(1)
     leaves = pixels.clone().requires_grad_()
     (hiding,) = torch.autograd.grad(-defended(leaves).score.sum(), leaves)
     hiding = hiding.flatten(1)  # all answers are right, so the step fools, and must not touch the score

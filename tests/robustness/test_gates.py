@@ -10,11 +10,12 @@ GOOD = {"clean": 97, "noise": 96, "fgsm-8": 40, "pgd10-8": 20, "pgd100x10-8": 18
 CURVE = [(0, 97), (2, 80), (8, 20), (64, 3)]
 
 
-def measured(right: dict[str, int], curve: list[tuple[int, int]], zero: int = 0) -> dict[str, Any]:
+def measured(right: dict[str, int], curve: list[tuple[int, int]], zero: int = 0, success: Any = None) -> dict[str, Any]:
     return {
         "accuracy": {name: {"count": count, "of": 100} for name, count in right.items()},
         "curve": [{"eps": level / 255, "right": {"count": count, "of": 100}} for level, count in curve],
         "zero_gradients": {"count": zero, "of": 100},
+        "adaptive": {"success": success or {}},
     }
 
 
@@ -22,8 +23,15 @@ def states(*arguments: Any) -> list[str]:
     return [gate.state for gate in gates("full", measured(*arguments), 20)]
 
 
+def adaptive(blind: int, knowing: int) -> dict[str, Any]:
+    counts = {"attacks above": blind, "selective PGD": knowing, "joint": 0, "any": 90}
+    return {name: {"count": count, "of": 100} for name, count in counts.items()}
+
+
 def test_sound_figures_pass_every_gate():
-    assert states(GOOD, CURVE) == [HOLDS] * 7
+    assert states(GOOD, CURVE, 0, adaptive(20, 60)) == [HOLDS] * 8
+    shuffled = dict(reversed(GOOD.items()))
+    assert states(shuffled, CURVE, 0, adaptive(20, 60)) == [HOLDS] * 8
 
 
 @pytest.mark.parametrize(
@@ -44,4 +52,8 @@ def test_each_artefact_breaks_its_gate_and_no_other(place, right, curve, zero):
 
 
 def test_what_was_not_measured_is_not_called_good():
-    assert states({"clean": 97}, []) == [UNKNOWN] * 6 + [HOLDS]
+    assert states({"clean": 97}, []) == [UNKNOWN] * 6 + [HOLDS, UNKNOWN]
+
+
+def test_an_attacker_who_gains_nothing_by_knowing_the_detector_did_not_try():
+    assert states(GOOD, CURVE, 0, adaptive(40, 30))[7] == BROKEN

@@ -20,7 +20,7 @@ def test_auroc_is_scikit_learns_ties_and_all(negatives, positives):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(scores, scores)
+@given(scores, st.lists(st.integers(0, 60), min_size=1, max_size=60))
 def test_the_curve_has_the_area_and_the_true_negatives_are_counted(negatives, positives):
     low, high = np.array(negatives, float), np.array(positives, float)
     false, true = roc(low, high)

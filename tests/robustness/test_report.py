@@ -15,12 +15,16 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bundle.errors import OptionError
+from detector.combination import fit_combination
 from export.bundling import export_run
 from robustness.cli import app, show_report
-from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate, lessons_of
-from robustness.measure import SUITES, Suite, suite_named
+from robustness.defended import Defended
+from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_and_calibrate, lessons_of
+from robustness.measure import SUITES, Suite, _Bench, suite_named
+from robustness.metrics import auroc
 from robustness.report import make_report, render
-from training.adversaries import run_dataset
+from training.adversaries import run_dataset, spread
+from training.data.loading import images_array
 from training.run import Run, image_spec
 
 SMALL = Suite(
@@ -87,6 +91,25 @@ def test_every_figure_follows_from_the_answers_beside_it(report):
         assert measured["curve"][0]["right"]["count"] == measured["accuracy"]["clean"]["count"]
 
 
+def test_left_out_attacks_are_judged_by_weights_that_never_saw_them(tiny_run, parts, report):
+    """Against weights learnt by hand from what the validation part says of the other attack."""
+    record, network, dataset, images = parts
+    detector, lessons = fit_and_calibrate(network, "full", images, SETTINGS, record.labels)
+    bench = _Bench(Defended(network, "full", detector).eval(), lessons, {}, SMALL, 0)
+    chosen, labels = images_array(spread(dataset.parts["test"], SMALL.count), image_spec(record.config))
+    clean = bench.see(chosen, labels)
+    attacked = bench.see(bench.attacked("fgsm-8", chosen, labels), labels)
+    fooled = clean.right & ~attacked.right
+    few = len(lessons.fooled["pgd2-8"]) < MIN_IMAGES
+    weights = fit_combination(lessons.negatives, (lessons.every if few else lessons.fooled)["pgd2-8"])
+    expected = auroc(weights.score(clean.evidence), weights.score(attacked.evidence[fooled]))
+    found = report.document["heads"]["full"]["left_out"]["fgsm-8"]
+    assert found["taught"] == ["pgd2-8"]
+    assert found["fooled"] == fooled.sum()
+    assert found["left_out"]["auroc"] == (None if np.isnan(expected) else pytest.approx(expected, abs=1e-4))
+    assert report.document["heads"]["full"]["left_out"]["pgd4-8"]["taught"] == ["fgsm-8", "pgd2-8"]
+
+
 def test_the_bundle_carries_it_and_says_what_its_graph_says(bundle, parts):
     """The report is about the graph's own calibration: the same flags as ONNX Runtime gives, image by image."""
     from export.graph import GraphSession
@@ -94,9 +117,6 @@ def test_the_bundle_carries_it_and_says_what_its_graph_says(bundle, parts):
     record, _, dataset, _ = parts
     document = json.loads((bundle.path / "report" / "report.json").read_text())
     assert {"report/report.json", "report/report.html"} <= set(bundle.manifest.files)
-    from training.adversaries import spread
-    from training.data.loading import images_array
-
     images, labels = images_array(spread(dataset.parts["test"], SMALL.count), image_spec(record.config))
     import onnx
 
@@ -153,6 +173,7 @@ def test_limits_are_told_with_the_reports_own_figures(report):
     for head, measured in report.document["heads"].items():
         won = measured["adaptive"]["success"]["any"]
         assert f"{head}: an attacker who knows the detector gets {won['count']} of {won['of']} images past" in text
+        assert won["of"] == SMALL.adaptive_count
     assert "no AutoAttack" in text
 
 
@@ -208,6 +229,8 @@ def test_the_verb_writes_a_report_of_a_run_and_of_a_bundle(bundle, tiny_run, tin
         (["--suite", "full", "--part", "train", "--out", "x"], "the test part"),
         (["--suite", "full", "--attacks", "pgd", "--out", "x"], "METHOD"),
         (["--run", "elsewhere"], "goes with a bundle"),
+        (["--quick"], "--quick is for reports"),
+        (["--force"], "--force is for reports"),
     ],
 )
 def test_options_that_do_not_fit(tiny_run, tiny_birds, tmp_path, monkeypatch, options, message):
@@ -224,11 +247,13 @@ def test_a_bundle_needs_its_own_run(bundle, tiny_run, tiny_birds, tmp_path):
     other = tmp_path / "run"
     shutil.copytree(tiny_run, other)
     state = torch.load(other / "model.pt", weights_only=True)
-    torch.save({**state, "extra": torch.zeros(1)}, other / "model.pt")
-    options = ["--run", str(other), "--suite", "full", "--out", str(tmp_path / "o"), "--data", str(tiny_birds)]
-    found = CliRunner().invoke(app, ["evaluate", str(bundle.path), *options])
-    assert found.exit_code != 0
-    assert not (tmp_path / "o").exists()
+    first = next(iter(state))
+    torch.save({**state, first: state[first] + 1e-3}, other / "model.pt")
+    for suite in ("full", "paper"):
+        options = ["--run", str(other), "--suite", suite, "--out", str(tmp_path / "o"), "--data", str(tiny_birds)]
+        found = CliRunner().invoke(app, ["evaluate", str(bundle.path), *options])
+        assert "was not made of the weights" in str(found.exception)
+        assert not (tmp_path / "o").exists()
 
 
 def test_a_quick_suite_tries_less_of_the_same():
