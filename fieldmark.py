@@ -19,13 +19,14 @@ from bundle.errors import FieldmarkError, MissingExtra, OptionError, printable
 VERBS: dict[str, tuple[str, str]] = {
     "data": ("training.data.cli", "Draw the built-in set of birds, or look at any dataset."),
     "train": ("training.cli", "Train a robust classifier on a dataset folder."),
-    "evaluate": ("training.cli", "Measure a trained classifier's accuracy, clean and under attack."),
+    "evaluate": ("robustness.cli", "Measure a trained classifier's accuracy, clean and under attack."),
     "attack": ("training.cli", "Attack a trained classifier; write the attacked images as 8-bit files."),
     "export": ("export.cli", "Turn a training run into a bundle: ONNX graphs with preprocessing and detector inside."),
     "bundle": ("bundle.cli", "Show or verify a bundle."),
     "serve": ("serving.cli", "Serve a bundle on a real Triton."),
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
     "score": ("serving.cli", "Score a folder of images into Parquet shards."),
+    "drift": ("serving.cli", "Compare scored images with clean data: an attack, a broken camera?"),
 }
 # library -> the extra that brings it; the base install has none of them
 EXTRAS: dict[str, str] = {
@@ -37,6 +38,7 @@ EXTRAS: dict[str, str] = {
     "pyautoattack": "attacks",
     "sklearn": "training",
     "scipy": "training",
+    "jinja2": "training",
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "scoring",

@@ -3,23 +3,21 @@
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from benchmarks import attacks, detector, endpoint, regulariser, training
-from benchmarks.evidence import measure_evidence
+from benchmarks import attacks, detector, detector_speed, endpoint, regulariser, training
+from benchmarks.detectors import measure_detectors
 from benchmarks.record import save
 from benchmarks.synthetic import write_synthetic
 from bundle.errors import OptionError
 from fieldmark import guarded
 
 DEMO = Path("build/demo")
-LARGE = "resnet34"
 
 
 def demo(bundle: Path) -> dict[str, Any]:
@@ -40,21 +38,17 @@ def footprint(_: Path) -> dict[str, Any]:
     return {name: _megabytes(path) for name, path in (("server", ".venv-triton"), ("development", ".venv"))}
 
 
-@contextmanager
-def bundles(trained: Path) -> Iterator[dict[str, Path]]:
-    """The demo's bundle, and one of the paper's size with random weights."""
-    with tempfile.TemporaryDirectory(prefix="fieldmark-bench-") as folder:
-        yield {"demo": trained, LARGE: write_synthetic(Path(folder), LARGE)}
+def beside(measure: Callable[[Path], dict[str, Any]], *backbones: str) -> Callable[[Path], dict[str, Any]]:
+    """The same measurement of the demo's network and of the paper's, which have random weights."""
 
+    def measure_all(trained: Path) -> dict[str, Any]:
+        result = {"demo": measure(trained)}
+        for backbone in backbones:
+            with tempfile.TemporaryDirectory(prefix="fieldmark-bench-") as folder:
+                result[backbone] = measure(write_synthetic(Path(folder), backbone))
+        return result
 
-def on_both(measure: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
-    """The same measurement of a small and of a large network."""
-
-    def measure_both(trained: Path) -> dict[str, Any]:
-        with bundles(trained) as both:
-            return {name: measure(path) for name, path in both.items()}
-
-    return measure_both
+    return measure_all
 
 
 def alone(measure: Callable[[], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
@@ -64,15 +58,16 @@ def alone(measure: Callable[[], dict[str, Any]]) -> Callable[[Path], dict[str, A
 
 MEASURES = {
     "demo": demo,
-    "endpoint": on_both(endpoint.measure),
-    "detector": on_both(detector.measure),
-    "evidence": measure_evidence,
+    "endpoint": beside(endpoint.measure, "resnet34"),
+    "detector": beside(detector.measure, "resnet34", "vgg16"),
+    "detectors": measure_detectors,
+    "detector_speed": alone(detector_speed.measure),
     "footprint": footprint,
     "training": alone(training.measure),
     "regulariser": alone(regulariser.measure),
     "attacks": alone(attacks.measure),
 }
-WITHOUT_BUNDLE = {"training", "regulariser", "attacks"}
+WITHOUT_BUNDLE = {"training", "regulariser", "attacks", "detector_speed"}
 
 
 def bench(

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from bundle.folder import Bundle
 
 DETECTOR_OUTPUTS = (tensors.INSTANCE_SCORE, tensors.P_VALUE, tensors.IS_ADVERSARIAL, tensors.LAYER_SCORES)
 ROUNDS = {1: 200, 8: 60, 32: 20}
+SECONDS = 90.0  # a large network takes fewer rounds of a batch, so that it ends
 
 
 def measure(bundle_path: Path) -> dict[str, Any]:
@@ -36,10 +38,15 @@ def measure(bundle_path: Path) -> dict[str, Any]:
             for batch, rounds in ROUNDS.items():
                 images = rng.integers(0, 256, (batch, spec.height, spec.width, 3), dtype=np.uint8)
                 feed = {tensors.IMAGE: images}
+                started = time.perf_counter()
+                for session in (without, with_detector):
+                    session.run(None, feed)
+                pair = time.perf_counter() - started
                 result[network][f"batch{batch}"] = paired(
                     partial(without.run, None, feed),
                     partial(with_detector.run, None, feed),
-                    rounds=rounds,
+                    rounds=max(5, min(rounds, int(SECONDS / pair))),
+                    warmup=max(1, min(10, int(SECONDS / pair / 5))),
                 )
     return result
 

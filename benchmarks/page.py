@@ -50,12 +50,16 @@ JUDGED = ("clean", "pgd10-8")
 def write_page(result: Path) -> None:
     """Put the tables of a study's JSON into docs/results.md, between the marks of its backbone."""
     study = json.loads(result.read_text(encoding="utf-8"))
-    backbone = study["backbone"]
-    begin, end = f"<!-- begin: {backbone} -->", f"<!-- end: {backbone} -->"
+    put(study["backbone"], tables(study))
+
+
+def put(mark: str, block: str) -> None:
+    """Replace what stands between two marks of docs/results.md, or begin it at the end."""
+    begin, end = f"<!-- begin: {mark} -->", f"<!-- end: {mark} -->"
     text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else "# Results\n"
     before, found, rest = text.partition(begin)
     after = rest.partition(end)[2] if found else ""
-    write_text(PAGE, f"{before.rstrip()}\n\n{begin}\n{tables(study)}{end}\n{after if after.strip() else ''}")
+    write_text(PAGE, f"{before.rstrip()}\n\n{begin}\n{block}{end}\n{after if after.strip() else ''}")
 
 
 def tables(study: dict[str, Any]) -> str:
@@ -71,30 +75,32 @@ def tables(study: dict[str, Any]) -> str:
             if (f"{system}-{backbone}{suffix}", head) in found
         ]
         columns = [column for column in TITLES if any(column in accuracy for _, accuracy in rows)]
-        lines += [f"### {title}", "", *_table(["system", *(TITLES[column] for column in columns)])]
-        lines += [_row(label, [_mean(accuracy, column) for column in columns]) for label, accuracy in rows]
+        lines += [f"### {title}", "", *table_head(["system", *(TITLES[column] for column in columns)])]
+        lines += [table_row(label, [_mean(accuracy, column) for column in columns]) for label, accuracy in rows]
         lines += ["", "The same with 95 % intervals over seeds and images:", ""]
         told = [column for column in TOLD if column in columns]
-        lines += _table(["system", *(TITLES[column] for column in told)])
-        lines += [_row(label, [_interval(accuracy, column) for column in told]) for label, accuracy in rows] + [""]
+        lines += table_head(["system", *(TITLES[column] for column in told)])
+        lines += [table_row(label, [_interval(accuracy, column) for column in told]) for label, accuracy in rows] + [""]
     titles = [f"{label} {TITLES[column]}" for _, label in HEADS for column in JUDGED]
     for suffix, (title, variants) in ABLATED.items():
-        lines += [f"### {title}", "", *_table(["clustering", "separation", "seeds", *titles])]
+        lines += [f"### {title}", "", *table_head(["clustering", "separation", "seeds", *titles])]
         for variant in variants:
             name = f"maxsep-{'' if variant is None else variant + '-'}{backbone}{suffix}"
             if name in of_row:
                 loss = of_row[name]["run"]["config"]["loss"]
-                lines.append(_row(f"{loss['cluster']:g}", [f"{loss['separation']:g}", *_judged(of_row[name], found)]))
+                lines.append(
+                    table_row(f"{loss['cluster']:g}", [f"{loss['separation']:g}", *_judged(of_row[name], found)])
+                )
         lines.append("")
     lines += [
         "### Recipes of fast adversarial training, one change at a time",
         "",
-        *_table(["change", "seeds", *titles]),
+        *table_head(["change", "seeds", *titles]),
     ]
     base = f"maxsep-{backbone}-fast"
     for name in of_row:
         if name == base or name.startswith(f"{base}-"):
-            lines.append(_row(name.removeprefix(base).lstrip("-") or "none", _judged(of_row[name], found)))
+            lines.append(table_row(name.removeprefix(base).lstrip("-") or "none", _judged(of_row[name], found)))
     return "\n".join(lines) + "\n\n"
 
 
@@ -118,11 +124,13 @@ def _judged(row: dict[str, Any], found: dict[tuple[str, str], Any]) -> list[str]
     return [str(len(row["seeds"])), *cells]
 
 
-def _table(titles: list[str]) -> list[str]:
-    return [_row(titles[0], titles[1:]), "|---" * len(titles) + "|"]
+def table_head(titles: list[str]) -> list[str]:
+    """Its head."""
+    return [table_row(titles[0], titles[1:]), "|---" * len(titles) + "|"]
 
 
-def _row(first: str, cells: list[str]) -> str:
+def table_row(first: str, cells: list[str]) -> str:
+    """One line of it."""
     return f"| {' | '.join((first, *cells))} |"
 
 
@@ -131,7 +139,10 @@ def _mean(accuracy: dict[str, Any], column: str) -> str:
 
 
 def _interval(accuracy: dict[str, Any], column: str) -> str:
-    if column not in accuracy:
-        return ""
-    low, high = accuracy[column]["interval"]
-    return f"{100 * accuracy[column]['mean']:.1f} ({100 * low:.0f} to {100 * high:.0f})"
+    return interval(accuracy[column]) if column in accuracy else ""
+
+
+def interval(figure: dict[str, Any]) -> str:
+    """A share and its 95 % interval, in percent."""
+    low, high = figure["interval"]
+    return f"{100 * figure['mean']:.1f} ({100 * low:.0f} to {100 * high:.0f})"

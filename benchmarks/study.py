@@ -21,9 +21,9 @@ from bundle.errors import OptionError
 from bundle.files import write_text
 from demo.stages import fieldmark
 from fieldmark import guarded
+from robustness.accuracy import WORST, wilson
 from training.backbones import BACKBONES
 from training.config import preset
-from training.evaluation import WORST, wilson
 
 SYSTEMS = ("ap", "ap-triplet", "ap-pcl", "protopnet", "maxsep")
 SOURCES = {"bb-v": "vgg16", "bb-d": "densenet121"}

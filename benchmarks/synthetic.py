@@ -14,7 +14,7 @@ from detector.combination import Combination
 from detector.gaussian import ClassGaussians
 from detector.model import DISTANCES, Detector
 from export.bundling import stage_network
-from export.fitting import measure
+from robustness.fitting import measure
 from training.networks import Network, NetworkConfig
 
 CALIBRATION = 100  # scores; what comparing with them costs does not show beside a backbone
@@ -31,6 +31,7 @@ def write_synthetic(folder: Path, backbone: str, *, size: int = 224, classes: in
     (staged / "prototypes").mkdir(parents=True)
     (staged / "detector").mkdir()
     Image.fromarray(images[0]).save(staged / "prototypes" / "0.jpg")
+    labels = tuple(f"class {index}" for index in range(classes))
     networks = {}
     for served in tensors.NETWORKS:
         features, _ = measure(network, served, images[:2])
@@ -41,7 +42,7 @@ def write_synthetic(folder: Path, backbone: str, *, size: int = 224, classes: in
             calibration=np.zeros(CALIBRATION, np.float32),
             alpha=0.05,
         )
-        networks[served] = stage_network(network, served, detector, spec, images, images, staged)
+        networks[served] = stage_network(network, served, detector, spec, images, images, staged, labels)
     count = classes * network.config.prototypes_per_class
     prototypes = [
         PrototypeInfo(
@@ -57,7 +58,7 @@ def write_synthetic(folder: Path, backbone: str, *, size: int = 224, classes: in
     fields = {
         "schema": SCHEMA,
         "name": f"{backbone}-random",
-        "labels": tuple(f"class {index}" for index in range(classes)),
+        "labels": labels,
         "image": spec,
         "networks": networks,
         "prototypes": tuple(prototypes),
@@ -74,4 +75,5 @@ def _gaussians(features: np.ndarray, classes: int, rng: np.random.Generator) -> 
         center=features.mean(axis=0),
         means=rng.normal(size=(classes, depth)).astype(np.float32),
         shrinkage=0.0,
+        overall=np.eye(depth, dtype=np.float32),
     )

@@ -50,11 +50,15 @@ def show(
             difference = f"{network.parity[tensor.name]:.1e}" if tensor.name in network.parity else "not measured"
             table.add_row(name, tensor.name, tensor.dtype, shape, difference)
     console.print(table)
-    table = Table("network", "detector layers", "alpha", "calibration images")
+    table = Table("network", "detector layers", "alpha", "calibration", "images")
     for name, network in manifest.networks.items():
         detector = network.detector
         table.add_row(
-            name, escape(printable(" ".join(detector.layers))), f"{detector.alpha:g}", str(detector.calibration_n)
+            name,
+            escape(printable(" ".join(detector.layers))),
+            f"{detector.alpha:g}",
+            detector.calibration,
+            str(detector.calibration_n),
         )
     console.print(table)
 

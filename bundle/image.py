@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from bundle.errors import ImageError
+from bundle.errors import ImageError, first_line
 from bundle.files import open_regular
 
 # Pillow warns of large images and damaged metadata. Our own limits refuse the first, and the second do not matter.
@@ -39,6 +39,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)  # the turns that exchange width and height
 
 Box = tuple[float, float, float, float]
 
@@ -115,6 +116,17 @@ class ImageSpec:
             rgb = rgb.resize((self.width, self.height), Image.Resampling.BILINEAR)
         return np.array(rgb, dtype=np.uint8)
 
+    def place(
+        self, points: npt.NDArray[np.float64], size: tuple[int, int], box: Box | None = None
+    ) -> npt.NDArray[np.float64]:
+        """Points [n, 2] = (x, y) of an upright image of `size` = (width, height), where `decode` puts them: [n, 2].
+
+        Pixels of the image and of the tensor, both from the outer corner of the first: its middle is (0.5, 0.5).
+        """
+        left, top, right, bottom = (0, 0, *size) if box is None else _clip(box, size)
+        placed: npt.NDArray[np.float64] = (points - (left, top)) * (self.width, self.height)
+        return placed / (right - left, bottom - top)
+
     def _check_header(self, image: Image.Image) -> None:
         width, height = image.size
         if width * height > self.max_pixels:
@@ -126,6 +138,16 @@ class ImageSpec:
             raise ImageError(
                 "the image is animated or has several pages", hint="Send one frame as an image of its own."
             )
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file by its header, turned as its EXIF orientation says; raises ImageError."""
+    try:
+        with open_regular(path) as stream, Image.open(stream, formats=FORMATS) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) in SIDEWAYS else (width, height)
+    except Exception as problem:  # decoders raise whatever their library raises on damaged data
+        raise ImageError(f"{path}: the size of the image cannot be read ({first_line(problem)})") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

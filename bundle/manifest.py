@@ -25,6 +25,7 @@ MANIFEST = "manifest.json"
 AGAIN = "Fetch or export the bundle again."
 MAX_INTEGER = 2**63 - 1
 MAX_DEPTH = 32
+MARGINAL, PER_CLASS = "marginal", "per-class"
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,11 +45,15 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorInfo:
-    """What the detector inside a graph was made of. `alpha` is the default false-positive rate of `is_adversarial`."""
+    """What the detector inside a graph was made of. `alpha` is the default false-positive rate of `is_adversarial`,
+    over all images (`marginal`) or among those of each predicted class (`per-class`); no p-value is below
+    1 / (calibration_n + 1).
+    """
 
     file: str
     layers: tuple[str, ...]
     alpha: float
+    calibration: str
     calibration_n: int
 
     def __post_init__(self) -> None:
@@ -56,6 +61,8 @@ class DetectorInfo:
             raise ValueError("a detector needs at least one layer")
         if not 0.0 < self.alpha < 1.0:
             raise ValueError(f"alpha {self.alpha} is not between 0 and 1")
+        if self.calibration not in (MARGINAL, PER_CLASS):
+            raise ValueError(f"calibration {self.calibration[:80]!r} is neither {MARGINAL!r} nor {PER_CLASS!r}")
         if self.calibration_n < 1:
             raise ValueError("calibration_n is not positive")
 

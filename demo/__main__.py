@@ -89,7 +89,12 @@ def demo(
     write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
     _figure(answers[first], out / "demo.png")
     _print(report, console)
-    console.print(f"\nreport   {out / 'report.json'}\npicture  {out / 'demo.png'}", highlight=False, soft_wrap=True)
+    console.print(
+        f"\nfigures  {out / 'report.json'}\npicture  {out / 'demo.png'}\n"
+        f"report   {bundle_path / 'report' / 'report.html'}: gates, attackers who know the detector, limits",
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print(f"bundle   {bundle_path}   serve it: fieldmark serve {bundle_path}", highlight=False, soft_wrap=True)
 
 

@@ -1,14 +1,14 @@
-"""One Gaussian per class and one covariance for all of them, per layer: squared Mahalanobis distance (Lee et al. 2018)
+"""One Gaussian per class and one covariance for all of them, per layer: squared Mahalanobis distance (Lee et al. 2018);
+and one Gaussian of all images, for what is unusual whatever the class (Ren et al. 2021).
 
-n images, D feature channels, K classes. Fitted in float64, scored in float32 on whitened, centred features.
+n images, D feature channels, K classes. Fitted in float64 (detector.moments), scored in float32 on whitened, centred
+features.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
-from bundle.errors import DetectorError, MissingExtra
 
 Float32 = npt.NDArray[np.float32]
 
@@ -21,6 +21,7 @@ class ClassGaussians:
     center: Float32  # g, [D], the mean of all features; centring keeps float32 exact
     means: Float32  # m_k, [K, D], whitened class means
     shrinkage: float  # Ledoit-Wolf's share of the identity
+    overall: Float32  # [D, D], whitens features whose class is not known
 
     def squared_distances(self, features: npt.NDArray[np.floating]) -> Float32:
         """features : (n, D) -> squared Mahalanobis distance to every class, (n, K) float32.
@@ -33,43 +34,12 @@ class ClassGaussians:
         return squared
 
     def evidence(self, features: npt.NDArray[np.floating], predicted: npt.NDArray[np.integer]) -> Float32:
-        """Squared distance to the nearest class mean and to that of the predicted class : (n,), (n, 2) float32.
+        """Squared distance to the nearest class mean, to that of the predicted class : (n,), and to the mean of all
+        images, (n, 3) float32.
 
-        An attack that succeeds moves the answer further than the features: near one class, called another.
+        An attack that succeeds moves the answer further than the features: near one class, called another. The third
+        tells an unusual image from one that only its class makes unusual.
         """
         squared = self.squared_distances(features)
-        return np.stack([squared.min(axis=1), squared[np.arange(len(squared)), predicted]], axis=1)
-
-
-def fit_gaussians(features: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], *, layer: str) -> ClassGaussians:
-    """Class means and the Ledoit-Wolf covariance of the within-class residuals of features : (n, D), labels : (n,)."""
-    try:
-        from sklearn.covariance import ledoit_wolf
-    except ImportError as problem:
-        raise MissingExtra.named("training", "fitting a detector", problem) from None
-    x = np.asarray(features, dtype=np.float64)
-    if bad := int((~np.isfinite(x)).any(axis=1).sum()):
-        raise DetectorError(f"layer {layer}: {bad} of {len(x)} feature vectors are not finite", hint="Train again.")
-    classes = int(labels.max()) + 1
-    counts = np.bincount(labels, minlength=classes)
-    if (counts == 0).any():
-        raise DetectorError(f"layer {layer}: class {int(np.argmin(counts))} has no training image")
-    if len(x) <= classes:
-        raise DetectorError(f"layer {layer}: {len(x)} images of {classes} classes leave no spread within a class")
-    center = x.mean(axis=0)
-    means = np.zeros((classes, x.shape[1]))
-    np.add.at(means, labels, x)
-    means /= counts[:, None]
-    covariance, shrinkage = ledoit_wolf(x - means[labels], assume_centered=True)
-    try:
-        # A dead channel has no variance; Ledoit-Wolf lifts it unless every channel is dead.
-        factor = np.linalg.cholesky(covariance)
-    except np.linalg.LinAlgError:
-        raise DetectorError(f"layer {layer}: the features of a class do not vary", hint="Train again.") from None
-    whitening = np.linalg.solve(factor, np.eye(len(factor)))
-    return ClassGaussians(
-        whitening=whitening.astype(np.float32),
-        center=center.astype(np.float32),
-        means=((means - center) @ whitening.T).astype(np.float32),
-        shrinkage=float(shrinkage),
-    )
+        whole = np.square((features.astype(np.float32) - self.center) @ self.overall.T).sum(axis=1)
+        return np.stack([squared.min(axis=1), squared[np.arange(len(squared)), predicted], whole], axis=1)

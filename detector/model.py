@@ -1,9 +1,10 @@
 """The fitted detector: features -> squared distances per layer -> score -> p-value -> decision.
 
-Every layer gives two distances: to the nearest class mean (Lee et al. 2018) and to that of the predicted class.
+Every layer gives three distances: to the nearest class mean (Lee et al. 2018), to that of the predicted class, and to
+the mean of all images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -14,20 +15,21 @@ import numpy.typing as npt
 from bundle.errors import BundleCorrupt, DetectorError
 from bundle.files import atomic_file
 from detector.combination import Combination
-from detector.conformal import check_calibration_size, p_values
-from detector.gaussian import ClassGaussians, fit_gaussians
+from detector.conformal import check_calibration_size, check_class_sizes, p_values, p_values_per_class
+from detector.gaussian import ClassGaussians
 
 Features = Mapping[str, npt.NDArray[np.floating]]  # layer name -> (n, D_layer)
 Classes = npt.NDArray[np.integer]
 Float32 = npt.NDArray[np.float32]
-DISTANCES = ("nearest", "predicted")
+DISTANCES = ("nearest", "predicted", "overall")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detector:
-    """`calibration` : (n,) ascending scores of clean held-out images; `alpha` is the default decision.
+    """`calibration` : (n,) ascending scores of clean held-out images; `alpha` is the default decision. With
+    `calibration_classes` : (n,), the predicted classes of these images, p-values are per predicted class.
 
-    Layer scores are (n, 2 * layers), in the order of `columns`.
+    Layer scores are (n, 3 * layers), in the order of `columns`.
     """
 
     layers: tuple[str, ...]
@@ -35,6 +37,7 @@ class Detector:
     combination: Combination
     calibration: Float32
     alpha: float
+    calibration_classes: npt.NDArray[np.int64] | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -42,23 +45,42 @@ class Detector:
         return tuple(f"{layer}/{distance}" for layer in self.layers for distance in DISTANCES)
 
     def layer_scores(self, features: Features, predicted: Classes) -> Float32:
-        """Squared distances, (n, 2 * layers) float32; `predicted` : (n,) are the network's answers."""
+        """Squared distances, (n, 3 * layers) float32; `predicted` : (n,) are the network's answers."""
         return layer_scores(self.layers, self.gaussians, features, predicted)
 
     def score(self, features: Features, predicted: Classes) -> Float32:
         """Adversarial score, (n,) float32; higher is more suspicious."""
         return self.combination.score(self.layer_scores(features, predicted))
 
-    def p_values(self, scores: Float32) -> Float32:
-        """Conformal p-values of scores : (n,)."""
-        return p_values(scores, self.calibration)
+    @property
+    def calibration_n(self) -> int:
+        """Scores behind every p-value: all of them, or those of the class that has fewest."""
+        classes = self.calibration_classes
+        if classes is None:
+            return len(self.calibration)
+        return int(np.bincount(classes, minlength=len(self.gaussians[0].means)).min())
 
-    def calibrated(self, scores: Float32, alpha: float) -> "Detector":
-        """The same detector, calibrated on `scores` : (n,) of clean held-out images."""
+    def p_values(self, scores: Float32, predicted: Classes) -> Float32:
+        """Conformal p-values of scores : (n,) of images with the answers `predicted` : (n,)."""
+        if self.calibration_classes is None:
+            return p_values(scores, self.calibration)
+        return p_values_per_class(scores, predicted, self.calibration, self.calibration_classes)
+
+    def calibrated(self, scores: Float32, predicted: Classes, alpha: float, labels: Sequence[str]) -> "Detector":
+        """The same detector, calibrated on `scores` : (n,) of clean held-out images, answered with `predicted` : (n,).
+
+        `labels` are the names of all classes.
+        """
         check_calibration_size(len(scores), alpha)
         if not np.isfinite(scores).all():
             raise DetectorError(f"{int((~np.isfinite(scores)).sum())} calibration scores are not finite")
-        return replace(self, calibration=np.sort(scores.astype(np.float32)), alpha=alpha)
+        order = np.argsort(scores, kind="stable")
+        classes = None
+        if self.calibration_classes is not None:
+            check_class_sizes(predicted, alpha, labels)
+            classes = predicted[order].astype(np.int64)
+        calibration = scores[order].astype(np.float32)
+        return replace(self, calibration=calibration, calibration_classes=classes, alpha=alpha)
 
     def save(self, path: Path) -> None:
         """Write an .npz without pickled objects."""
@@ -69,11 +91,14 @@ class Detector:
             "calibration": self.calibration,
             "alpha": np.float64(self.alpha),
         }
+        if self.calibration_classes is not None:
+            arrays["calibration_classes"] = self.calibration_classes
         for layer, gaussians in zip(self.layers, self.gaussians, strict=True):
             arrays[f"{layer}/whitening"] = gaussians.whitening
             arrays[f"{layer}/center"] = gaussians.center
             arrays[f"{layer}/means"] = gaussians.means
             arrays[f"{layer}/shrinkage"] = np.float64(gaussians.shrinkage)
+            arrays[f"{layer}/overall"] = gaussians.overall
         with atomic_file(path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
 
@@ -91,12 +116,14 @@ class Detector:
                             center=arrays[f"{layer}/center"],
                             means=arrays[f"{layer}/means"],
                             shrinkage=float(arrays[f"{layer}/shrinkage"]),
+                            overall=arrays[f"{layer}/overall"],
                         )
                         for layer in layers
                     ),
                     combination=Combination(weights=arrays["weights"], bias=float(arrays["bias"])),
                     calibration=arrays["calibration"],
                     alpha=float(arrays["alpha"]),
+                    calibration_classes=arrays.get("calibration_classes"),
                 )
         except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, BadZipFile) as problem:
             raise BundleCorrupt(f"{path} is not a detector ({problem})", hint="Export the bundle again.") from None
@@ -105,11 +132,6 @@ class Detector:
 def layer_scores(
     layers: tuple[str, ...], gaussians: tuple[ClassGaussians, ...], features: Features, predicted: Classes
 ) -> Float32:
-    """(n, 2 * layers) squared distances: nearest and predicted class, layer by layer."""
-    pairs = [fitted.evidence(features[layer], predicted) for layer, fitted in zip(layers, gaussians, strict=True)]
-    return np.concatenate(pairs, axis=1)
-
-
-def fit_layers(features: Features, labels: npt.NDArray[np.integer]) -> dict[str, ClassGaussians]:
-    """Class Gaussians of every layer, fitted on training features."""
-    return {layer: fit_gaussians(values, labels, layer=layer) for layer, values in features.items()}
+    """(n, 3 * layers) squared distances: nearest class, predicted class and overall, layer by layer."""
+    found = [fitted.evidence(features[layer], predicted) for layer, fitted in zip(layers, gaussians, strict=True)]
+    return np.concatenate(found, axis=1)

@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +15,48 @@ from bundle.errors import CheckpointError, OptionError
 from bundle.files import check_free, sha256_of
 from bundle.folder import Bundle, write_bundle
 from bundle.image import ImageSpec
-from bundle.manifest import MANIFEST, SCHEMA, DetectorInfo, NetworkInfo, PrototypeInfo
+from bundle.manifest import MANIFEST, MARGINAL, PER_CLASS, SCHEMA, DetectorInfo, NetworkInfo, PrototypeInfo
 from bundle.records import to_plain
 from bundle.tensors import DTYPES, TensorSpec
 from detector.conformal import check_calibration_size
 from detector.model import Detector
-from export.fitting import Images, Labels, fit_detector
 from export.graph import GraphSession, set_calibration, to_onnx
 from export.parity import prove
 from export.served import ServedNetwork
-from training.adversaries import check_attacks, run_dataset, spread
+from robustness.fitting import DetectorSettings, Images, Lessons, Parts, fit_detector
+from robustness.measure import Suite
+from robustness.report import headlines, make_report
+from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset
 from training.data import Sample, check_outside
-from training.data.loading import images_array
 from training.networks import Network
 from training.run import PrototypeSource, Run, RunRecord, image_spec
 
 PARITY_IMAGES = 7
-VALIDATION_IMAGES = 300
-CELLS = 1  # a prototype's box reaches this many feature-map cells beyond its own
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportSettings:
-    """`attacks` teach the detector's combination; `alpha` is the default false-positive rate of `is_adversarial`."""
-
-    attacks: tuple[str, ...] = ("fgsm-8", "pgd10-2", "pgd10-8")
-    alpha: float = 0.05
-    seed: int = 0
+REPORT = "report"  # the bundle's folder for it
 
 
 def export_run(
-    run_path: Path, out: Path, settings: ExportSettings, console: Console, *, data: Path | None, replace: bool
+    run_path: Path,
+    out: Path,
+    settings: DetectorSettings,
+    console: Console,
+    *,
+    data: Path | None,
+    replace: bool,
+    suite: Suite | None = None,
 ) -> Bundle:
-    """Fit the detectors, export both graphs, calibrate them on their own outputs, prove parity, write the bundle."""
+    """Fit the detectors, export both graphs, calibrate them on their own outputs, prove parity, measure the report of
+    `suite` if there is one, write the bundle.
+    """
     run = Run(run_path)
     check_free(out, replace=replace, marker=MANIFEST)  # before work that takes minutes
     record, network = run.load_network()
     check_attacks(settings.attacks, {}, network)
+    if idle := {CLEAN, NOISE} & set(settings.attacks):
+        raise OptionError(
+            f"{idle.pop()!r} is no attack that a detector could learn from",
+            hint="Leave it out, or learn from clean images alone: --attacks none.",
+        )
     if unserved := set(network.config.heads) - set(tensors.NETWORKS):
         raise OptionError(
             f"{run_path} is a substitute to attack from, with the head {unserved.pop()!r}; it is not served",
@@ -63,16 +67,30 @@ def export_run(
     check_outside(dataset, out)
     check_calibration_size(len(dataset.parts["calibration"]), settings.alpha)
     spec = image_spec(record.config)
-    # The combination has few parameters: a few hundred attacked images teach it as much as thousands.
-    used = {**dataset.parts, "validation": spread(dataset.parts["validation"], VALIDATION_IMAGES)}
-    parts = {name: images_array(used[name], spec) for name in ("train", "validation", "calibration")}
+    parts = Parts.of(dataset, spec)
     by_key = {sample.key: sample for sample in dataset.parts["train"]}
     with tempfile.TemporaryDirectory(prefix="fieldmark-export-") as folder:
         staged = Path(folder)
-        networks = {
-            served: _export_network(network, served, spec, parts, settings, staged, console)
+        found = {
+            served: _export_network(network, served, parts, settings, staged, record.labels, console)
             for served in network.config.heads
         }
+        if suite is not None:
+            report = make_report(
+                run,
+                record,
+                network,
+                {served: Detector.load(staged / info.detector.file) for served, (info, _) in found.items()},
+                dataset,
+                suite,
+                lessons={served: lessons for served, (_, lessons) in found.items()},
+                sources={},
+                seed=settings.seed,
+            )
+            (staged / REPORT).mkdir()
+            report.write(staged / REPORT)
+            for line in headlines(report.document):
+                console.print(f"report, {line}", highlight=False, soft_wrap=True)
         sources = run.read_prototypes() if network.prototype_head is not None else []
         prototypes = _prototype_files(sources, by_key, spec, network, staged)
         return write_bundle(
@@ -83,7 +101,7 @@ def export_run(
                 "name": record.dataset.name,
                 "labels": record.labels,
                 "image": spec,
-                "networks": networks,
+                "networks": {served: info for served, (info, _) in found.items()},
                 "prototypes": prototypes,
                 "training": _provenance(record, run_path, settings),
             },
@@ -94,28 +112,19 @@ def export_run(
 def _export_network(
     network: Network,
     served: str,
-    spec: ImageSpec,
-    parts: dict[str, tuple[Images, Labels]],
-    settings: ExportSettings,
+    parts: Parts,
+    settings: DetectorSettings,
     staged: Path,
+    labels: tuple[str, ...],
     console: Console,
-) -> NetworkInfo:
+) -> tuple[NetworkInfo, Lessons]:
     talk = Console(stderr=True)  # standard output is for results
     with talk.status(f"{served}: fitting the detector"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        detector = fit_detector(
-            network.to(device),
-            served,
-            train=parts["train"],
-            validation=parts["validation"],
-            attacks=settings.attacks,
-            calibration_n=len(parts["calibration"][0]),
-            alpha=settings.alpha,
-            seed=settings.seed,
-        )
+        detector, lessons = fit_detector(network.to(device), served, parts, settings)
     with talk.status(f"{served}: writing, calibrating and proving the ONNX graph"):
         info = stage_network(
-            network.cpu(), served, detector, spec, parts["calibration"][0], parts["validation"][0], staged
+            network.cpu(), served, detector, parts.spec, parts.calibration[0], parts.validation[0], staged, labels
         )
     worst = max(value for name, value in info.parity.items() if DTYPES[name] == "FP32")
     console.print(
@@ -124,7 +133,7 @@ def _export_network(
         highlight=False,
         soft_wrap=True,
     )
-    return info
+    return info, lessons
 
 
 def stage_network(
@@ -135,14 +144,16 @@ def stage_network(
     calibration: Images,
     examples: Images,
     staged: Path,
+    labels: tuple[str, ...],
 ) -> NetworkInfo:
     """Write graph and detector into `staged`: calibrated on the graph's own scores of `calibration` : (n, H, W, 3), and
     proved equal to PyTorch on `examples` : (m, H, W, 3). `detector` brings n calibration scores of any value.
     """
     module = ServedNetwork(network, served, detector)
     model = to_onnx(module, served, spec)
-    detector = detector.calibrated(GraphSession(model).scores(calibration), detector.alpha)
-    set_calibration(model, module, detector.calibration)
+    scores, predicted = GraphSession(model).scores(calibration)
+    detector = detector.calibrated(scores, predicted, detector.alpha, labels)
+    set_calibration(model, module, detector)
     session = GraphSession(model)
     parity = prove(module, session, served, examples[:PARITY_IMAGES])
     answer = session.run(examples[:1])
@@ -161,7 +172,8 @@ def stage_network(
             file=detector_file,
             layers=detector.columns,
             alpha=detector.alpha,
-            calibration_n=len(detector.calibration),
+            calibration=MARGINAL if detector.calibration_classes is None else PER_CLASS,
+            calibration_n=detector.calibration_n,
         ),
         parity=parity,
     )
@@ -172,7 +184,6 @@ def _prototype_files(
 ) -> tuple[PrototypeInfo, ...]:
     """Save each source image once, at the network's input size, and the box of the patch in it."""
     stride = network.backbone.stride
-    limit = (spec.width, spec.height)
     folder = staged / "prototypes"
     folder.mkdir()
     files: dict[str, str] = {}
@@ -186,11 +197,6 @@ def _prototype_files(
             Image.fromarray(spec.read(sample.path, sample.box)).save(
                 staged / files[source.source], quality=92, subsampling=0
             )
-        low = [max(0, (cell - CELLS) * stride) for cell in (source.column, source.row)]
-        high = [
-            min(edge, (cell + 1 + CELLS) * stride)
-            for cell, edge in zip((source.column, source.row), limit, strict=True)
-        ]
         infos.append(
             PrototypeInfo(
                 label=source.label,
@@ -198,13 +204,13 @@ def _prototype_files(
                 image=files[source.source],
                 row=source.row,
                 column=source.column,
-                box=(*low, *high),
+                box=source.box(stride, spec),
             )
         )
     return tuple(infos)
 
 
-def _provenance(record: RunRecord, run_path: Path, settings: ExportSettings) -> dict[str, Any]:
+def _provenance(record: RunRecord, run_path: Path, settings: DetectorSettings) -> dict[str, Any]:
     results = {key: value for key, value in record.results.items() if key != "history"}
     config = json.loads(json.dumps(to_plain(record.config)))
     return {

@@ -10,8 +10,11 @@ import typer
 from rich.console import Console
 
 from bundle.errors import MissingExtra, OptionError
+from bundle.manifest import MARGINAL, PER_CLASS
 
-LATE = ("onnxruntime", "onnxscript", "sklearn")  # not used before minutes of work: missed now or not at all
+LATE = ("onnxruntime", "onnxscript")  # not used before minutes of work: missed now or not at all
+NONE = "none"
+REPORTS = ("quick", "full", NONE)
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -26,9 +29,16 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     data: Annotated[Path | None, typer.Option(help="The dataset, if it has moved since training.")] = None,
     alpha: Annotated[float, typer.Option(help="Default false-positive rate of is_adversarial.")] = 0.05,
-    attacks: Annotated[str, typer.Option(help="Attacks the detector's combination learns from.")] = (
-        "fgsm-8,pgd10-2,pgd10-8"
-    ),
+    attacks: Annotated[
+        str, typer.Option(help="Attacks that the detector learns from; with 'none', it learns from clean images alone.")
+    ] = "fgsm-8,pgd10-2,pgd10-8",
+    calibration: Annotated[
+        str,
+        typer.Option(help="Whether alpha holds on the whole ('marginal') or in every predicted class ('per-class')."),
+    ] = MARGINAL,
+    report: Annotated[
+        str, typer.Option(help="Robustness report inside the bundle: 'quick' (minutes), 'full' (hours) or 'none'.")
+    ] = "quick",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of noise and random starts.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
@@ -36,7 +46,9 @@ def export(
     """Write both networks as ONNX graphs with preprocessing and detector inside, proved equal to PyTorch."""
     try:
         from bundle.folder import describe
-        from export.bundling import ExportSettings, export_run
+        from export.bundling import export_run
+        from robustness.fitting import DetectorSettings
+        from robustness.measure import SUITES
 
         for library in LATE:
             importlib.import_module(library)
@@ -48,10 +60,17 @@ def export(
         raise OptionError(f"{out} exists already", hint="Choose another --out, or pass --force to replace it.")
     names = tuple(dict.fromkeys(name.strip() for name in attacks.split(",") if name.strip()))
     if not names:
-        raise OptionError("--attacks names nothing", hint="The detector learns from some, such as: fgsm-8,pgd10-8")
-    settings = ExportSettings(attacks=names, alpha=alpha, seed=seed)
+        raise OptionError("--attacks names nothing", hint="Name some, such as fgsm-8,pgd10-8, or say: --attacks none")
+    if NONE in names and len(names) > 1:
+        raise OptionError(f"--attacks names {NONE!r} beside {names[names[0] == NONE]!r}", hint="Choose one of both.")
+    if calibration not in (MARGINAL, PER_CLASS):
+        raise OptionError(f"unknown calibration {calibration!r}", hint=f"Choose from: {MARGINAL}, {PER_CLASS}.")
+    if report not in REPORTS:
+        raise OptionError(f"unknown report {report!r}", hint=f"Choose one of: {', '.join(REPORTS)}.")
+    suite = None if report == NONE else SUITES[report]
+    settings = DetectorSettings(attacks=() if NONE in names else names, alpha=alpha, calibration=calibration, seed=seed)
     console, started = Console(stderr=json), time.perf_counter()
-    bundle = export_run(run, out, settings, console, data=data, replace=force)
+    bundle = export_run(run, out, settings, console, data=data, replace=force, suite=suite)
     if json:
         sys.stdout.write(describe(bundle) + "\n")
         return

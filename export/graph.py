@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from bundle import tensors
 from bundle.errors import ExportError, first_line
 from bundle.image import ImageSpec
+from detector.model import Detector
 from export.served import ServedNetwork
 
 OPSET = 18
@@ -55,18 +56,22 @@ def to_onnx(module: ServedNetwork, served: str, spec: ImageSpec) -> onnx.ModelPr
     return model
 
 
-def set_calibration(model: onnx.ModelProto, module: ServedNetwork, scores: npt.NDArray[np.float32]) -> None:
-    """Put calibration scores : (n,) into the graph and the module. Recalibrating changes this one initializer.
+def set_calibration(model: onnx.ModelProto, module: ServedNetwork, detector: Detector) -> None:
+    """Put the n calibration scores, and their classes where p-values are per class, into the graph and the module.
+    Recalibrating changes these initializers alone.
 
-    n is the graph's own: its p-value divides by n + 1.
+    n is the graph's own: a marginal p-value divides by n + 1.
     """
-    value = scores[None, :].astype(np.float32)
-    for initializer in model.graph.initializer:
-        if initializer.name == "calibration" and tuple(initializer.dims) == value.shape:
-            initializer.CopyFrom(numpy_helper.from_array(value, "calibration"))
-            module.calibration = torch.from_numpy(value)
-            return
-    raise ExportError(f"the exported graph has no initializer 'calibration' of shape {value.shape}")
+    values = {"calibration": detector.calibration, "calibration_classes": detector.calibration_classes}
+    initializers = {initializer.name: initializer for initializer in model.graph.initializer}
+    for name, scores in values.items():
+        if scores is None:
+            continue
+        value = scores[None, :]
+        if name not in initializers or tuple(initializers[name].dims) != value.shape:
+            raise ExportError(f"the exported graph has no initializer {name!r} of shape {value.shape}")
+        initializers[name].CopyFrom(numpy_helper.from_array(value, name))
+        setattr(module, name, torch.from_numpy(value))
 
 
 class GraphSession:
@@ -88,12 +93,11 @@ class GraphSession:
         """images : (n, H, W, 3) uint8 as one batch -> every output by name."""
         return dict(zip(self._names, self._session.run(None, {tensors.IMAGE: images}), strict=True))
 
-    def scores(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """instance_score of any number of images, in batches: (n,)."""
-        parts = [
-            self.run(images[start : start + BATCH])[tensors.INSTANCE_SCORE] for start in range(0, len(images), BATCH)
-        ]
-        return np.concatenate(parts)
+    def scores(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """instance_score and predicted class of any number of images, in batches: (n,) each."""
+        parts = [self.run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+        scores = np.concatenate([part[tensors.INSTANCE_SCORE] for part in parts])
+        return scores, np.concatenate([part[tensors.PROBABILITIES].argmax(1) for part in parts])
 
 
 @contextlib.contextmanager

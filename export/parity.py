@@ -62,7 +62,11 @@ def _allowed(name: str, expected: dict[str, torch.Tensor], module: ServedNetwork
     score = expected[tensors.INSTANCE_SCORE].numpy()[:, None]
     atol, rtol = TOLERANCES[tensors.INSTANCE_SCORE]
     close = np.abs(module.calibration.numpy() - score) <= atol + rtol * np.abs(score)
-    steps = close.sum(1) / (module.calibration.shape[1] + 1)
+    own = np.ones_like(close)
+    if module.calibration_classes is not None:
+        predicted = expected[tensors.PROBABILITIES].numpy().argmax(1)
+        own = module.calibration_classes.numpy() == predicted[:, None]
+    steps = (close & own).sum(1) / (own.sum(1) + 1)
     if name == tensors.P_VALUE:
         return np.asarray(steps + 1e-6, dtype=np.float64)
     near_alpha = np.abs(expected[tensors.P_VALUE].numpy() - module.alpha) <= steps + 1e-6

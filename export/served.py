@@ -7,37 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from bundle import tensors
-from detector.combination import FLOOR
-from detector.model import DISTANCES, Detector
+from detector.model import Detector
+from robustness.scoring import Scoring
 from training.networks import Forward, Network, detector_features, read_heads
 
 PROTOTYPES_SHOWN = 5
-
-
-class Gaussians(nn.Module):
-    """Squared Mahalanobis distances: detector.gaussian.ClassGaussians.evidence in as few operators as it takes, since a
-    small network's time goes into operators. ||z - m_k||^2 = ||z||^2 + (||m_k||^2 - 2 z.m_k), the bracket as one Gemm.
-    """
-
-    whitening: Tensor
-    center: Tensor
-    slopes: Tensor
-    norms: Tensor
-
-    def __init__(self, whitening: Tensor, center: Tensor, means: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("whitening", whitening.T.contiguous())  # [D, D]
-        self.register_buffer("center", center)  # [D]
-        self.register_buffer("slopes", (-2 * means.T).contiguous())  # [D, K]
-        self.register_buffer("norms", means.square().sum(1))  # [K]
-
-    def forward(self, features: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, D] and the predicted classes [N, 1] -> ||z||^2 and the bracket of the nearest and of the predicted class,
-        [N, 1] each.
-        """
-        z = (features - self.center) @ self.whitening
-        brackets = torch.addmm(self.norms, z, self.slopes)
-        return (z * z).sum(1, keepdim=True), brackets.amin(1, keepdim=True), brackets.gather(1, predicted)
 
 
 class ServedNetwork(nn.Module):
@@ -45,28 +19,26 @@ class ServedNetwork(nn.Module):
 
     scale: Tensor
     shift: Tensor
-    weights: Tensor
-    bias: Tensor
-    calibration: Tensor
+    calibration: Tensor  # [1, n]
+    calibration_classes: Tensor | None  # [1, n], for p-values per predicted class
 
     def __init__(self, network: Network, served: str, detector: Detector) -> None:
         super().__init__()
         self.served = served
         self.backbone, self.attention_head = network.backbone, network.attention_head
         self.prototype_head = network.prototype_head if served == tensors.FULL else None
-        self.layers, self.alpha = detector.layers, detector.alpha
+        self.alpha = detector.alpha
         prototypes = 0 if self.prototype_head is None else len(self.prototype_head.prototypes)
         self.shown = min(PROTOTYPES_SHOWN, prototypes)
         # The image stays in 0..255 until here: (x / 255 - mean) / std as one multiply and one add.
         self.register_buffer("scale", 1 / (255 * network.std))
         self.register_buffer("shift", -network.mean / network.std)
-        self.gaussians = nn.ModuleList(
-            Gaussians(*(torch.from_numpy(array) for array in (fitted.whitening, fitted.center, fitted.means)))
-            for fitted in detector.gaussians
-        )
-        self.register_buffer("weights", torch.from_numpy(detector.combination.weights)[:, None])
-        self.register_buffer("bias", torch.tensor(detector.combination.bias, dtype=torch.float32))
+        self.scoring = Scoring(detector)
         self.register_buffer("calibration", torch.from_numpy(detector.calibration)[None, :].clone())
+        classes = detector.calibration_classes
+        self.register_buffer(
+            "calibration_classes", None if classes is None else torch.from_numpy(classes)[None, :].clone()
+        )
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """image : uint8 [N, H, W, 3], RGB."""
@@ -77,12 +49,13 @@ class ServedNetwork(nn.Module):
             strongest = forward.similarities.topk(self.shown, dim=1)
             explanation = (strongest.indices, strongest.values)
         predicted = logits.argmax(1, keepdim=True)
-        found = [fit(features[layer], predicted) for layer, fit in zip(self.layers, self.gaussians, strict=True)]
-        norms = torch.cat([norm for norm, _, _ in found for _ in DISTANCES], dim=1)
-        layer_scores = (norms + torch.cat([bracket for _, *pair in found for bracket in pair], dim=1)).clamp_min(0)
-        score = (torch.log(layer_scores + FLOOR) @ self.weights).squeeze(1) + self.bias
-        at_least = (self.calibration >= score[:, None]).to(torch.float32).sum(1)
-        p_value = (1 + at_least) / (self.calibration.shape[1] + 1)
+        layer_scores, score = self.scoring(features, predicted)
+        at_least = self.calibration >= score[:, None]
+        if self.calibration_classes is None:
+            p_value = (1 + at_least.to(torch.float32).sum(1)) / (self.calibration.shape[1] + 1)
+        else:  # the class as a client reads it, and as the calibration images were counted
+            own = self.calibration_classes == logits.softmax(1).argmax(1, keepdim=True)
+            p_value = (1 + (at_least & own).to(torch.float32).sum(1)) / (own.to(torch.float32).sum(1) + 1)
         attention = forward.attention
         if attention is None:  # a network without attention looks everywhere alike
             attention = torch.ones_like(forward.stages[-1][:, 0])

@@ -1,4 +1,4 @@
-"""`fieldmark serve`, `fieldmark classify`, and `fieldmark score` from its own file."""
+"""`fieldmark serve`, `fieldmark classify`; `fieldmark score` and `fieldmark drift` from files of their own."""
 
 import contextlib
 import json as jsonlib
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from bundle import Bundle
 from bundle.errors import OptionError
+from serving.drift_cli import drift
 from serving.score_cli import readable, score
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(score)
+app.command()(drift)
 
 WATCH_SECONDS = 0.25
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port.")]

@@ -129,19 +129,38 @@ class ScoreFolder:
                 os.unlink(entry.path)
 
 
-def read_scores(out: Path) -> Any:
-    """The finished shards of a score folder as one pyarrow.Table, in the source's order; see the table above."""
+def read_scores(out: Path, columns: Sequence[str] | None = None) -> Any:
+    """The finished shards of a score folder as one pyarrow.Table, in the source's order; see the table above.
+
+    `columns` are some of that table's. A shard that is not what the state says, or not of its job, is refused.
+    """
     state = read_state(out)
+    whole = schema(state.job)
+    wanted = whole if columns is None else arrow().schema([whole.field(name) for name in columns])
     tables = []
-    for index in range(len(state.shards)):
+    for index, record in enumerate(state.shards):
         path = out / part_name(index)
         try:
-            tables.append(arrow().parquet.ParquetFile(path).read())
-        except (OSError, arrow().ArrowException) as problem:
+            with arrow().parquet.ParquetFile(path) as file:
+                _check_shard(file, record, whole)
+                tables.append(file.read(wanted.names).cast(wanted))
+        except (OSError, ValueError, arrow().ArrowException) as problem:
             raise ScoringError(
                 f"{path} cannot be read ({problem})", hint="Delete it and run the same command again to score it anew."
             ) from None
-    return arrow().concat_tables(tables) if tables else schema(state.job).empty_table()
+    return arrow().concat_tables(tables) if tables else wanted.empty_table()
+
+
+def _check_shard(file: Any, record: ShardRecord, expected: Any) -> None:
+    """Raise ValueError where a shard has other rows or columns, or comes from another job, than the state says."""
+    if file.metadata.num_rows != record.rows:
+        raise ValueError(f"it holds {file.metadata.num_rows:,} rows, and {STATE} says {record.rows:,}")
+    if missing := set(expected.names) - set(file.schema_arrow.names):
+        raise ValueError(f"it has no column {min(missing)!r}")
+    found = file.schema_arrow.metadata or {}
+    for name in (b"fieldmark.bundle_id", b"fieldmark.network", b"fieldmark.alpha"):
+        if found.get(name) != expected.metadata[name]:
+            raise ValueError(f"its {name.decode()} is not that of {STATE}: it is of another job")
 
 
 def to_table(rows: Sequence[tuple[SourceFile, Answer]], job: Job) -> Any:
@@ -216,9 +235,10 @@ def part_name(index: int) -> str:
 
 @functools.cache
 def arrow() -> Any:
-    """The pyarrow module with its Parquet part; raises MissingExtra."""
+    """The pyarrow module with its Parquet and compute parts; raises MissingExtra."""
     try:
         import pyarrow
+        import pyarrow.compute
         import pyarrow.parquet
     except ImportError as problem:
         raise MissingExtra.named("scoring", "offline scoring", problem) from None

@@ -144,7 +144,13 @@ def _stage_network(staged: Path, network: str, alpha: float) -> NetworkInfo:
         model=f"{network}/model.onnx",
         inputs=(TensorSpec(name=tensors.IMAGE, dtype="UINT8", shape=(SIZE, SIZE, 3)),),
         outputs=outputs,
-        detector=DetectorInfo(file=f"detector/{network}.npz", layers=LAYERS, alpha=alpha, calibration_n=CALIBRATION),
+        detector=DetectorInfo(
+            file=f"detector/{network}.npz",
+            layers=LAYERS,
+            alpha=alpha,
+            calibration="marginal",
+            calibration_n=CALIBRATION,
+        ),
         parity=dict.fromkeys(names, 0.0),
     )
 

@@ -36,9 +36,12 @@ class Wall:
 
 WALLS = {
     "bundle": Wall(never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
-    "detector": Wall(rooms={"bundle"}, never=TORCH | GRAPHS | CALLS, not_at_import=FITTING),
+    "detector": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
     "training": Wall(rooms={"bundle"}, never=CALLS | GRAPHS),
-    "export": Wall(rooms={"bundle", "detector", "training"}, never={"grpc", "tritonclient", "pytriton", "pyarrow"}),
+    "robustness": Wall(rooms={"bundle", "detector", "training"}, never=CALLS | GRAPHS, not_at_import=DRAWING),
+    "export": Wall(
+        rooms={"bundle", "detector", "training", "robustness"}, never={"grpc", "tritonclient", "pytriton", "pyarrow"}
+    ),
     "serving": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS, not_at_import=DRAWING),
     "fieldmark": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
 }

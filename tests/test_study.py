@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from benchmarks import page, study
 from bundle.errors import OptionError
+from robustness.accuracy import wilson
 from training.backbones import BACKBONES
 from training.config import preset
-from training.evaluation import wilson
 from training.networks import HEADS
 
 

@@ -32,6 +32,7 @@ from training.data.loading import ImageParts, Share, image_loader, load_part
 from training.hardening import ROBUST, WATCHED, Hardening
 from training.losses import Objective
 from training.networks import Network
+from training.optimiser import parameter_groups, rate_factor
 from training.parallel import Devices, gathered, in_parallel, share_statistics
 from training.projection import fit_last_layer, project
 from training.run import SCHEMA, DatasetRecord, Run, RunRecord, image_spec, network_config
@@ -121,7 +122,7 @@ class Trainer:
             objective.gather = gathered
         self.network.to(memory_format=torch.channels_last)
         self.learner = Learner(self.network, objective)
-        self.optimizer = torch.optim.Adam(self._parameter_groups())
+        self.optimizer = torch.optim.Adam(parameter_groups(self.network, objective, config))
         self.model, self.fabric_optimizer = self.fabric.setup(self.learner, self.optimizer)
         self.average = None
         if config.ema:
@@ -329,32 +330,8 @@ class Trainer:
         torch.manual_seed(seed)
         return torch.Generator().manual_seed(seed)
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Everything but the last layer of prototypes, which keeps +1 / -0.5 until they are projected."""
-        config, head = self.config, self.network.prototype_head
-        free = [] if head is None else [head.prototypes]  # no weight decay on points of feature space
-        free += [] if self.learner.objective.centers is None else [self.learner.objective.centers]
-        apart = {id(each) for each in (*free, *([] if head is None else head.classifier.parameters()))}
-        backbone = list(self.network.backbone.parameters())
-        apart |= {id(each) for each in backbone}
-        heads = [each for each in self.network.parameters() if id(each) not in apart]
-        groups: list[dict[str, Any]] = [
-            {"params": backbone, "base": config.learning_rate_backbone, "weight_decay": config.weight_decay},
-            {"params": heads, "base": config.learning_rate_heads, "weight_decay": config.weight_decay},
-            {"params": free, "base": config.learning_rate_heads, "weight_decay": 0.0},
-        ]
-        return [{**group, "lr": group["base"]} for group in groups if group["params"]]
-
     def _set_rates(self, step: int) -> None:
-        """Learning rates are a pure function of the step, so there is no scheduler state to lose."""
-        if self.config.schedule == "cosine":
-            total = self.config.epochs * self.steps_per_epoch
-            warm = max(1, total // 10)
-            factor = (
-                (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
-            )
-        else:
-            factor = 0.1 ** (step // (10 * self.steps_per_epoch))
+        factor = rate_factor(self.config, step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * factor
 

@@ -103,16 +103,18 @@ class PrototypeHead(nn.Module):
         norms = prototypes.square().sum(dim=1)[None, :, None, None]
         return (local.square().sum(dim=1, keepdim=True) - 2 * cross + norms).clamp_min(0)
 
+    def similarity(self, distances: Tensor, attention: Tensor | None) -> Tensor:
+        """log((d + 1) / (d + gamma)), gated by A [B, h, w] if there is one: where prototypes fire, [B, m, h, w]."""
+        maps = torch.log((distances + 1) / (distances + self.gamma))
+        return maps if attention is None else maps * attention[:, None]
+
     def forward(self, features: Tensor, attention: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """[B, C, h, w], A [B, h, w] or none -> local [B, D, h, w], distances [B, m, h, w], similarities [B, m], logits
         [B, K].
         """
         local = self.add_on(features)
         distances = self.distances(local)
-        maps = torch.log((distances + 1) / (distances + self.gamma))
-        if attention is not None:
-            maps = maps * attention[:, None]
-        similarities = maps.amax(dim=(2, 3))
+        similarities = self.similarity(distances, attention).amax(dim=(2, 3))
         return local, distances, similarities, self.classifier(similarities)
 
 

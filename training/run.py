@@ -56,6 +56,9 @@ class RunRecord:
     results: dict[str, Any] = field(default_factory=dict)
 
 
+CELLS = 1  # a prototype's box reaches this many feature-map cells beyond its own
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrototypeSource:
     """The training patch that a prototype equals after projection: cell (row, column) of the feature map."""
@@ -64,6 +67,15 @@ class PrototypeSource:
     source: str  # key of the training image
     row: int
     column: int
+
+    def box(self, stride: int, spec: ImageSpec) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom of the patch in the image's pixels: its cell and the ones next to it."""
+        low = [max(0, (cell - CELLS) * stride) for cell in (self.column, self.row)]
+        high = [
+            min(edge, (cell + 1 + CELLS) * stride)
+            for cell, edge in zip((self.column, self.row), (spec.width, spec.height), strict=True)
+        ]
+        return low[0], low[1], high[0], high[1]
 
 
 class Run:

@@ -8,7 +8,8 @@ from bundle.manifest import SCHEMA, DetectorInfo, NetworkInfo, PrototypeInfo
 from bundle.tensors import TensorSpec
 
 # Schema 1: sha256 of tests/bundle/golden/manifest.json. A change here breaks every bundle that is out in the world.
-BUNDLE_ID = "bd8cb977ec428ff2478c078b5b9d194154b3d946366b3e5c060082fe02c0d076"
+BUNDLE_ID = "46ab9186cb5bc5951a31dec2a40c22f83c8905fe63459d8871246fad996505e5"
+CALIBRATIONS = {tensors.FULL: "per-class", tensors.ATTENTION_ONLY: "marginal"}
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = {
     tensors.PROBABILITIES: (3,),
@@ -68,7 +69,9 @@ def network(name: str) -> NetworkInfo:
 
 
 def detector(name: str, layers: tuple[str, ...]) -> DetectorInfo:
-    return DetectorInfo(file=f"detector/{name}.npz", layers=layers, alpha=0.05, calibration_n=1000)
+    return DetectorInfo(
+        file=f"detector/{name}.npz", layers=layers, alpha=0.05, calibration=CALIBRATIONS[name], calibration_n=1000
+    )
 
 
 def stage(folder: Path) -> Path:

@@ -160,6 +160,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda d: full(d)["detector"]["layers"].append("layer5"),
         r"full.layer_scores: expected the shape \[3\]",
     ),
+    "unknown calibration": (
+        lambda d: full(d)["detector"].update(calibration="per class"),
+        "calibration 'per class' is neither 'marginal' nor 'per-class'",
+    ),
     "no calibration": (lambda d: full(d)["detector"].update(calibration_n=0), "calibration_n is not positive"),
     "no networks": (lambda d: d.update(networks={}), "no networks"),
     "unknown network": (lambda d: d["networks"].update(third=full(d)), "unknown network 'third'"),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.errors import DetectorError
-from detector.conformal import check_calibration_size, p_values
+from detector.conformal import check_calibration_size, p_values, p_values_per_class
 
 scores = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60)
 
@@ -41,6 +41,39 @@ def test_coverage_is_alpha_by_simulation(alpha, n):
     error = np.std(flagged) / np.sqrt(len(flagged))
     assert abs(np.mean(flagged) - exact) < 4 * error
     assert np.mean(flagged) < alpha + 4 * error
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+@pytest.mark.parametrize("step", [None, 0.5])
+def test_coverage_in_every_class_by_simulation(alpha, step):
+    """Three classes of other scores, the last one rare; with `step`, scores are rounded to it: many ties."""
+    rng = np.random.default_rng(11)
+    share, location, scale = [0.6, 0.3, 0.1], np.array([0.0, 2.0, -1.0]), np.array([1.0, 0.3, 3.0])
+
+    def draw(n):
+        classes = rng.choice(3, size=n, p=share)
+        scores = rng.gumbel(location[classes], scale[classes])
+        return (scores if step is None else np.round(scores / step) * step).astype(np.float32), classes
+
+    per_class, marginal = ([[] for _ in range(3)] for _ in range(2))
+    for _ in range(600):
+        (calibration, own), (queries, predicted) = draw(400), draw(100)
+        order = np.argsort(calibration)
+        mine = p_values_per_class(queries, predicted, calibration[order], own[order]) <= np.float32(alpha)
+        pooled = p_values(queries, calibration[order]) <= np.float32(alpha)
+        for k in range(3):
+            per_class[k].append(mine[predicted == k].mean())
+            marginal[k].append(pooled[predicted == k].mean())
+    for flagged in per_class:  # P(p <= alpha) <= alpha, in each class, and close to it where scores are continuous
+        error = np.nanstd(flagged) / np.sqrt(len(flagged))
+        assert np.nanmean(flagged) < alpha + 4 * error
+        assert step is not None or np.nanmean(flagged) > 0.7 * alpha
+    assert max(np.nanmean(flagged) for flagged in marginal) > 1.2 * alpha  # what a rate on the whole does not promise
+
+
+def test_a_class_without_calibration_images_is_never_flagged():
+    found = p_values_per_class(np.float32([9, 9]), np.array([0, 1]), np.float32([1, 2, 3]), np.array([0, 0, 0]))
+    np.testing.assert_array_equal(found, np.float32([0.25, 1]))
 
 
 @settings(max_examples=50)

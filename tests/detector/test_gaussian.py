@@ -2,19 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.covariance import LedoitWolf
+from pytorch_ood.detector import Mahalanobis
+from sklearn.covariance import ledoit_wolf
 
-from bundle.errors import DetectorError
-from detector.gaussian import fit_gaussians
+from detector.moments import ClassMoments, fit_gaussians
+from tests.detector.test_moments import innovations
 
 
 def naive(features, labels, queries):
     """Per query, per class: (x - mu)^T S^-1 (x - mu), one at a time in float64."""
     classes = labels.max() + 1
     means = np.stack([features[labels == k].mean(0) for k in range(classes)])
-    covariance = LedoitWolf(assume_centered=True).fit(features - means[labels]).covariance_
+    covariance = ledoit_wolf(innovations(features, labels), assume_centered=True)[0]
     precision = np.linalg.inv(covariance)
     return np.array([[(x - mean) @ precision @ (x - mean) for mean in means] for x in queries])
 
@@ -41,6 +43,10 @@ def test_distances_equal_the_naive_twin(seed, dimensions, classes):
     np.testing.assert_array_equal(
         evidence[:, 1], [row[k] for row, k in zip(fitted.squared_distances(queries), predicted, strict=True)]
     )
+    total = ledoit_wolf(innovations(features, np.zeros(len(labels), int)), assume_centered=True)[0]
+    precision, center = np.linalg.inv(total), features.mean(0)
+    whole = [(x - center) @ precision @ (x - center) for x in queries]
+    np.testing.assert_allclose(evidence[:, 2], whole, rtol=5e-3)
 
 
 def test_moving_all_features_changes_no_distance():
@@ -51,7 +57,7 @@ def test_moving_all_features_changes_no_distance():
 
 
 def test_the_covariance_is_within_classes_however_far_apart_they_are():
-    """Ledoit & Wolf (2004) written out, on residuals from each class's own mean; classes are 100 spreads apart."""
+    """Ledoit & Wolf (2004) written out; classes are 100 spreads apart."""
     rng = np.random.default_rng(4)
     dimensions, classes, n = 5, 3, 60
     labels = rng.permutation(np.arange(n) % classes)
@@ -61,9 +67,10 @@ def test_the_covariance_is_within_classes_however_far_apart_they_are():
     for x, label in zip(features, labels, strict=True):
         members = [other for other, k in zip(features, labels, strict=True) if k == label]
         residuals.append(x - sum(members) / len(members))
-    within = sum(np.outer(r, r) for r in residuals) / n
+    within = sum(np.outer(r, r) for r in residuals) / (n - classes)  # unbiased
     target = np.trace(within) / dimensions * np.eye(dimensions)
-    spread = sum(np.square(np.outer(r, r) - within).sum() for r in residuals) / n**2
+    rows = innovations(features, labels)
+    spread = sum(np.square(np.outer(h, h) - within).sum() for h in rows) / len(rows) ** 2
     shrinkage = min(1.0, spread / np.square(within - target).sum())
     assert 0.01 < shrinkage < 0.99  # both parts have a say
     assert fitted.shrinkage == pytest.approx(shrinkage, rel=1e-6)
@@ -82,32 +89,21 @@ def test_features_far_from_zero_lose_no_digits():
     np.testing.assert_allclose(fitted.squared_distances(queries), expected, rtol=5e-3)
 
 
+@pytest.mark.referee
+def test_pytorch_ood_gives_half_our_distance_per_image():
+    """Its scatter is not divided by the n images, and its score is half the squared distance: d^2 = 2 n score."""
+    features, labels = blobs(np.random.default_rng(6), condition=10.0, offset=3.0)
+    moments = ClassMoments(4, 12)
+    moments.add(features, labels)
+    precision = np.linalg.inv(moments.scatter / len(labels))
+    queries = blobs(np.random.default_rng(7), n=30, condition=10.0, offset=3.0)[0]
+    ours = [min((x - mean) @ precision @ (x - mean) for mean in moments.means) for x in queries]
+    referee = Mahalanobis(None).fit_features(torch.from_numpy(features).float(), torch.from_numpy(labels))
+    score = referee.predict_features(torch.from_numpy(queries).float()).numpy()
+    np.testing.assert_allclose(2 * len(labels) * score, ours, rtol=1e-3)
+
+
 def test_the_mean_within_class_distance_is_the_dimension():
     features, labels = blobs(np.random.default_rng(1), n=4000, dimensions=8)
     own = fit_gaussians(features, labels, layer="x").squared_distances(features)[np.arange(4000), labels]
     assert own.mean() == pytest.approx(8, rel=0.05)
-
-
-def test_non_finite_features_name_layer_and_count():
-    features, labels = blobs(np.random.default_rng(2))
-    features[[3, 5], 0] = np.nan
-    with pytest.raises(DetectorError, match="stage2: 2 of 300 feature vectors are not finite"):
-        fit_gaussians(features, labels, layer="stage2")
-
-
-def test_a_class_without_images_is_named():
-    features, labels = blobs(np.random.default_rng(3))
-    labels[labels == 1] = 2
-    with pytest.raises(DetectorError, match="class 1 has no training image"):
-        fit_gaussians(features, labels, layer="x")
-
-
-def test_features_that_do_not_vary_are_refused():
-    labels = np.arange(20) % 2
-    with pytest.raises(DetectorError, match="do not vary"):
-        fit_gaussians(np.eye(2)[labels].repeat(4, axis=1), labels, layer="x")
-
-
-def test_one_image_a_class_leaves_no_spread():
-    with pytest.raises(DetectorError, match="no spread"):
-        fit_gaussians(np.random.default_rng(0).normal(size=(3, 4)), np.arange(3), layer="x")

@@ -1,11 +1,19 @@
 """The combination and the whole detector: what it learns, what it keeps on disk, what it refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 
 from bundle.errors import BundleCorrupt, DetectorError
-from detector.combination import fit_combination
-from detector.model import Detector, fit_layers, layer_scores
+from detector.combination import fit_combination, fit_logistic, relative_combination
+from detector.model import Detector, layer_scores
+from detector.moments import fit_gaussians
+
+NAMES = ("ant", "bee", "crab", "dove")
 
 
 @pytest.fixture
@@ -16,7 +24,7 @@ def detector():
         "stage1": rng.normal(size=(200, 6)) + labels[:, None],
         "stage2": rng.normal(size=(200, 9)) - labels[:, None],
     }
-    gaussians = fit_layers(features, labels)
+    gaussians = {layer: fit_gaussians(values, labels, layer=layer) for layer, values in features.items()}
     clean = layer_scores(tuple(gaussians), tuple(gaussians.values()), features, labels)
     fitted = Detector(
         layers=tuple(gaussians),
@@ -25,22 +33,25 @@ def detector():
         calibration=np.zeros(1, np.float32),
         alpha=0.05,
     )
-    return fitted.calibrated(fitted.score(features, labels), 0.05), features, labels
+    return fitted.calibrated(fitted.score(features, labels), labels, 0.05, NAMES), features, labels
 
 
 def test_far_features_get_small_p_values_and_near_ones_do_not(detector):
     fitted, features, labels = detector
     far = {layer: values + 30 for layer, values in features.items()}
-    assert fitted.p_values(fitted.score(far, labels)).max() == pytest.approx(1 / 201)
-    assert fitted.p_values(fitted.score(features, labels)).mean() == pytest.approx(0.5, abs=0.01)
+    assert fitted.p_values(fitted.score(far, labels), labels).max() == pytest.approx(1 / 201)
+    assert fitted.p_values(fitted.score(features, labels), labels).mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_an_answer_that_the_features_do_not_bear_out_is_suspicious(detector):
     fitted, features, labels = detector
-    assert fitted.columns == ("stage1/nearest", "stage1/predicted", "stage2/nearest", "stage2/predicted")
+    assert fitted.columns == tuple(
+        f"{layer}/{distance}" for layer in ("stage1", "stage2") for distance in ("nearest", "predicted", "overall")
+    )
     scores = fitted.layer_scores(features, (labels + 2) % 4)
-    np.testing.assert_array_equal(scores[:, ::2], fitted.layer_scores(features, labels)[:, ::2])
-    assert (scores[:, 1::2] > 2 * fitted.layer_scores(features, labels)[:, 1::2]).mean() > 0.9
+    right = fitted.layer_scores(features, labels)
+    np.testing.assert_array_equal(scores[:, [0, 2, 3, 5]], right[:, [0, 2, 3, 5]])
+    assert (scores[:, 1::3] > 2 * right[:, 1::3]).mean() > 0.9
 
 
 def test_the_combination_uses_the_layer_that_tells():
@@ -73,6 +84,37 @@ def test_saving_and_loading_gives_the_same_answers(detector, tmp_path):
     assert [part.shrinkage for part in loaded.gaussians] == [part.shrinkage for part in fitted.gaussians]
 
 
+def test_calibration_per_class_is_kept_on_disk_and_compares_with_the_same_class_alone(detector, tmp_path):
+    fitted, features, labels = detector
+    fitted = replace(fitted, calibration_classes=np.zeros(0, np.int64))
+    scores = fitted.score(features, labels)
+    shuffled = np.random.default_rng(3).permutation(200)
+    fitted = fitted.calibrated(scores[shuffled], labels[shuffled], 0.05, NAMES)
+    assert fitted.calibration_n == 50
+    np.testing.assert_array_equal(fitted.calibration, np.sort(scores))
+    values = fitted.p_values(scores, labels)
+    for k in range(4):
+        own = scores[labels == k]
+        np.testing.assert_allclose(values[labels == k], [(1 + (own >= s).sum()) / 51 for s in own], rtol=1e-6)
+    fitted.save(tmp_path / "detector.npz")
+    loaded = Detector.load(tmp_path / "detector.npz")
+    np.testing.assert_array_equal(loaded.p_values(scores, labels), values)
+    np.testing.assert_array_equal(loaded.calibration_classes, fitted.calibration_classes)
+
+
+def test_a_class_with_too_few_calibration_images_is_named(detector):
+    fitted, features, labels = detector
+    fitted = replace(fitted, calibration_classes=np.zeros(0, np.int64))
+    scores = fitted.score(features, labels)
+    answers = np.where((labels == 2) & (np.arange(200) > 72), 3, labels)
+    with pytest.raises(DetectorError, match=r"18 calibration images are classified as 'crab'.* needs 19 .*\(1 of 4"):
+        fitted.calibrated(scores, answers, 0.05, NAMES)
+    answers[np.flatnonzero(labels == 3)[0]] = 2
+    assert fitted.calibrated(scores, answers, 0.05, NAMES).calibration_n == 19
+    with pytest.raises(DetectorError, match=r"0 calibration images are classified as 'dove'"):
+        fitted.calibrated(scores, labels % 3, 0.05, NAMES)
+
+
 def test_a_pickle_is_never_loaded(tmp_path):
     np.savez(tmp_path / "evil.npz", layers=np.array([{"a": 1}], dtype=object))
     with pytest.raises(BundleCorrupt, match="is not a detector"):
@@ -89,11 +131,39 @@ def test_damaged_files_are_named(content, tmp_path):
 def test_calibration_refuses_what_is_not_finite_and_what_is_too_few(detector):
     fitted, _, _ = detector
     with pytest.raises(DetectorError, match="2 calibration scores are not finite"):
-        fitted.calibrated(np.array([1.0] * 30 + [np.nan, np.inf], np.float32), 0.05)
+        fitted.calibrated(np.array([1.0] * 30 + [np.nan, np.inf], np.float32), np.arange(32) % 4, 0.05, NAMES)
     with pytest.raises(DetectorError, match="At least 19"):
-        fitted.calibrated(np.ones(18, np.float32), 0.05)
+        fitted.calibrated(np.ones(18, np.float32), np.arange(18) % 4, 0.05, NAMES)
 
 
 def test_nothing_to_learn_from_is_an_error():
-    with pytest.raises(DetectorError, match="too few"):
+    with pytest.raises(DetectorError, match=r"too few .*--attacks none"):
         fit_combination(np.ones((5, 2)), np.ones((1, 2)))
+    with pytest.raises(DetectorError, match="1 clean images are too few"):
+        relative_combination(np.ones((1, 3)), 1)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31), st.integers(1, 8), st.floats(0, 6), st.integers(2, 60))
+def test_newtons_method_finds_what_scikit_learn_finds(seed, columns, shift, count):
+    """Also where both classes can be told apart, or one of them is small."""
+    rng = np.random.default_rng(seed)
+    negatives, positives = rng.normal(size=(80, columns)), rng.normal(size=(count, columns)) + shift
+    rows = np.concatenate([negatives, positives]) * 7 - 40
+    weights, bias = fit_logistic(rows[:80], rows[80:])
+    scaled = (rows - rows.mean(0)) / rows.std(0)
+    model = LogisticRegression(class_weight="balanced", tol=1e-10, max_iter=5000)
+    model.fit(scaled, np.arange(len(rows)) >= 80)
+    np.testing.assert_allclose(rows @ weights + bias, model.decision_function(scaled), atol=1e-4)
+
+
+def test_without_attacks_each_standard_deviation_of_a_ratio_counts_alike():
+    """Two layers of three distances, written out image by image; what moves all three alike is no suspicion."""
+    rng = np.random.default_rng(4)
+    clean = np.exp(rng.normal([3, -1, 8, 2, 0, 1], [0.5, 2, 1, 0.1, 1, 3], size=(500, 6)))
+    combination = relative_combination(clean, 2)
+    ratios = np.log([[row[0] / row[2], row[1] / row[2], row[3] / row[5], row[4] / row[5]] for row in clean])
+    expected = ((ratios - ratios.mean(0)) / ratios.std(0)).sum(1)
+    np.testing.assert_allclose(combination.score(clean), expected, atol=1e-2)
+    np.testing.assert_allclose(combination.score(clean * 7), expected, atol=1e-2)
+    assert combination.score(clean * [5, 5, 1, 5, 5, 1]).min() > combination.score(clean).min()

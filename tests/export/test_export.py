@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -15,17 +16,17 @@ from bundle import Bundle, tensors
 from bundle.errors import CheckpointError, DetectorError, ExportError, OptionError
 from bundle.image import ImageSpec
 from detector.model import Detector
-from export.bundling import ExportSettings, _prototype_files, export_run
-from export.fitting import measure
+from export.bundling import _prototype_files, export_run
 from export.graph import GraphSession, to_onnx
 from export.parity import prove
 from export.served import ServedNetwork
+from robustness.fitting import DetectorSettings, measure
 from training.data import open_dataset
 from training.data.loading import images_array
 from training.run import PrototypeSource, Run
 
 SPEC = ImageSpec(height=32, width=32)
-SETTINGS = ExportSettings(attacks=("fgsm-8",), alpha=0.1)
+SETTINGS = DetectorSettings(attacks=("fgsm-8",), alpha=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,9 @@ def test_the_graph_equals_the_network_and_the_numpy_detector(exported, tiny_run,
     np.testing.assert_allclose(
         answers[tensors.INSTANCE_SCORE], detector.score(features, predicted), rtol=2e-3, atol=5e-3
     )
-    np.testing.assert_array_equal(answers[tensors.P_VALUE], detector.p_values(answers[tensors.INSTANCE_SCORE]))
+    np.testing.assert_array_equal(
+        answers[tensors.P_VALUE], detector.p_values(answers[tensors.INSTANCE_SCORE], predicted)
+    )
     np.testing.assert_array_equal(answers[tensors.IS_ADVERSARIAL], answers[tensors.P_VALUE] <= np.float32(0.1))
 
 
@@ -85,11 +88,70 @@ def test_calibration_scores_are_the_graphs_own(exported, parts, served):
     np.testing.assert_allclose(values, (np.arange(n) + 2) / (n + 1), atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def per_class(tiny_run, tmp_path_factory):
+    """The same run without attacks, and with p-values per predicted class."""
+    out = tmp_path_factory.mktemp("per-class") / "tiny"
+    settings = DetectorSettings(attacks=(), alpha=0.25, calibration="per-class")
+    return export_run(tiny_run, out, settings, Console(quiet=True), data=None, replace=False)
+
+
+@pytest.mark.parametrize("served", tensors.NETWORKS)
+def test_p_values_per_class_compare_with_the_same_answer_alone(per_class, parts, served):
+    session, (images, _) = GraphSession(onnx.load(per_class.model(served))), parts["calibration"]
+    known = session.run(images)
+    answers = session.run(parts["test"][0])
+    own, asked = (found[tensors.PROBABILITIES].argmax(1) for found in (known, answers))
+    for score, label, value in zip(answers[tensors.INSTANCE_SCORE], asked, answers[tensors.P_VALUE], strict=True):
+        same = known[tensors.INSTANCE_SCORE][own == label]
+        assert value == pytest.approx((1 + (same >= score).sum()) / (len(same) + 1), abs=1e-6)
+    info = per_class.manifest.networks[served].detector
+    assert (info.calibration, info.calibration_n) == ("per-class", np.bincount(own, minlength=3).min())
+    detector = Detector.load(per_class.file(f"detector/{served}.npz"))
+    np.testing.assert_array_equal(answers[tensors.P_VALUE], detector.p_values(answers[tensors.INSTANCE_SCORE], asked))
+    assert per_class.manifest.training["detector"]["attacks"] == []
+
+
+def test_a_marginal_graph_knows_nothing_of_classes(exported):
+    for served in tensors.NETWORKS:
+        names = {initializer.name for initializer in onnx.load(exported.model(served)).graph.initializer}
+        assert "calibration" in names
+        assert "calibration_classes" not in names
+        info = exported.manifest.networks[served].detector
+        assert (info.calibration, info.calibration_n) == ("marginal", info.calibration_n)
+
+
+def test_parity_notices_another_rule_of_classes(per_class, tiny_run, parts):
+    _, network = Run(tiny_run).load_network()
+    detector = Detector.load(per_class.file("detector/full.npz"))
+    session = GraphSession(onnx.load(per_class.model("full")))
+    prove(ServedNetwork(network, "full", detector), session, "full", parts["test"][0])
+    other = replace(detector, calibration_classes=(detector.calibration_classes + 1) % 3)
+    with pytest.raises(ExportError, match=r"full\.p_value at batch"):
+        prove(ServedNetwork(network, "full", other), session, "full", parts["test"][0])
+
+
+@pytest.mark.parametrize(
+    ("attacks", "error", "sentence"),
+    [
+        (("noise", "fgsm-8"), OptionError, r"'noise' is no attack .*--attacks none"),
+        (("clean",), OptionError, r"'clean' is no attack .*--attacks none"),
+        (("fgsm-0",), DetectorError, r"the attacks fgsm-0 change no image.*--attacks none"),
+    ],
+)
+def test_attacks_that_teach_nothing_name_the_way_without(tiny_run, tmp_path, attacks, error, sentence):
+    with pytest.raises(error, match=sentence):
+        export_run(
+            tiny_run, tmp_path / "o", DetectorSettings(attacks=attacks), Console(quiet=True), data=None, replace=False
+        )
+    assert not (tmp_path / "o").exists()
+
+
 def test_the_bundle_is_whole_and_tells_where_it_came_from(exported):
     manifest = Bundle.open(exported.path).manifest
     assert set(manifest.networks) == set(tensors.NETWORKS)
-    assert manifest.networks["full"].detector.layers[-1] == "focus/predicted"
-    assert "focus/predicted" not in manifest.networks["attention"].detector.layers
+    assert manifest.networks["full"].detector.layers[-1] == "focus/overall"
+    assert "focus/overall" not in manifest.networks["attention"].detector.layers
     assert set(manifest.networks["full"].parity) == set(tensors.OUTPUTS["full"])
     assert manifest.training["preset"] == "small"
     assert manifest.training["detector"]["attacks"] == ["fgsm-8"]
@@ -188,7 +250,7 @@ def test_prototypes_of_equal_similarity_may_stand_for_one_another_and_no_others(
 
 
 def test_too_few_calibration_images_for_alpha_say_how_many_are_needed(tiny_run, tmp_path):
-    settings = ExportSettings(attacks=("fgsm-8",), alpha=0.001)
+    settings = DetectorSettings(attacks=("fgsm-8",), alpha=0.001)
     with pytest.raises(DetectorError, match="At least 999"):
         export_run(tiny_run, tmp_path / "out", settings, Console(quiet=True), data=None, replace=False)
     assert not (tmp_path / "out").exists()
@@ -197,7 +259,7 @@ def test_too_few_calibration_images_for_alpha_say_how_many_are_needed(tiny_run, 
 def test_unknown_attacks_and_other_data_are_refused_before_any_work(tiny_run, tmp_path):
     with pytest.raises(OptionError, match="unknown attack 'cw'"):
         export_run(
-            tiny_run, tmp_path / "o", ExportSettings(attacks=("cw",)), Console(quiet=True), data=None, replace=False
+            tiny_run, tmp_path / "o", DetectorSettings(attacks=("cw",)), Console(quiet=True), data=None, replace=False
         )
     (tmp_path / "a").mkdir()
     from training.data.cub_writer import Recipe, write_birds
@@ -222,6 +284,12 @@ def test_the_verb_refuses_an_unfinished_run_and_an_existing_bundle(exported, tin
     done = fieldmark("export", tiny_run, "--out", tmp_path / "bundle", "--attacks", " , ")
     assert done.returncode == 2
     assert "--attacks names nothing" in done.stderr
+    done = fieldmark("export", tiny_run, "--out", tmp_path / "bundle", "--attacks", "fgsm-8,none")
+    assert done.returncode == 2
+    assert "--attacks names 'none' beside 'fgsm-8'" in done.stderr
+    done = fieldmark("export", tiny_run, "--out", tmp_path / "bundle", "--calibration", "classwise")
+    assert done.returncode == 2
+    assert "unknown calibration 'classwise'. Choose from: marginal, per-class." in done.stderr
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     done = fieldmark("export", tiny_run, "--out", tmp_path / "mine", "--force")

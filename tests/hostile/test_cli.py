@@ -184,6 +184,8 @@ def test_the_version_is_the_projects(capsys: pytest.CaptureFixture[str]) -> None
         ("serve", "{nowhere}"),
         ("score", "{nowhere}", "--bundle", "{golden}", "--out", "{tmp}/scores"),
         ("score", "{tmp}", "--bundle", "{nowhere}", "--out", "{tmp}/scores"),
+        ("drift", "{nowhere}", "--bundle", "{golden}", "--plot", "{tmp}/drift.png"),
+        ("drift", "{tmp}", "--bundle", "{nowhere}", "--plot", "{tmp}/drift.png"),
     ],
     ids=" ".join,
 )
@@ -302,7 +304,6 @@ def test_a_system_error_names_the_file(verb: Any, tmp_path: Path, capsys: pytest
         ("onnx", ("export", "x", "--out", "y"), "export"),
         # Used only at the end of minutes of work, and yet missed at its beginning.
         ("onnxscript", ("export", "x", "--out", "y"), "export"),
-        ("sklearn", ("export", "x", "--out", "y"), "export"),
     ],
 )
 def test_a_missing_extra_is_named(

@@ -10,7 +10,8 @@ from rich.console import Console
 from bundle import tensors
 from bundle.errors import OptionError
 from bundle.folder import Bundle
-from export.bundling import ExportSettings, export_run
+from export.bundling import export_run
+from robustness.fitting import DetectorSettings
 from training.attack_losses import judge_of, losses_against
 from training.attacks import attack_named, worst_case
 from training.backbones import load_weights, make_backbone
@@ -100,7 +101,7 @@ def test_a_systems_heads_are_attacked_each_by_its_own_loss(train, system):
 
 @pytest.mark.parametrize(("system", "served"), [("ap-triplet", "attention"), ("protopnet", "full")])
 def test_a_single_headed_system_becomes_a_bundle_with_one_network(train, tmp_path, system, served):
-    settings = ExportSettings(attacks=("fgsm-8",), alpha=0.2)
+    settings = DetectorSettings(attacks=("fgsm-8",), alpha=0.2)
     out = tmp_path / "bundle"
     export_run(train(system).path, out, settings, Console(quiet=True), data=None, replace=False)
     manifest = Bundle.open(out).manifest
@@ -120,7 +121,7 @@ def test_protopnet_has_no_attention_to_explain_with(train):
 def test_a_substitute_is_not_served(train, tmp_path):
     with pytest.raises(OptionError, match=f"substitute.*{POOLED}"):
         export_run(
-            train("gap").path, tmp_path / "bundle", ExportSettings(), Console(quiet=True), data=None, replace=False
+            train("gap").path, tmp_path / "bundle", DetectorSettings(), Console(quiet=True), data=None, replace=False
         )
     assert not (tmp_path / "bundle").exists()
 

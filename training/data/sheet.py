@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from bundle.errors import OptionError
+from bundle.errors import ImageError, OptionError
 from bundle.files import atomic_file
-from bundle.image import Box, ImageSpec
+from bundle.image import Box, ImageSpec, upright_size
 from training.data.dataset import Dataset
 from training.data.index import Landmark, Sample
 
@@ -22,7 +22,6 @@ _PAPER, _INK, _FAINT = (252, 252, 250), (38, 40, 44), (122, 126, 132)
 _CONTEXT = 0.06  # how much of the box's side is shown around it
 _OWN_GLYPHS = frozenset(string.ascii_letters + string.digits + " .,;:'&/+-_()")
 _SYSTEM_FACES = ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf")
-_EXIF_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -106,10 +105,8 @@ def look_at(sample: Sample) -> Tile:
     """The sample's box, widened to a square where the image has room, on a tile; the whole image without a box."""
     spec = ImageSpec(height=_TILE, width=_TILE)
     try:
-        with Image.open(sample.path) as image:
-            sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
-            size = image.size[::-1] if sideways else image.size
-    except Exception:  # whatever is wrong with the file, the reader below says it in one sentence
+        size = upright_size(sample.path)
+    except ImageError:  # whatever is wrong with the file, the reader below says it in one sentence
         size = (_TILE, _TILE)
     left, top, width, height = _square(sample.box or (0.0, 0.0, *size), size, context=_CONTEXT if sample.box else 0.0)
     scale = _TILE / max(width, height)

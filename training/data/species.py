@@ -8,6 +8,7 @@ Species number `i` looks the same in a set of any size.
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -43,6 +44,19 @@ WEIGHTS: dict[str, float] = {
     "tail": 1.5,
     "throat": 1.5,
     "legs": 0.5,
+}
+
+# mark -> the parts, in CUB's words, that bear it; back, belly, forehead and nape have no mark of their own.
+BEARERS: dict[str, tuple[str, ...]] = {
+    "crown": ("crown",),
+    "beak": ("beak",),
+    "beak_colour": ("beak",),
+    "wing": ("left wing", "right wing"),
+    "breast": ("breast",),
+    "eye": ("left eye", "right eye"),
+    "tail": ("tail",),
+    "throat": ("throat",),
+    "legs": ("left leg", "right leg"),
 }
 
 _FAMILIES = {"cone": "Finch", "needle": "Warbler", "sickle": "Sicklebill"}
@@ -111,6 +125,27 @@ def all_species() -> tuple[Species, ...]:
         taken.add(name)
         species.append(Species(name=name, **marks))
     return tuple(species)
+
+
+def telling_parts(labels: Sequence[str]) -> tuple[frozenset[str], ...] | None:
+    """For each label the parts whose marks tell the species from another of its genus; None of classes that are not the
+    built-in species, of which nobody wrote down what tells them apart.
+    """
+    species = all_species()[: len(labels)]
+    if [one.name.replace("_", " ") for one in species] != list(labels):
+        return None
+    genera = [species[first : first + GENUS] for first in range(0, len(species), GENUS)]
+    return tuple(
+        frozenset(
+            part
+            for sister in genus
+            for mark, value in one.marks.items()
+            if sister.marks[mark] != value
+            for part in BEARERS[mark]
+        )
+        for genus in genera
+        for one in genus
+    )
 
 
 def _codes(count: int) -> list[tuple[int, ...]]:

@@ -12,13 +12,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bundle.errors import OptionError
+from robustness.accuracy import PAPER, evaluate_run, show, wilson
+from robustness.cli import app
 from training.adversaries import attack_pixels, check_attacks, open_sources
 from training.attack_losses import LOSSES, cross_entropy, judge_of, losses_against, margin, targets_of
 from training.attacks import attack_named, run_attack
 from training.autoattack import HeadLogits, auto_attack
-from training.cli import app
 from training.data import open_dataset
-from training.evaluation import PAPER, evaluate_run, show, wilson
 from training.fit import Trainer
 from training.networks import Network, NetworkConfig
 from training.parallel import Devices

@@ -1,14 +1,18 @@
 """Which images teach the detector's combination, against a selection written out one image at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-import export.fitting
+import robustness.fitting
 from bundle import tensors
 from bundle.image import ImageSpec
-from export.fitting import fit_detector, measure
+from detector.combination import relative_combination
+from detector.moments import fit_gaussians
+from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_detector, fit_layers, measure
 from training.data import open_dataset
-from training.data.loading import images_array
+from training.data.loading import image_loader, images_array
 from training.run import Run
 
 COUNT, ATTACKS = 50, ("fgsm-8", "pgd10-8")
@@ -26,8 +30,28 @@ def train(tiny_birds, tiny_config):
 
 
 @pytest.fixture(scope="module")
+def all_parts(tiny_birds, tiny_config):
+    return Parts.of(open_dataset(tiny_birds, seed=tiny_config.seed), ImageSpec(height=32, width=32))
+
+
+@pytest.fixture(scope="module")
 def photographers(network, train):
     return {served: Photographer(network, served, train[0]) for served in tensors.NETWORKS}
+
+
+@pytest.mark.parametrize("cache_bytes", [2**31, 0])
+def test_gaussians_of_a_stream_are_those_of_all_features_at_once(network, train, tiny_birds, tiny_config, cache_bytes):
+    samples = open_dataset(tiny_birds, seed=tiny_config.seed).parts["train"]
+    spec = ImageSpec(height=32, width=32)
+    loader = image_loader(samples, spec, batch_size=7, shuffle_seed=None, cache_bytes=cache_bytes)
+    found = fit_layers(network, "full", loader)
+    features, _ = measure(network, "full", train[0])
+    assert found.keys() == features.keys()
+    for layer, values in features.items():
+        whole = fit_gaussians(values, train[1], layer=layer)
+        own = whole.squared_distances(values)
+        np.testing.assert_allclose(found[layer].squared_distances(values), own, rtol=1e-3, atol=1e-3)
+        assert found[layer].shrinkage == pytest.approx(whole.shrinkage, rel=1e-4)
 
 
 class Photographer:
@@ -74,10 +98,10 @@ def naive(detector, network, served, shown, labels):
     ],
 )
 def test_the_combination_learns_from_the_right_images(
-    network, train, photographers, served, kept, fooled, sizes, monkeypatch
+    network, train, all_parts, photographers, served, kept, fooled, sizes, monkeypatch
 ):
     """`kept` images are right clean and noisy; of those the attacks fool `fooled`, and 16 in all of the others."""
-    train, photographer = (train[0][::2], train[1][::2]), photographers[served]
+    photographer = photographers[served]
     labels = np.resize(photographer.classes, COUNT).astype(np.int64)
     order = np.random.default_rng(1).permutation(COUNT)
     both, rest = order[:kept], order[kept:]
@@ -96,19 +120,11 @@ def test_the_combination_learns_from_the_right_images(
         taught.append((negatives, positives))
         return combination(negatives, positives)
 
-    combination = export.fitting.fit_combination
-    monkeypatch.setattr(export.fitting, "attacked", attacked)
-    monkeypatch.setattr(export.fitting, "fit_combination", spy)
-    detector = fit_detector(
-        network,
-        served,
-        train=train,
-        validation=(shown["clean"], labels),
-        attacks=ATTACKS,
-        calibration_n=30,
-        alpha=0.1,
-        seed=0,
-    )
+    combination = robustness.fitting.fit_combination
+    monkeypatch.setattr(robustness.fitting, "attacked", attacked)
+    monkeypatch.setattr(robustness.fitting, "fit_combination", spy)
+    parts = replace(all_parts, validation=(shown["clean"], labels), calibration=(train[0][:30], train[1][:30]))
+    detector, lessons = fit_detector(network, served, parts, DetectorSettings(attacks=ATTACKS, alpha=0.1))
     ((negatives, positives),) = taught
     assert (len(negatives), len(positives)) == sizes
     for mine, twin in zip((negatives, positives), naive(detector, network, served, shown, labels), strict=True):
@@ -116,3 +132,12 @@ def test_the_combination_learns_from_the_right_images(
     weights = combination(negatives, positives).weights
     np.testing.assert_array_equal(detector.combination.weights, weights)
     assert (len(detector.calibration), detector.alpha) == (30, 0.1)
+    for name in ATTACKS:
+        if sum(map(len, lessons.fooled.values())) - len(lessons.fooled[name]) >= MIN_IMAGES:
+            left = [each for each in ATTACKS if each != name]
+            np.testing.assert_array_equal(
+                lessons.combination(left).weights, combination(negatives, lessons.fooled[left[0]]).weights
+            )
+    np.testing.assert_array_equal(
+        lessons.combination(()).weights, relative_combination(lessons.clean, len(detector.layers)).weights
+    )

@@ -1,0 +1,178 @@
+"""`python -m benchmarks.detection`: the detector of every system of the study on equal footing, and the whole system.
+
+Each run is evaluated by `fieldmark evaluate RUN --suite full --quick`; what is finished is not done again. The tables
+go into docs/results.md.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from benchmarks.page import ORDER, put, table_head, table_row
+from benchmarks.record import save
+from benchmarks.study import SYSTEMS
+from bundle.errors import OptionError
+from bundle.files import sha256_of
+from demo.stages import fieldmark
+from fieldmark import guarded
+from robustness.measure import SUITES
+from robustness.report import JSON
+from training.run import Run
+
+SUITE = SUITES["quick"]
+ALPHA = 0.05
+
+
+def bench(
+    study: Annotated[Path, typer.Option(help="Finished runs of the study.")] = Path("build/study/small"),
+    data: Annotated[Path, typer.Option(help="Their dataset.")] = Path("build/study/birds"),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each system.")] = 3,
+    name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json")] = "detection_small",
+) -> None:
+    """Evaluate every system's runs, clean and adversarially trained, and write the tables."""
+    console, reports = Console(), study / "reports"
+    reports.mkdir(parents=True, exist_ok=True)
+    backbone, found = study.name, 0
+    for fast in ("", "-fast"):
+        for seed in range(seeds):
+            for system in SYSTEMS:
+                run = study / f"{system}-{backbone}{fast}-{seed}"
+                if not Run(run).finished:
+                    continue
+                found += 1
+                out = reports / run.name
+                if _is_of(out, run):
+                    continue
+                console.rule(f"[bold]{run.name}[/]", align="left")
+                words = ("--suite", "full", "--quick", "--seed", str(seed))
+                fieldmark("evaluate", run, *words, "--data", data, "--out", out, "--force")
+                save(name, summed_up(reports, backbone, seeds))
+    if not found:
+        raise OptionError(f"there are no finished runs in {study}", hint="Run 'make study' first.")
+    result = summed_up(reports, backbone, seeds)
+    console.print(f"tables: {save(name, result)}", highlight=False, soft_wrap=True)
+    put(f"detection {backbone}", "\n".join(tables(result)) + "\n\n")
+
+
+def _is_of(report: Path, run: Path) -> bool:
+    """Whether this report is there and of these weights under this suite; a change of the detector asks for a new one
+    by hand, by removing the folder.
+    """
+    if not (report / JSON).is_file():
+        return False
+    document = json.loads((report / JSON).read_text(encoding="utf-8"))
+    same = document["run"]["weights_sha256"] == sha256_of(run / "model.pt")
+    return bool(same and document["suite"] == json.loads(json.dumps(asdict(SUITE))))
+
+
+def summed_up(reports: Path, backbone: str, seeds: int) -> dict[str, Any]:
+    """One entry a system, head and kind of training, over the seeds that are there."""
+    rows = []
+    for fast in ("", "-fast"):
+        for system, head, label in ORDER:
+            files = [reports / f"{system}-{backbone}{fast}-{seed}" / JSON for seed in range(seeds)]
+            documents = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+            if documents:
+                heads = [document["heads"][head] for document in documents]
+                rows.append(
+                    {"row": f"{system}-{backbone}{fast}", "head": head, "label": label} | _pooled(heads, documents)
+                )
+    return {"backbone": backbone, "rows": rows}
+
+
+def _pooled(heads: Sequence[dict[str, Any]], documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    names = [name for name in SUITE.attacks if name in heads[0]["detection"]]
+    broken = sorted({gate["name"] for head in heads for gate in head["gates"] if gate["state"] == "broken"})
+    return {
+        "seeds": [document["run"]["config"]["seed"] for document in documents],
+        "device": documents[0]["measured_with"]["device"],
+        "clean": _counted([head["clean"]["right"] for head in heads]),
+        "flagged_clean": _counted([head["clean"]["flagged"] for head in heads]),
+        "auroc": {name: _areas([head["detection"][name]["auroc"] for head in heads]) for name in names},
+        "left_out": {name: _areas([head["left_out"][name]["left_out"]["auroc"] for head in heads]) for name in names},
+        "attack_free": {
+            name: _areas([head["left_out"][name]["attack_free"]["auroc"] for head in heads]) for name in names
+        },
+        "missed": {name: _counted([_missed(head["system"][name]) for head in heads]) for name in ("clean", *names)},
+        "adaptive": _counted([head["adaptive"]["success"]["any"] for head in heads if head["adaptive"]["success"]]),
+        "broken_gates": broken,
+    }
+
+
+def _missed(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = next(point["missed"] for point in points if point["alpha"] == ALPHA)
+    return found
+
+
+def _counted(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean over seeds, each on the same images."""
+    by_seed = [each["count"] / each["of"] for each in shares if each["of"]]
+    return {"mean": float(np.mean(by_seed)) if by_seed else None, "by_seed": by_seed, "of": shares[0]["of"]}
+
+
+def _areas(by_seed: Sequence[float | None]) -> dict[str, Any] | None:
+    known = [each for each in by_seed if each is not None]
+    return {"mean": round(float(np.mean(known)), 4), "by_seed": known} if known else None
+
+
+def tables(result: dict[str, Any]) -> list[str]:
+    """Detection, detection of an attack that was left out, and what gets through, in Markdown."""
+    lines = []
+    for fast, trained in ((False, "trained on clean images"), (True, "with fast adversarial training")):
+        rows = [each for each in result["rows"] if each["row"].endswith("-fast") == fast]
+        if not rows:
+            continue
+        names = list(rows[0]["auroc"])
+        seeds = sorted({len(each["seeds"]) for each in rows})
+        count = " to ".join(str(each) for each in dict.fromkeys((seeds[0], seeds[-1])))
+        for key, title in (
+            ("auroc", "AUROC of attacks that fool the network"),
+            ("left_out", "The same, each attack left out of the lessons"),
+            ("attack_free", "The same, without any attack in the lessons"),
+        ):
+            lines += [
+                f"### {title}, {trained}; {count} seeds, least to most",
+                "",
+                *table_head(["system", *names, "worst mean"]),
+            ]
+            lines += [
+                table_row(each["label"], [*(_area(each[key][name]) for name in names), _worst(each[key])])
+                for each in rows
+            ]
+            lines.append("")
+        lines += [f"### What a user meets, {trained}: wrong and not flagged at alpha 0.05, in percent", ""]
+        lines += table_head(["system", "clean right", "clean flagged", *names, "knows the detector"])
+        for each in rows:
+            shown = [each["clean"], each["flagged_clean"], *(each["missed"][name] for name in names), each["adaptive"]]
+            lines.append(table_row(each["label"], [_share(value) for value in shown]))
+        lines.append("")
+    return lines[:-1]
+
+
+def _area(area: dict[str, Any] | None) -> str:
+    if area is None:
+        return "–"
+    return f"{area['mean']:.3f} ({min(area['by_seed']):.2f} to {max(area['by_seed']):.2f})"
+
+
+def _worst(areas: dict[str, Any]) -> str:
+    known = [each["mean"] for each in areas.values() if each is not None]
+    return f"{min(known):.3f}" if known else "–"
+
+
+def _share(share: dict[str, Any]) -> str:
+    if share["mean"] is None:
+        return "–"
+    return f"{100 * share['mean']:.1f} ({100 * min(share['by_seed']):.0f} to {100 * max(share['by_seed']):.0f})"
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(bench)
+    guarded(app)

@@ -1,0 +1,213 @@
+"""`fieldmark evaluate`."""
+
+import json as jsonlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from bundle import tensors
+from bundle.errors import MissingExtra, OptionError
+from bundle.files import atomic_folder, check_free, sha256_of, write_text
+from bundle.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from robustness.report import Report
+    from training.networks import Network
+    from training.run import Run, RunRecord
+
+MAX_SEED = 2**32 - 1
+SUITES = ("paper", "full", "adaptive")
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def room() -> None:
+    """Keep the verb's name, as long as there is one."""
+
+
+@app.command()
+def evaluate(
+    target: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A finished run, or a bundle made of it.")],
+    data: Annotated[Path | None, typer.Option(help="The dataset, if it has moved since training.")] = None,
+    suite: Annotated[
+        str,
+        typer.Option(
+            help="'paper': accuracy under the paper's attacks. 'full': a report of network and detector. 'adaptive': "
+            "the report, mostly of attacks on both together."
+        ),
+    ] = "paper",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer images and shorter attacks: minutes instead of hours.")
+    ] = False,
+    run: Annotated[Path | None, typer.Option(help="The run that a bundle was made of; attacks need it.")] = None,
+    attacks: Annotated[
+        str | None, typer.Option(help="Comma-separated attacks instead of the suite's; clean is always there.")
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=RUN", help="A run to transfer attacks from, as ATTACK@NAME.")
+    ] = None,
+    part: Annotated[str, typer.Option(help="Part of the dataset to attack; 'paper' only.")] = "test",
+    count: Annotated[int | None, typer.Option(min=1, help="Images at most, spread over the classes.")] = None,
+    autoattack_count: Annotated[
+        int | None, typer.Option(min=0, help="Images at most for AutoAttack; 0 leaves it out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of noise and random starts.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="'paper': a JSON file. Otherwise the folder for report.json and report.html.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a report that is there already.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Accuracy and alarms under attack, the worst case of each image and AutoAttack included."""
+    try:
+        from training.adversaries import open_sources
+        from training.run import Run
+    except ImportError as problem:
+        raise MissingExtra.named("training", "fieldmark evaluate", problem) from None
+    if suite not in SUITES:
+        raise OptionError(f"unknown suite {suite!r}", hint=f"Choose one of: {', '.join(SUITES)}.")
+    bundled = (target / MANIFEST).is_file()
+    if bundled and run is None:
+        raise OptionError(
+            f"{target} is a bundle, and attacks take gradients of the run that it was made of",
+            hint="Name it with --run RUN. What was measured at export stands in the bundle's report/report.html.",
+        )
+    if run is not None and not bundled:
+        raise OptionError(f"--run goes with a bundle, and {target} is none", hint="Name the run alone.")
+    if suite == "paper" and (quick or force):
+        raise OptionError(f"{'--quick' if quick else '--force'} is for reports, and this suite makes none")
+    opened = Run(target if run is None else run)
+    if bundled:
+        _check_weights(target, opened)
+    record, network = opened.load_network()
+    names = None if attacks is None else tuple(name.strip() for name in attacks.split(",") if name.strip())
+    sources = open_sources(tuple(source or ()), record)
+    root = data if data is not None else Path(record.dataset.root)
+    if suite == "paper":
+        _paper(record, network, root, names, sources, part, count, autoattack_count, seed, out, json)
+        return
+    if part != "test":
+        raise OptionError(f"a report is about the test part, not {part!r}")
+    if out is None:
+        raise OptionError("a report needs a folder", hint="Name it with --out FOLDER.")
+    check_free(out, replace=force, marker="report.json")
+    changes = {"attacks": names, "count": count, "autoattack_count": autoattack_count}
+    if count is not None:
+        changes["adaptive_count"] = count
+    report = _report(
+        opened, record, network, root, target if bundled else None, suite, quick, changes, sources=sources, seed=seed
+    )
+    with atomic_folder(out, replace=force, marker="report.json") as folder:
+        report.write(folder)
+    if json:
+        sys.stdout.write(jsonlib.dumps(report.document) + "\n")
+        return
+    console = Console()
+    show_report(report.document, console)
+    console.print(f"{out}: report.html and report.json", highlight=False, soft_wrap=True)
+
+
+def _paper(
+    record: "RunRecord",
+    network: "Network",
+    root: Path,
+    names: tuple[str, ...] | None,
+    sources: dict[str, "Network"],
+    part: str,
+    count: int | None,
+    autoattack_count: int | None,
+    seed: int,
+    out: Path | None,
+    json: bool,
+) -> None:
+    from robustness.accuracy import PAPER, evaluate_run, show
+
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise OptionError(f"cannot write {out}", hint="Name a file in a folder that exists.")
+    transferred = tuple(f"pgd10-8@{name}" for name in sources) if names is None else ()
+    result = evaluate_run(
+        record,
+        network,
+        root,
+        attacks=(*(PAPER if names is None else names), *transferred),
+        sources=sources,
+        part=part,
+        count=400 if count is None else count,
+        autoattack_count=32 if autoattack_count is None else autoattack_count,
+        seed=seed,
+    )
+    text = jsonlib.dumps(result) + "\n"
+    if out is not None:
+        write_text(out, text)
+    if json:
+        sys.stdout.write(text)
+    else:
+        Console().print(show(result))
+
+
+def _check_weights(target: Path, run: "Run") -> None:
+    """A bundle's detectors go with the weights that they were fitted on, and with no others."""
+    from bundle.folder import Bundle
+
+    made_of = Bundle.open(target).manifest.training.get("weights_sha256")
+    if made_of != sha256_of(run.path / "model.pt"):
+        raise OptionError(f"{target} was not made of the weights in {run.path}", hint="Name its own run with --run.")
+
+
+def _report(
+    run: "Run",
+    record: "RunRecord",
+    network: "Network",
+    root: Path,
+    bundle: Path | None,
+    suite: str,
+    quick: bool,
+    changes: dict[str, Any],
+    *,
+    sources: dict[str, "Network"],
+    seed: int,
+) -> "Report":
+    """With a bundle's own detectors, or with detectors fitted as export would."""
+    from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate, lessons_of
+    from robustness.measure import suite_named
+    from robustness.report import make_report
+    from training.adversaries import run_dataset
+    from training.run import image_spec
+
+    chosen = replace(suite_named(suite, quick=quick), **{k: v for k, v in changes.items() if v is not None})
+    served = [head for head in network.config.heads if head in tensors.NETWORKS]
+    if not served:
+        raise OptionError(f"{run.path} is a substitute to attack from; it has no detector", hint="Use --suite paper.")
+    dataset = run_dataset(record, root)
+    parts = Parts.of(dataset, image_spec(record.config))
+    talk = Console(stderr=True)
+    found = {}
+    for head in served:
+        with talk.status(f"{head}: fitting the detector"):
+            if bundle is None:
+                found[head] = fit_and_calibrate(network, head, parts, DetectorSettings(seed=seed), record.labels)
+            else:
+                found[head] = lessons_of(bundle, network, head, parts)
+    return make_report(
+        run,
+        record,
+        network,
+        {head: detector for head, (detector, _) in found.items()},
+        dataset,
+        chosen,
+        lessons={head: lessons for head, (_, lessons) in found.items()},
+        sources=sources,
+        seed=seed,
+    )
+
+
+def show_report(document: dict[str, Any], console: Console) -> None:
+    """Gates first, red where broken; then what matters most."""
+    from robustness.report import gate_table, summary_table
+
+    console.print(gate_table(document))
+    console.print(summary_table(document))

@@ -1,0 +1,221 @@
+"""Fit a run's detector: Gaussians on the training part, weights on validation, p-values on calibration.
+
+The parts never overlap, so the calibration part is exchangeable with what the endpoint will see and its p-values are
+valid; see docs/decisions/003.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bundle.errors import DetectorError
+from bundle.folder import Bundle
+from bundle.image import ImageSpec
+from bundle.manifest import MARGINAL, PER_CLASS
+from detector.combination import Combination, fit_combination, relative_combination
+from detector.gaussian import ClassGaussians
+from detector.model import Detector, layer_scores
+from detector.moments import ClassMoments
+from training.adversaries import CLEAN, NOISE, perturb, spread
+from training.attacks import from_bytes
+from training.data import Dataset
+from training.data.loading import ImageParts, image_loader, images_array, load_part
+from training.networks import Network, detector_features
+
+BATCH = 64
+VALIDATION_IMAGES = 300
+WORKERS = 2  # processes that decode training images, where these do not fit into memory
+MIN_IMAGES = 20  # fewer than this teach nothing stable
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorSettings:
+    """`attacks` teach the detector's combination; without any, clean images do. `alpha` is the default false-positive
+    rate of `is_adversarial`: on the whole (`marginal`), or in every predicted class.
+    """
+
+    attacks: tuple[str, ...] = ("fgsm-8", "pgd10-2", "pgd10-8")
+    alpha: float = 0.05
+    calibration: str = MARGINAL
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The images that a detector is made of: training images on disk or in memory, the others (n, H, W, 3) and (n,)."""
+
+    spec: ImageSpec
+    train: ImageParts
+    validation: tuple[Images, Labels]
+    calibration: tuple[Images, Labels]
+
+    @classmethod
+    def of(cls, dataset: Dataset, spec: ImageSpec) -> "Parts":
+        """Read a dataset's parts; of validation as many as it takes, since the combination has few parameters."""
+        validation = spread(dataset.parts["validation"], VALIDATION_IMAGES)
+        return cls(
+            spec=spec,
+            train=load_part(dataset.parts["train"], spec),
+            validation=images_array(validation, spec),
+            calibration=images_array(dataset.parts["calibration"], spec),
+        )
+
+    def training_batches(self) -> Iterable[Any]:
+        """One after the other, so that any number of images will do; mixed, as the shrinkage's estimate wants them."""
+        return image_loader(self.train, self.spec, batch_size=BATCH, shuffle_seed=0, workers=WORKERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """Layer scores of validation images, (n, columns) each: all clean ones, the negatives that take part, and by attack
+    the positives: those that fool the network, and all.
+    """
+
+    layers: int
+    clean: Float32
+    negatives: Float32
+    fooled: dict[str, Float32]
+    every: dict[str, Float32]
+
+    def combination(self, attacks: Sequence[str]) -> Combination:
+        """What these attacks teach; without any, what clean images do."""
+        if not attacks:
+            return relative_combination(self.clean, self.layers)
+        fooled = [self.fooled[name] for name in attacks]
+        # A network that no attack fools still has something to say of attacked images: then all of them are positives.
+        enough = sum(map(len, fooled)) >= MIN_IMAGES
+        return fit_combination(
+            self.negatives, np.concatenate(fooled if enough else [self.every[name] for name in attacks])
+        )
+
+
+def fit_detector(network: Network, served: str, parts: Parts, settings: DetectorSettings) -> tuple[Detector, Lessons]:
+    """Everything but the p-values: calibration scores are zeros until what will be served has been calibrated; and what
+    the combination was learnt from, to learn it again from less.
+    """
+    gaussians = fit_layers(network, served, parts.training_batches())
+    lessons = teach(network, served, gaussians, parts.validation, settings.attacks, settings.seed)
+    calibration_n = len(parts.calibration[0])
+    detector = Detector(
+        layers=tuple(gaussians),
+        gaussians=tuple(gaussians.values()),
+        combination=lessons.combination(settings.attacks),
+        calibration=np.zeros(calibration_n, np.float32),
+        calibration_classes=np.zeros(calibration_n, np.int64) if settings.calibration == PER_CLASS else None,
+        alpha=settings.alpha,
+    )
+    return detector, lessons
+
+
+def fit_and_calibrate(
+    network: Network, served: str, parts: Parts, settings: DetectorSettings, labels: Sequence[str]
+) -> tuple[Detector, Lessons]:
+    """The same, calibrated on PyTorch's own scores, for a run that is not exported."""
+    detector, lessons = fit_detector(network, served, parts, settings)
+    features, predicted = measure(network, served, parts.calibration[0])
+    return detector.calibrated(detector.score(features, predicted), predicted, settings.alpha, labels), lessons
+
+
+def lessons_of(bundle: Path, network: Network, served: str, parts: Parts) -> tuple[Detector, Lessons]:
+    """A bundle's own detector, and what it was learnt from, made again from the settings in its manifest."""
+    opened = Bundle.open(bundle)
+    detector = Detector.load(opened.path / opened.manifest.networks[served].detector.file)
+    told = opened.manifest.training["detector"]
+    gaussians = dict(zip(detector.layers, detector.gaussians, strict=True))
+    return detector, teach(network, served, gaussians, parts.validation, told["attacks"], told["seed"])
+
+
+def teach(
+    network: Network,
+    served: str,
+    gaussians: Mapping[str, ClassGaussians],
+    validation: tuple[Images, Labels],
+    attacks: Sequence[str],
+    seed: int,
+) -> Lessons:
+    """Layer scores to learn from.
+
+    As Lee et al. (2018): positives are attacked images that the network now gets wrong, negatives the same images
+    clean and noisy, and only images that it gets right both ways take part.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def scores(images: Images) -> tuple[Float32, npt.NDArray[np.bool_]]:
+        measured, predicted = measure(network, served, images)
+        found = layer_scores(tuple(gaussians), tuple(gaussians.values()), measured, predicted)
+        return found, predicted == validation[1]
+
+    clean, clean_right = scores(validation[0])
+    if not attacks:
+        return Lessons(layers=len(gaussians), clean=clean, negatives=clean, fooled={}, every={})
+    noisy, noisy_right = scores(attacked(NOISE, network, served, validation, generator))
+    kept = clean_right & noisy_right
+    if kept.sum() < MIN_IMAGES:  # a network that gets little right still needs a detector, of whatever it answers
+        kept = np.ones_like(kept)
+    fooled, every, changed = {}, {}, False
+    for name in attacks:
+        images = attacked(name, network, served, validation, generator)
+        changed |= not np.array_equal(images, validation[0])
+        adversarial, right = scores(images)
+        fooled[name], every[name] = adversarial[kept & ~right], adversarial[kept]
+    if not changed:
+        raise DetectorError(
+            f"the attacks {', '.join(attacks)} change no image, so there is nothing to learn from",
+            hint="Name others, or learn from clean images alone: --attacks none.",
+        )
+    negatives = np.concatenate([clean[kept], noisy[kept]])
+    return Lessons(layers=len(gaussians), clean=clean, negatives=negatives, fooled=fooled, every=every)
+
+
+def fit_layers(network: Network, served: str, batches: Iterable[Any]) -> dict[str, ClassGaussians]:
+    """Class Gaussians of every layer, in one pass over batches (images uint8 [B, H, W, 3], labels [B], ...)."""
+    moments: dict[str, ClassMoments] = {}
+    for images, labels, *_ in batches:
+        features, _ = _measure_batch(network, served, images)
+        for layer, values in features.items():
+            kept = moments.setdefault(layer, ClassMoments(network.config.classes, values.shape[1]))
+            kept.add(values.numpy(), labels.numpy())
+    return {layer: kept.gaussians(layer=layer) for layer, kept in moments.items()}
+
+
+def measure(
+    network: Network, served: str, images: Images
+) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.int64]]:
+    """Detector features by layer, (n, D_layer) each, and predicted classes (n,)."""
+    batches = [_measure_batch(network, served, batch) for batch in torch.from_numpy(images).split(BATCH)]
+    layers = batches[0][0]
+    predicted: npt.NDArray[np.int64] = torch.cat([answers for _, answers in batches]).numpy()
+    return {layer: torch.cat([found[layer] for found, _ in batches]).numpy() for layer in layers}, predicted
+
+
+@torch.no_grad()
+def _measure_batch(network: Network, served: str, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    network.eval()
+    forward = network(from_bytes(images.to(next(network.parameters()).device)), served)
+    features = {layer: values.cpu() for layer, values in detector_features(forward).items()}
+    return features, forward.logits[served].argmax(1).cpu()
+
+
+def attacked(
+    name: str, network: Network, served: str, part: tuple[Images, Labels], generator: torch.Generator
+) -> Images:
+    """The part's images after `name` (an attack, `noise` or `clean`), rounded to bytes like any file."""
+    if name == CLEAN:
+        return part[0]
+    device = next(network.parameters()).device
+    batches = zip(torch.from_numpy(part[0]).split(BATCH), torch.from_numpy(part[1]).split(BATCH), strict=True)
+    return np.concatenate(
+        [
+            perturb(name, network, served, images.to(device), labels.to(device), generator).cpu().numpy()
+            for images, labels in batches
+        ]
+    )

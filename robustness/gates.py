@@ -1,0 +1,117 @@
+"""Signs that a robustness figure is an artefact (Athalye et al. 2018; Carlini et al. 2019): what must hold if attacks
+work and gradients tell the truth. A gate is broken, or it holds, or what it needs was not measured.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training.adversaries import NOISE
+from training.attacks import attack_named
+
+STATIC, ANY = "attacks above", "any"  # among successes: attacks that do not know the detector, and all together
+HOLDS, BROKEN, UNKNOWN = "holds", "broken", "not measured"
+SLACK = 0.02  # share of images, at least one image, by which a figure may miss its gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One sign, for one head; `evidence` are the figures it was judged by, in words."""
+
+    name: str
+    head: str
+    state: str
+    evidence: str
+
+
+def gates(head: str, measured: Mapping[str, Any], classes: int) -> list[Gate]:
+    """Judge one head's measurements, as in report.json under `heads`."""
+    right = {name: (each["count"], each["of"]) for name, each in measured["accuracy"].items()}
+    curve = [(point["eps"], point["right"]["count"], point["right"]["of"]) for point in measured["curve"]]
+    return [
+        _monotone(head, curve),
+        _chance(head, curve, classes),
+        _not_above(head, "iterative attacks are no weaker than single steps", right, "fgsm-8", "pgd10-8"),
+        _not_above(head, "random noise is weaker than attacks", right, NOISE, "fgsm-8"),
+        _transfer(head, right),
+        _more_steps(head, right),
+        _gradients(head, measured["zero_gradients"]),
+        _adaptive(head, measured["adaptive"]["success"]),
+    ]
+
+
+def _monotone(head: str, curve: Sequence[tuple[float, int, int]]) -> Gate:
+    name = "accuracy falls as eps grows"
+    if len(curve) < 2:
+        return Gate(name=name, head=head, state=UNKNOWN, evidence="no curve")
+    rises = [after for before, after in itertools.pairwise(curve) if after[1] - before[1] > _slack(after[2])]
+    figures = ", ".join(f"{count}/{of} at {255 * eps:g}" for eps, count, of in curve)
+    return Gate(name=name, head=head, state=BROKEN if rises else HOLDS, evidence=f"right: {figures}/255")
+
+
+def _chance(head: str, curve: Sequence[tuple[float, int, int]], classes: int) -> Gate:
+    name = "a large eps leaves no more than chance"
+    if not curve:
+        return Gate(name=name, head=head, state=UNKNOWN, evidence="no curve")
+    eps, count, of = curve[-1]
+    allowed = of / classes + _slack(of)
+    state = HOLDS if count <= allowed else BROKEN
+    return Gate(name=name, head=head, state=state, evidence=f"{count} of {of} right at {255 * eps:g}/255")
+
+
+def _not_above(head: str, name: str, right: Mapping[str, tuple[int, int]], weaker: str, stronger: str) -> Gate:
+    if weaker not in right or stronger not in right:
+        return Gate(name=name, head=head, state=UNKNOWN, evidence=f"needs {weaker} and {stronger}")
+    (weak, of), (strong, _) = right[weaker], right[stronger]
+    state = HOLDS if strong <= weak + _slack(of) else BROKEN
+    return Gate(name=name, head=head, state=state, evidence=f"of {of}: {weaker} leaves {weak}, {stronger} {strong}")
+
+
+def _transfer(head: str, right: Mapping[str, tuple[int, int]]) -> Gate:
+    name = "white-box attacks are no weaker than transferred ones"
+    transferred = {each: found for each, found in right.items() if "@" in each and each.partition("@")[0] in right}
+    if not transferred:
+        evidence = "needs an attack and the same from a substitute (--source NAME=RUN)"
+        return Gate(name=name, head=head, state=UNKNOWN, evidence=evidence)
+    broken, figures = False, []
+    for each, (count, of) in transferred.items():
+        own = right[each.partition("@")[0]][0]
+        broken |= own > count + _slack(of)
+        figures.append(f"{each} leaves {count}, white-box {own}")
+    return Gate(name=name, head=head, state=BROKEN if broken else HOLDS, evidence="; ".join(figures))
+
+
+def _more_steps(head: str, right: Mapping[str, tuple[int, int]]) -> Gate:
+    """The longest PGD against the one before it."""
+    name = "more steps and restarts change little"
+    kinds = [each for each in right if each.startswith("pgd") and each.endswith("-8")]
+    kinds.sort(key=lambda each: (attack := attack_named(each)).steps * attack.restarts)
+    if len(kinds) < 2:
+        return Gate(name=name, head=head, state=UNKNOWN, evidence="needs two lengths of pgd")
+    first, last = kinds[-2:]
+    (shorter, of), (longer, _) = right[first], right[last]
+    state = HOLDS if shorter - longer <= max(2, 2 * SLACK * of) else BROKEN
+    evidence = f"{first} leaves {shorter} of {of}, {last} {longer}"
+    return Gate(name=name, head=head, state=state, evidence=evidence)
+
+
+def _gradients(head: str, zero: Mapping[str, Any]) -> Gate:
+    name = "no image has a vanishing gradient"
+    evidence = f"{zero['count']} of {zero['of']} clean images"
+    return Gate(name=name, head=head, state=HOLDS if zero["count"] == 0 else BROKEN, evidence=evidence)
+
+
+def _adaptive(head: str, success: Mapping[str, Mapping[str, Any]]) -> Gate:
+    """Who knows the detector must get through at least as often as who does not."""
+    name = "knowing the detector helps"
+    known = [found for each, found in success.items() if each not in (STATIC, ANY)]
+    if STATIC not in success or not known:
+        return Gate(name=name, head=head, state=UNKNOWN, evidence="no adaptive attack")
+    best, blind, of = max(found["count"] for found in known), success[STATIC]["count"], success[STATIC]["of"]
+    state = HOLDS if best >= blind - _slack(of) else BROKEN
+    return Gate(name=name, head=head, state=state, evidence=f"of {of}: {blind} get through blind, {best} knowing it")
+
+
+def _slack(of: int) -> float:
+    return max(1.0, SLACK * of)

@@ -1,0 +1,318 @@
+"""The robustness report of a run: report.json, and the same on one page, report.html, that needs no network.
+
+docs/report.md says what every entry means. The report belongs to exactly these weights and these detectors.
+"""
+
+import base64
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from bundle import tensors
+from bundle.errors import MissingExtra
+from bundle.files import sha256_of, write_text
+from bundle.records import to_plain
+from detector.model import Detector
+from robustness.accuracy import AUTOATTACK, WORST
+from robustness.figures import (
+    Looked,
+    Prototype,
+    accuracy_against_eps,
+    activations,
+    prototype_sheet,
+    prototype_space,
+    reliability,
+    roc_curves,
+    system_view,
+)
+from robustness.fitting import Lessons
+from robustness.gates import ANY, BROKEN, HOLDS, UNKNOWN
+from robustness.measure import EPS, SUITES, WORST_THERE, Suite, measure
+from robustness.pointing import pointing
+from training.adversaries import CLEAN, NOISE, attack_pixels, spread
+from training.attacks import from_bytes, round_to_bytes
+from training.data import Dataset
+from training.data.loading import images_array
+from training.networks import Network
+from training.run import Run, RunRecord, image_spec
+
+SCHEMA = 1
+JSON, PAGE = "report.json", "report.html"
+LOOKED, SHEET = 4, (6, 8)  # images shown under attack; classes and prototypes of each on the sheet
+SHOWN_ATTACK = "pgd10-8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """`document` is report.json, `page` the text of report.html."""
+
+    document: dict[str, Any]
+    page: str
+
+    def write(self, folder: Path) -> None:
+        """Both files into an existing folder."""
+        write_text(folder / JSON, json.dumps(self.document, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(folder / PAGE, self.page)
+
+
+def make_report(
+    run: Run,
+    record: RunRecord,
+    network: Network,
+    detectors: Mapping[str, Detector],
+    dataset: Dataset,
+    suite: Suite,
+    *,
+    lessons: Mapping[str, Lessons],
+    sources: Mapping[str, Network],
+    seed: int,
+) -> Report:
+    """Measure everything of `suite` on the test part and draw it; `lessons` are what the detectors were taught."""
+    heads = measure(record, network, detectors, dataset, suite, lessons=lessons, sources=sources, seed=seed)
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "suite": asdict(suite),
+        "seed": seed,
+        "run": {
+            "preset": record.config.preset,
+            "config": to_plain(record.config),
+            "weights_sha256": sha256_of(run.path / "model.pt"),
+            "trained_with": record.versions,
+        },
+        "dataset": {key: value for key, value in to_plain(record.dataset).items() if key != "root"},
+        "labels": list(record.labels),
+        "measured_with": _versions(network),
+        "detectors": {
+            head: {
+                "columns": list(each.columns),
+                "taught": list(lessons[head].fooled),
+                "alpha": each.alpha,
+                "calibration_n": each.calibration_n,
+            }
+            for head, each in detectors.items()
+        },
+        "heads": heads,
+        "attention": _attention(record, network, dataset, suite, seed),
+    }
+    document["limits"] = limits(document)
+    figures = _figures(run, record, network, dataset, document, seed)
+    return Report(document=document, page=render(document, figures))
+
+
+def _attention(record: RunRecord, network: Network, dataset: Dataset, suite: Suite, seed: int) -> dict[str, Any] | None:
+    """The pointing game, where the dataset knows where parts are."""
+    if not any(sample.landmarks for sample in dataset.parts["test"]):
+        return None
+    return pointing(record, network, dataset, attacks=(SHOWN_ATTACK,), count=suite.count, seed=seed)
+
+
+def headlines(document: Mapping[str, Any]) -> list[str]:
+    """A line for each head: gates, the worst static attack, attacks that know the detector."""
+    lines = []
+    for head, measured in document["heads"].items():
+        broken = [gate["name"] for gate in measured["gates"] if gate["state"] == BROKEN]
+        worst, won = measured["accuracy"][WORST], measured["adaptive"]["success"].get(ANY)
+        line = f"{head}: {'gates broken: ' + '; '.join(broken) if broken else 'no gate broken'}; "
+        line += f"the worst attacks leave {worst['count']} of {worst['of']} right"
+        if won is not None:
+            line += f"; who knows the detector gets {won['count']} of {won['of']} past both"
+        lines.append(line)
+    return lines
+
+
+def gate_table(document: Mapping[str, Any]) -> Table:
+    """Gates for a terminal, red where broken."""
+    table = Table("gate", "network", "state", "evidence", box=SIMPLE_HEAD, padding=(0, 2))
+    styles = {HOLDS: "green", BROKEN: "bold white on red", UNKNOWN: "dim"}
+    for measured in document["heads"].values():
+        for gate in measured["gates"]:
+            state = f"[{styles[gate['state']]}]{gate['state']}[/]"
+            table.add_row(gate["name"], gate["head"], state, gate["evidence"])
+    return table
+
+
+def summary_table(document: Mapping[str, Any]) -> Table:
+    """By attack and head: right, AUROC, and what gets through; the adaptive attacks below."""
+    heads = document["heads"]
+    table = Table("attack", box=SIMPLE_HEAD, padding=(0, 1))
+    for head in heads:
+        for title in (f"{head}: right", "AUROC", "missed"):
+            table.add_column(title, justify="right")
+    alphas = {head: each["alpha"] for head, each in document["detectors"].items()}
+    for name in next(iter(heads.values()))["accuracy"]:
+        cells = []
+        for head, measured in heads.items():
+            area = measured["detection"].get(name, {}).get("auroc")
+            points = measured["system"].get(name, ())
+            missed = next((point["missed"]["share"] for point in points if point["alpha"] == alphas[head]), None)
+            cells += [_percent(measured["accuracy"][name]["share"]), "" if area is None else f"{area:.3f}"]
+            cells.append("" if missed is None else _percent(missed))
+        table.add_row(name, *cells)
+    for name in next(iter(heads.values()))["adaptive"]["success"]:
+        cells = []
+        for measured in heads.values():
+            won = measured["adaptive"]["success"].get(name)
+            cells += ["", "", "" if won is None else _percent(won["share"])]
+        table.add_row(f"both: {name}", *cells)
+    return table
+
+
+def limits(document: Mapping[str, Any]) -> list[str]:
+    """What a reader must not believe after reading, in plain words and with this report's own figures."""
+    said = []
+    for head, measured in document["heads"].items():
+        worst = measured["accuracy"][WORST]
+        said.append(
+            f"{head}: the worst of this suite's attacks, AutoAttack aside, leaves {worst['count']} of {worst['of']} "
+            "images right."
+        )
+        if AUTOATTACK in measured["accuracy"]:
+            there, auto = measured["accuracy"][WORST_THERE], measured["accuracy"][AUTOATTACK]
+            said.append(
+                f"{head}: of the {auto['of']} images under AutoAttack it leaves {auto['count']} right, and all attacks "
+                f"together {there['count']}."
+            )
+        if ANY in measured["adaptive"]["success"]:
+            won = measured["adaptive"]["success"][ANY]
+            said.append(
+                f"{head}: an attacker who knows the detector gets {won['count']} of {won['of']} images past "
+                f"network and detector at eps {255 * EPS:g}/255."
+                + (" Against such an attacker the detector is no defence." if won["interval"][0] > 0.5 else "")
+            )
+        if broken := [gate["name"] for gate in measured["gates"] if gate["state"] == BROKEN]:
+            said.append(
+                f"{head}: gates are broken ({'; '.join(broken)}), so its accuracy under attack is not to be trusted."
+            )
+    said.append(
+        "Perturbations are bounded in the maximum norm. Patches, rotations, paint on the bird and unknown species were "
+        "not tried."
+    )
+    suite = document["suite"]
+    if not suite["autoattack_count"] or suite["adaptive_steps"] < SUITES["full"].adaptive_steps:
+        auto = "" if suite["autoattack_count"] else ", no AutoAttack"
+        said.append(
+            f"{suite['count']} images, {suite['adaptive_steps']} adaptive steps{auto}: harder attacks leave less. "
+            "fieldmark evaluate RUN --suite full."
+        )
+    said.append(
+        "p-values are valid for images like the calibration images. Another camera or season shifts them; "
+        "fieldmark drift shows it."
+    )
+    said.append(f"One training (seed {document['run']['config']['seed']}) on {document['dataset']['name']}.")
+    return said
+
+
+def render(document: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
+    """report.html, figures inside."""
+    try:
+        import jinja2
+    except ImportError as problem:
+        raise MissingExtra.named("training", "A report", problem) from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["interval"] = _interval
+    pictures = {name: base64.b64encode(png).decode("ascii") for name, png in figures.items()}
+    return environment.get_template("report.html.j2").render(
+        report=document, figures=pictures, clean=CLEAN, noise=NOISE, worst=WORST, any=ANY, eps=round(255 * EPS)
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _interval(each: Mapping[str, Any]) -> str:
+    low, high = each["interval"]
+    return f"{100 * low:.0f} to {100 * high:.0f}"
+
+
+def _versions(network: Network) -> dict[str, str]:
+    device = next(network.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    try:
+        own = importlib.metadata.version("fieldmark")
+    except importlib.metadata.PackageNotFoundError:
+        own = "unknown"
+    return {"fieldmark": own, "torch": torch.__version__, "device": name}
+
+
+def _figures(
+    run: Run, record: RunRecord, network: Network, dataset: Dataset, document: Mapping[str, Any], seed: int
+) -> dict[str, bytes]:
+    heads, classes = document["heads"], len(record.labels)
+    figures = {"roc": roc_curves(heads), "system": system_view(heads), "reliability": reliability(heads)}
+    if document["suite"]["curve_steps"]:
+        figures["eps"] = accuracy_against_eps(heads, classes)
+    if network.attention_head is not None and (looked := _looked(record, network, dataset, seed)):
+        figures["activations"] = activations(looked)
+    if network.prototype_head is not None:
+        prototypes = network.prototype_head.prototypes.detach().cpu().numpy()
+        figures["prototype_space"] = prototype_space(prototypes, record.labels)
+        figures["prototypes"] = prototype_sheet(_prototypes(run, record, network, dataset))
+    return figures
+
+
+@torch.no_grad()
+def _looked(record: RunRecord, network: Network, dataset: Dataset, seed: int) -> list[Looked]:
+    """A few test images that the attack fools, or that it does not where there are none."""
+    head = tensors.ATTENTION_ONLY
+    images, labels = images_array(spread(dataset.parts["test"], 8 * LOOKED), image_spec(record.config))
+    device = next(network.parameters()).device
+    pixels, known = from_bytes(torch.from_numpy(images).to(device)), torch.from_numpy(labels).to(device)
+    made = attack_pixels(SHOWN_ATTACK, network, head, pixels, known, torch.Generator().manual_seed(seed))
+    attacked = round_to_bytes(made)
+    seen = [network(each, head) for each in (pixels, from_bytes(attacked))]
+    answers = [each.logits[head].argmax(1).cpu().numpy() for each in seen]
+    maps = [each.attention.cpu().numpy() for each in seen if each.attention is not None]
+    fooled = (answers[0] == labels) & (answers[1] != labels)
+    again = np.array([label in labels[:place] for place, label in enumerate(labels)])
+    order = np.lexsort((again, ~fooled))[:LOOKED]  # fooled ones, and each of another class
+    return [
+        Looked(
+            pixels=(images[place], attacked[place].cpu().numpy()),
+            maps=(maps[0][place], maps[1][place]),
+            answers=(record.labels[answers[0][place]], record.labels[answers[1][place]]),
+            label=record.labels[labels[place]],
+        )
+        for place in order
+    ]
+
+
+def _prototypes(run: Run, record: RunRecord, network: Network, dataset: Dataset) -> list[list[Prototype]]:
+    classes, each = SHEET
+    spec, stride = image_spec(record.config), network.backbone.stride
+    by_key = {sample.key: sample for sample in dataset.parts["train"]}
+    sources = run.read_prototypes()
+    chosen = (
+        [index * len(record.labels) // classes for index in range(classes)]
+        if classes < len(record.labels)
+        else range(len(record.labels))
+    )
+    rows = []
+    for label in chosen:
+        mine = [source for source in sources if source.label == label][:each]
+        rows.append(
+            [
+                Prototype(
+                    pixels=spec.read(by_key[source.source].path, by_key[source.source].box),
+                    box=source.box(stride, spec),
+                    label=record.labels[label],
+                )
+                for source in mine
+            ]
+        )
+    return rows

@@ -1,0 +1,274 @@
+"""Whether a set's scores look like the calibration's: Kolmogorov-Smirnov, flagged shares, a test martingale.
+
+The hypothesis of every test is that the n calibration scores and the m scores of the set are exchangeable, as clean
+images of one source are. All m conformal p-values lean on the same n scores, so they are uniform only on average over
+calibrations: held against the exact uniform distribution, ten million rows would reject the error of those n scores.
+So the two samples are compared, and both their sizes count.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.scored import Calibration, ScoredSet
+
+# With no drift: an alarm in at most 0.001 of the sets by Kolmogorov-Smirnov, in at most 1/100 by the martingale.
+KS_LEVEL, CAPITAL = 0.001, 100.0
+CAPITALS = (20.0, CAPITAL)
+JUMP = 0.01
+KS_MULTIPLIER = 1.9494746  # where Kolmogorov's distribution leaves KS_LEVEL above it
+Z95 = 1.959964
+
+Numbers = npt.NDArray[np.floating]
+Integers = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KolmogorovSmirnov:
+    """Largest distance of the two distribution functions, its p-value, and the distance that would be drift.
+
+    `higher` says that there the set's scores lie above the calibration's: it looks more adversarial.
+    """
+
+    distance: float
+    p_value: float
+    critical: float
+    higher: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassDrift:
+    """The rows with one predicted label; `interval` is Wilson's, of 95 %, for the flagged share.
+
+    Where the bundle has calibration scores by class, `distance` is from the n of this class, and `p_value` is Holm's;
+    both are None where n is 0. Else it is from all n, for description only, without a p-value: classes differ from one
+    another, and from the whole, without drift.
+    """
+
+    label: str
+    rows: int
+    flagged: int
+    interval: tuple[float, float]
+    calibration_n: int
+    distance: float | None
+    p_value: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Martingale:
+    """log10 of the capital after each row : (m,), which began with 1; `order` : (m,) are the rows as they were read."""
+
+    path: Numbers
+    order: Integers
+
+    @property
+    def highest(self) -> float:
+        """log10 of the largest capital."""
+        return max(0.0, float(self.path.max()))
+
+    def crossed(self, capital: float) -> int | None:
+        """Index into `path` where the capital first reached this one."""
+        reached = self.path >= np.log10(capital)
+        return int(reached.argmax()) if reached.any() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """What was found. `clean_share` are the bounds of the flagged share in 95 % of clean sets of this size."""
+
+    rows: int
+    flagged: int
+    clean_share: tuple[float, float]
+    ks: KolmogorovSmirnov
+    martingale: Martingale
+    classes: tuple[ClassDrift, ...]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why this is drift, one reason a test that says so; nothing where it is none."""
+        found = []
+        if self.ks.p_value < KS_LEVEL:
+            found.append("the scores are not distributed as the calibration's")
+        if self.martingale.crossed(CAPITAL) is not None:
+            found.append("the rows are not exchangeable with the calibration's")
+        changed = [each.label for each in self.classes if each.p_value is not None and each.p_value < KS_LEVEL]
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            found.append(f"predicted classes changed: {', '.join(changed[:3])}{more}")
+        return tuple(found)
+
+
+def measure(found: ScoredSet, calibration: Calibration, *, seed: int = 0, shuffle: bool = False) -> Drift:
+    """Compare a set with the calibration; `shuffle` reads its rows in a random order."""
+    random = np.random.default_rng(seed)
+    rows = len(found.scores)
+    order = random.permutation(rows) if shuffle else np.arange(rows)
+    p_values = online_p_values(calibration.scores, found.scores[order], random)
+    n = len(calibration.scores)
+    return Drift(
+        rows=rows,
+        flagged=int(found.flags.sum()),
+        clean_share=clean_share(rows, n, flagging_ranks(n, found.alpha)),
+        ks=kolmogorov_smirnov(found.scores, calibration.scores),
+        martingale=Martingale(path=np.cumsum(np.log10(simple_jumper(p_values))), order=order),
+        classes=_classes(found, calibration),
+    )
+
+
+def kolmogorov_smirnov(scores: Numbers, calibration: Numbers) -> KolmogorovSmirnov:
+    """Two-sample test of scores : (m,) against calibration : (n,) ascending, on n m / (n + m) effective scores.
+
+    Between two calibration scores their distribution function is flat, so the distance is largest at one of them or
+    just below it: without ties it is a function of the p-values alone. The p-value is Kolmogorov's asymptotic one with
+    the finite-sample correction of Stephens (1970).
+    """
+    scores, m, n = np.sort(scores), len(scores), len(calibration)
+    gaps = np.concatenate(
+        [
+            np.searchsorted(calibration, calibration, side) / n - np.searchsorted(scores, calibration, side) / m
+            for side in ("left", "right")
+        ]
+    )
+    widest = int(np.abs(gaps).argmax())
+    distance = float(abs(gaps[widest]))
+    root = np.sqrt(n * m / (n + m))
+    factor = float(root + 0.12 + 0.11 / root)
+    return KolmogorovSmirnov(
+        distance=distance,
+        p_value=_kolmogorov(factor * distance),
+        critical=KS_MULTIPLIER / factor,
+        higher=bool(gaps[widest] > 0),
+    )
+
+
+def _kolmogorov(x: float) -> float:
+    """P(K > x) of Kolmogorov's distribution."""
+    if x < 0.2:  # the alternating series converges too slowly, and the answer is 1 to twelve digits
+        return 1.0
+    k = np.arange(1, 101)
+    return float(np.clip(2 * ((-1.0) ** (k - 1) * np.exp(-2 * (k * x) ** 2)).sum(), 0, 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) correction: with none of them in force, any corrected one is below a with probability at most a."""
+    order = np.argsort(p_values)
+    raised = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(np.maximum.accumulate(raised), 1)
+    return [float(value) for value in corrected]
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's (1927) interval of 95 % for a share."""
+    share, spread = successes / trials, Z95**2 / trials
+    half = Z95 * np.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    low, high = (share + spread / 2 - half) / (1 + spread), (share + spread / 2 + half) / (1 + spread)
+    return max(0.0, float(low)), min(1.0, float(high))
+
+
+def flagging_ranks(n: int, alpha: float) -> int:
+    """How many of the possible p-values 1/(n+1), 2/(n+1), ..., 1 are at most alpha, in the graph's float32."""
+    return int(((np.arange(1, n + 2) / (n + 1)).astype(np.float32) <= np.float32(alpha)).sum())
+
+
+def clean_share(rows: int, n: int, k: int) -> tuple[float, float]:
+    """Bounds that hold in 95 % of clean sets for the share of `rows` whose p-value is one of k of the n + 1 possible.
+
+    The chance of one row is Beta(k, n + 1 - k) over calibrations, so the count is beta-binomial: exact, and wide where
+    n is small, however many the rows are.
+    """
+    if not 0 < k <= n:
+        return (float(k > n),) * 2
+    x = np.arange(rows)
+    ratios = np.log(rows - x) - np.log(x + 1) + np.log(x + k) - np.log(rows - x + n - k)  # P(X = x + 1) / P(X = x)
+    logs = np.concatenate([[0.0], np.cumsum(ratios)])
+    below = np.cumsum(np.exp(logs - logs.max()))
+    low, high = np.searchsorted(below / below[-1], (0.025, 0.975))
+    return float(low) / rows, float(high) / rows
+
+
+def online_p_values(calibration: Numbers, scores: Numbers, random: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Smoothed online conformal p-values of scores : (m,), each among calibration : (n,) and the scores before it.
+
+    Under exchangeability they are independent and exactly uniform on [0, 1] (Vovk et al. 2005). Equal scores are put
+    into a random order.
+    """
+    n, m = len(calibration), len(scores)
+    both = np.concatenate([calibration, scores])
+    ranks = np.empty(n + m, np.int64)
+    ranks[np.lexsort((random.random(n + m), both))] = np.arange(n + m)
+    return (earlier_greater(ranks)[n:] + random.random(m)) / np.arange(n + 1, n + m + 1)
+
+
+def earlier_greater(ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For each of ranks : (N,), a permutation of 0 .. N-1, how many before it are greater : (N,). N log N.
+
+    A merge sort from below, all pairs of runs of a level at once: whatever is in the left run came earlier.
+    """
+    size = 1 << (len(ranks) - 1).bit_length()
+    runs = np.concatenate([ranks, np.arange(len(ranks), size)])[:, None]
+    counts = np.zeros(size, np.int64)  # by rank
+    while len(runs) > 1:
+        width = runs.shape[1]
+        pairs = runs.reshape(-1, 2, width)
+        shift = np.arange(len(pairs))[:, None]
+        keys = pairs + size * shift[:, None]  # so that the left runs, one after the other, ascend
+        below = np.searchsorted(keys[:, 0].ravel(), keys[:, 1].ravel()).reshape(-1, width) - width * shift
+        counts[pairs[:, 1]] += width - below
+        runs = np.sort(pairs.reshape(-1, 2 * width), axis=1, kind="stable")
+    return counts[ranks]
+
+
+def simple_jumper(p_values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The factor by which each of p_values : (m,) multiplies the capital of the Simple Jumper (Vovk 2021) : (m,).
+
+    Five players, e = -1, -1/2, 0, 1/2, 1, multiply what they have by 1 + e (p - 1/2): negative e bet on small p-values
+    (higher scores, attacks), positive e on large ones. Before each row they share JUMP of their capital evenly.
+
+    Playing on uniform p-values loses 0.4 % a row, and after a long quiet time no attack would win that back. So of the
+    first capital only the part 1 / (t (t + 1)) starts to play at row t = 1, 2, ..., and 1 / (t + 1) still rests after
+    it: the capital never falls below that. It stays a test martingale: with no drift it ever reaches c with probability
+    at most 1/c (Ville 1939). Only shares are kept here, since the capital itself outgrows every float.
+    """
+    return np.fromiter(_factors(np.ascontiguousarray(p_values)), np.float64, len(p_values))
+
+
+def _factors(p_values: npt.NDArray[np.float64]) -> Iterator[float]:
+    stay, even = 1 - JUMP, JUMP / 5
+    a = b = c = d = e = 0.0
+    resting = 1.0
+    for t, p in enumerate(memoryview(p_values.data), start=1):  # plain floats, ten times as fast as NumPy's
+        x = p - 0.5
+        begins = resting / (t + 1)
+        resting -= begins
+        shared = even * (a + b + c + d + e) + begins / 5
+        a, b, c = (stay * a + shared) * (1 - x), (stay * b + shared) * (1 - x / 2), stay * c + shared
+        d, e = (stay * d + shared) * (1 + x / 2), (stay * e + shared) * (1 + x)
+        total = a + b + c + d + e + resting
+        yield total
+        a, b, c, d, e, resting = a / total, b / total, c / total, d / total, e / total, resting / total
+
+
+def _classes(found: ScoredSet, calibration: Calibration) -> tuple[ClassDrift, ...]:
+    order = np.argsort(found.classes, kind="stable")
+    classes, starts = np.unique(found.classes[order], return_index=True)
+    compared = []
+    for index, rows in zip(classes, np.split(order, starts[1:]), strict=True):
+        own = calibration.scores if calibration.classes is None else calibration.scores[calibration.classes == index]
+        compared.append((int(index), rows, len(own), kolmogorov_smirnov(found.scores[rows], own) if len(own) else None))
+    tested = [] if calibration.classes is None else [test.p_value for *_, test in compared if test]
+    corrected = iter(holm(tested))
+    return tuple(
+        ClassDrift(
+            label=found.labels[index],
+            rows=len(rows),
+            flagged=int(found.flags[rows].sum()),
+            interval=wilson(int(found.flags[rows].sum()), len(rows)),
+            calibration_n=n,
+            distance=test.distance if test else None,
+            p_value=next(corrected) if test and tested else None,
+        )
+        for index, rows, n, test in compared
+    )

@@ -1,0 +1,59 @@
+"""Gates: each can hold, each can break, and what was not measured is not called good."""
+
+from typing import Any
+
+import pytest
+
+from robustness.gates import BROKEN, HOLDS, UNKNOWN, gates
+
+GOOD = {"clean": 97, "noise": 96, "fgsm-8": 40, "pgd10-8": 20, "pgd100x10-8": 18, "pgd10-8@twin": 60}
+CURVE = [(0, 97), (2, 80), (8, 20), (64, 3)]
+
+
+def measured(right: dict[str, int], curve: list[tuple[int, int]], zero: int = 0, success: Any = None) -> dict[str, Any]:
+    return {
+        "accuracy": {name: {"count": count, "of": 100} for name, count in right.items()},
+        "curve": [{"eps": level / 255, "right": {"count": count, "of": 100}} for level, count in curve],
+        "zero_gradients": {"count": zero, "of": 100},
+        "adaptive": {"success": success or {}},
+    }
+
+
+def states(*arguments: Any) -> list[str]:
+    return [gate.state for gate in gates("full", measured(*arguments), 20)]
+
+
+def adaptive(blind: int, knowing: int) -> dict[str, Any]:
+    counts = {"attacks above": blind, "selective PGD": knowing, "joint": 0, "any": 90}
+    return {name: {"count": count, "of": 100} for name, count in counts.items()}
+
+
+def test_sound_figures_pass_every_gate():
+    assert states(GOOD, CURVE, 0, adaptive(20, 60)) == [HOLDS] * 8
+    shuffled = dict(reversed(GOOD.items()))
+    assert states(shuffled, CURVE, 0, adaptive(20, 60)) == [HOLDS] * 8
+
+
+@pytest.mark.parametrize(
+    ("place", "right", "curve", "zero"),
+    [
+        (0, GOOD, [(0, 97), (2, 50), (8, 60), (64, 3)], 0),
+        (1, GOOD, [(0, 97), (2, 80), (8, 20), (64, 12)], 0),
+        (2, {**GOOD, "pgd10-8": 50, "pgd100x10-8": 49}, CURVE, 0),
+        (3, {**GOOD, "noise": 30}, CURVE, 0),
+        (4, {**GOOD, "pgd10-8@twin": 10}, CURVE, 0),
+        (5, {**GOOD, "pgd100x10-8": 9}, CURVE, 0),
+        (6, GOOD, CURVE, 1),
+    ],
+)
+def test_each_artefact_breaks_its_gate_and_no_other(place, right, curve, zero):
+    found = states(right, curve, zero)
+    assert [index for index, state in enumerate(found) if state == BROKEN] == [place]
+
+
+def test_what_was_not_measured_is_not_called_good():
+    assert states({"clean": 97}, []) == [UNKNOWN] * 6 + [HOLDS, UNKNOWN]
+
+
+def test_an_attacker_who_gains_nothing_by_knowing_the_detector_did_not_try():
+    assert states(GOOD, CURVE, 0, adaptive(40, 30))[7] == BROKEN

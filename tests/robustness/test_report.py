@@ -1,0 +1,296 @@
+"""The report: what it says is what the service would, it is whole on one page, and a bundle carries it."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from bundle.errors import OptionError
+from detector.combination import fit_combination
+from export.bundling import export_run
+from robustness.cli import app, show_report
+from robustness.defended import Defended
+from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_and_calibrate, lessons_of
+from robustness.measure import SUITES, Suite, _Bench, suite_named
+from robustness.metrics import auroc
+from robustness.report import make_report, render
+from training.adversaries import run_dataset, spread
+from training.data.loading import images_array
+from training.run import Run, image_spec
+
+SMALL = Suite(
+    name="quick",
+    attacks=("fgsm-8", "pgd2-8", "pgd4-8"),
+    count=12,
+    curve_steps=2,
+    adaptive_steps=3,
+    adaptive_count=8,
+)
+SETTINGS = DetectorSettings(attacks=("fgsm-8", "pgd2-8"), alpha=0.1)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_run, tiny_birds):
+    record, network = Run(tiny_run).load_network()
+    dataset = run_dataset(record, tiny_birds)
+    return record, network, dataset, Parts.of(dataset, image_spec(record.config))
+
+
+@pytest.fixture(scope="module")
+def report(tiny_run, parts):
+    record, network, dataset, images = parts
+    found = {head: fit_and_calibrate(network, head, images, SETTINGS, record.labels) for head in network.config.heads}
+    return make_report(
+        Run(tiny_run),
+        record,
+        network,
+        {head: detector for head, (detector, _) in found.items()},
+        dataset,
+        SMALL,
+        lessons={head: lessons for head, (_, lessons) in found.items()},
+        sources={},
+        seed=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_run, tiny_birds, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bundles") / "bundle"
+    quiet = Console(quiet=True)
+    return export_run(tiny_run, out, SETTINGS, quiet, data=tiny_birds, replace=False, suite=SMALL)
+
+
+def test_every_figure_follows_from_the_answers_beside_it(report):
+    for head, measured in report.document["heads"].items():
+        answers = measured["answers"]
+        assert list(answers) == ["clean", "noise", *SMALL.attacks], head
+        for name, each in answers.items():
+            right, p_values = np.array([bit == "1" for bit in each["right"]]), np.array(each["p_value"])
+            assert measured["accuracy"][name]["count"] == right.sum()
+            for point in measured["system"][name]:
+                assert point["missed"]["count"] == (~right & (p_values > point["alpha"])).sum()
+                assert point["flagged"]["count"] == (p_values <= point["alpha"]).sum()
+        worst = [
+            all(bits)
+            for bits in zip(*([b == "1" for b in answers[n]["right"]] for n in answers if n != "noise"), strict=True)
+        ]
+        assert measured["accuracy"]["worst"]["count"] == sum(worst)
+        for name, each in measured["detection"].items():
+            pairs = zip(answers["clean"]["right"], answers[name]["right"], strict=True)
+            assert each["fooled"] == sum(before == "1" and after == "0" for before, after in pairs)
+        assert measured["curve"][0]["right"]["count"] == measured["accuracy"]["clean"]["count"]
+
+
+def test_left_out_attacks_are_judged_by_weights_that_never_saw_them(tiny_run, parts, report):
+    """Against weights learnt by hand from what the validation part says of the other attack."""
+    record, network, dataset, images = parts
+    detector, lessons = fit_and_calibrate(network, "full", images, SETTINGS, record.labels)
+    bench = _Bench(Defended(network, "full", detector).eval(), lessons, {}, SMALL, 0)
+    chosen, labels = images_array(spread(dataset.parts["test"], SMALL.count), image_spec(record.config))
+    clean = bench.see(chosen, labels)
+    attacked = bench.see(bench.attacked("fgsm-8", chosen, labels), labels)
+    fooled = clean.right & ~attacked.right
+    few = len(lessons.fooled["pgd2-8"]) < MIN_IMAGES
+    weights = fit_combination(lessons.negatives, (lessons.every if few else lessons.fooled)["pgd2-8"])
+    expected = auroc(weights.score(clean.evidence), weights.score(attacked.evidence[fooled]))
+    found = report.document["heads"]["full"]["left_out"]["fgsm-8"]
+    assert found["taught"] == ["pgd2-8"]
+    assert found["fooled"] == fooled.sum()
+    assert found["left_out"]["auroc"] == (None if np.isnan(expected) else pytest.approx(expected, abs=1e-4))
+    assert report.document["heads"]["full"]["left_out"]["pgd4-8"]["taught"] == ["fgsm-8", "pgd2-8"]
+
+
+def test_the_bundle_carries_it_and_says_what_its_graph_says(bundle, parts):
+    """The report is about the graph's own calibration: the same flags as ONNX Runtime gives, image by image."""
+    from export.graph import GraphSession
+
+    record, _, dataset, _ = parts
+    document = json.loads((bundle.path / "report" / "report.json").read_text())
+    assert {"report/report.json", "report/report.html"} <= set(bundle.manifest.files)
+    images, labels = images_array(spread(dataset.parts["test"], SMALL.count), image_spec(record.config))
+    import onnx
+
+    for head, measured in document["heads"].items():
+        session = GraphSession(onnx.load(bundle.model(head)))
+        answer = session.run(images)
+        right = "".join("01"[int(each)] for each in answer["probabilities"].argmax(1) == labels)
+        assert measured["answers"]["clean"]["right"] == right
+        np.testing.assert_allclose(measured["answers"]["clean"]["p_value"], answer["p_value"], atol=0.02)
+        assert document["detectors"][head]["taught"] == list(SETTINGS.attacks)
+
+
+def test_lessons_of_a_bundle_are_those_it_was_made_with(bundle, parts):
+    record, network, _, images = parts
+    detector, lessons = lessons_of(bundle.path, network, "full", images)
+    np.testing.assert_allclose(
+        lessons.combination(SETTINGS.attacks).weights, detector.combination.weights, rtol=1e-3, atol=1e-4
+    )
+    assert len(record.labels) == len(detector.gaussians[0].means)
+
+
+class Links(HTMLParser):
+    """Whatever a browser would fetch, and every tag."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.tags = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.fetched += [value for name, value in attrs if name in ("src", "href") and not value.startswith("data:")]
+
+
+def test_one_page_that_needs_no_network_and_runs_nothing(report):
+    page = Links()
+    page.feed(report.page)
+    assert page.fetched == []
+    assert "script" not in page.tags
+    assert page.tags.count("img") == 7
+    assert not re.search(r"url\(|@import|https?://", report.page)
+
+
+def test_names_from_a_dataset_cannot_write_into_the_page(report):
+    document = json.loads(json.dumps(report.document))
+    document["dataset"]["name"] = "<script>alert(1)</script>"
+    document["labels"][0] = '"><img src=x onerror=alert(1)>'
+    page = render(document, dict.fromkeys(("roc", "system", "reliability"), b""))
+    assert "<script>" not in page
+    assert "<img src=x" not in page
+
+
+def test_limits_are_told_with_the_reports_own_figures(report):
+    text = " ".join(report.document["limits"])
+    for head, measured in report.document["heads"].items():
+        won = measured["adaptive"]["success"]["any"]
+        assert f"{head}: an attacker who knows the detector gets {won['count']} of {won['of']} images past" in text
+        assert won["of"] == SMALL.adaptive_count
+    assert "no AutoAttack" in text
+
+
+def test_gates_come_first_on_a_terminal_and_broken_ones_are_named(report):
+    document = json.loads(json.dumps(report.document))
+    document["heads"]["full"]["gates"][0]["state"] = "broken"
+    console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
+    show_report(document, console)
+    text = console.export_text(styles=False)
+    assert text.index("accuracy falls as eps grows") < text.index("both: any")
+    assert "broken" in text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_a_browser_shows_it(report, tmp_path):
+    report.write(tmp_path)
+    shot = tmp_path / "page.png"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"]
+    options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,9000", f"--screenshot={shot}"]
+    subprocess.run(
+        [CHROMIUM, *options, (tmp_path / "report.html").as_uri()], check=True, capture_output=True, timeout=120
+    )
+    pixels = np.asarray(Image.open(shot).convert("RGB"))
+    rows = (pixels != pixels[0, 0]).any(axis=(1, 2))
+    columns = (pixels != pixels[0, 0]).any(axis=(0, 2))
+    assert rows.nonzero()[0].max() > 5000, "the page ends early"
+    assert rows[:6000].mean() > 0.5
+    assert columns[:20].sum() == 0, "something runs out of the page on the left"
+    assert columns[-10:].sum() == 0, "something runs out of the page on the right"
+
+
+def test_the_verb_writes_a_report_of_a_run_and_of_a_bundle(bundle, tiny_run, tiny_birds, tmp_path):
+    common = ["--data", str(tiny_birds), "--suite", "adaptive", "--quick", "--count", "6"]
+    for target, more in ((tiny_run, []), (bundle.path, ["--run", str(tiny_run)])):
+        out = tmp_path / target.name
+        told = CliRunner().invoke(
+            app, ["evaluate", str(target), *common, "--out", str(out), *more], catch_exceptions=False
+        )
+        assert told.exit_code == 0, told.output
+        assert sorted(each.name for each in out.iterdir()) == ["report.html", "report.json"]
+        document = json.loads((out / "report.json").read_text())
+        assert document["suite"]["count"] == document["suite"]["adaptive_count"] == 6
+        again = CliRunner().invoke(app, ["evaluate", str(target), *common, "--out", str(out), *more])
+        assert "--force" in str(again.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--suite", "hard"], "paper, full, adaptive"),
+        (["--suite", "full"], "--out FOLDER"),
+        (["--suite", "full", "--part", "train", "--out", "x"], "the test part"),
+        (["--suite", "full", "--attacks", "pgd", "--out", "x"], "METHOD"),
+        (["--run", "elsewhere"], "goes with a bundle"),
+        (["--quick"], "--quick is for reports"),
+        (["--force"], "--force is for reports"),
+    ],
+)
+def test_options_that_do_not_fit(tiny_run, tiny_birds, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(app, ["evaluate", str(tiny_run), "--data", str(tiny_birds), *options])
+    assert isinstance(found.exception, OptionError)
+    assert message in str(found.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_needs_its_own_run(bundle, tiny_run, tiny_birds, tmp_path):
+    alone = CliRunner().invoke(app, ["evaluate", str(bundle.path)])
+    assert "--run RUN" in str(alone.exception)
+    other = tmp_path / "run"
+    shutil.copytree(tiny_run, other)
+    state = torch.load(other / "model.pt", weights_only=True)
+    first = next(iter(state))
+    torch.save({**state, first: state[first] + 1e-3}, other / "model.pt")
+    for suite in ("full", "paper"):
+        options = ["--run", str(other), "--suite", suite, "--out", str(tmp_path / "o"), "--data", str(tiny_birds)]
+        found = CliRunner().invoke(app, ["evaluate", str(bundle.path), *options])
+        assert "was not made of the weights" in str(found.exception)
+        assert not (tmp_path / "o").exists()
+
+
+def test_a_quick_suite_tries_less_of_the_same():
+    assert suite_named("full", quick=False) is SUITES["full"]
+    assert suite_named("full", quick=True) is SUITES["quick"]
+    short, long = suite_named("adaptive", quick=True), SUITES["adaptive"]
+    assert replace(short, count=0, adaptive_count=0, adaptive_steps=0) == replace(
+        long, count=0, adaptive_count=0, adaptive_steps=0
+    )
+    assert short.adaptive_steps < long.adaptive_steps
+
+
+def test_the_golden_names_of_the_document(report):
+    assert list(report.document) == [
+        "schema",
+        "suite",
+        "seed",
+        "run",
+        "dataset",
+        "labels",
+        "measured_with",
+        "detectors",
+        "heads",
+        "attention",
+        "limits",
+    ]
+    for measured in report.document["heads"].values():
+        assert list(measured) == [
+            "accuracy",
+            "curve",
+            "detection",
+            "left_out",
+            "system",
+            "adaptive",
+            "clean",
+            "zero_gradients",
+            "answers",
+            "gates",
+        ]
+    json.dumps(report.document, allow_nan=False)
