@@ -19,7 +19,7 @@ KS_LEVEL, CAPITAL = 0.001, 100.0
 CAPITALS = (20.0, CAPITAL)
 JUMP = 0.01
 KS_MULTIPLIER = 1.9494746  # where Kolmogorov's distribution leaves KS_LEVEL above it
-Z95 = 1.959964
+Z95 = 1.96
 
 Numbers = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.integer]
