@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from PIL import Image
 
 import fieldmark
 from bundle import Bundle, write_bundle
-from bundle.errors import BundleCorrupt
+from bundle.errors import BundleCorrupt, FieldmarkError
 from bundle.manifest import MANIFEST
 from serving.drift import (
     clean_share,
@@ -28,7 +30,7 @@ from serving.drift import (
     simple_jumper,
     wilson,
 )
-from serving.drift_cli import power
+from serving.drift_cli import DRIFTED, power
 from serving.local import LocalInference
 from serving.score import ScoreOptions, score_source
 from serving.scored import Calibration, ScoredSet, read_calibration, read_set
@@ -318,7 +320,7 @@ def test_clean_images_are_no_drift(sets: Path, toy_bundle: Bundle, capsys: pytes
 
 def test_noise_is_drift(sets: Path, toy_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     words = (sets / "noise", "--bundle", toy_bundle.path)
-    assert run(*words, "--check") == 3
+    assert run(*words, "--check") == DRIFTED
     out = capsys.readouterr().out
     assert out.startswith("drift in ")
     assert "the scores are not distributed as the calibration's" in out
@@ -338,6 +340,44 @@ def test_noise_is_drift(sets: Path, toy_bundle: Bundle, capsys: pytest.CaptureFi
     assert shuffled["shuffled"]
     if reached := shuffled["crossed"]["20"]:
         assert reached["path"].endswith(f"{reached['row']:02}.png")
+
+
+def test_drifts_exit_code_is_no_errors() -> None:
+    errors, codes = [FieldmarkError], {0, 1, 2}  # 2: the command line's
+    while errors:
+        error = errors.pop()
+        errors += error.__subclasses__()
+        codes.add(error.exit_code)
+    assert DRIFTED not in codes
+
+
+@pytest.mark.parametrize(
+    ("score", "drift", "subject"),
+    [(0, 0, None), (0, DRIFTED, "drift on "), (0, 1, "error 1 on "), (0, 3, "error 3 on "), (1, 0, "error 1 on ")],
+)
+def test_the_cron_script_mails_whatever_is_not_clean(
+    score: int, drift: int, subject: str | None, tmp_path: Path
+) -> None:
+    """The script of docs/drift.md, with a fieldmark that says on stderr with what it exits, and a mail that writes."""
+    guide = (Path(fieldmark.__file__).parent / "docs" / "drift.md").read_text()
+    script = guide[guide.index("#!/bin/sh") :].partition("```")[0].replace("/srv/birds", str(tmp_path))
+    stubs = {
+        "fieldmark": f'case $1 in score) c={score};; *) c={drift};; esac; echo "$1 says $c" >&2; exit $c',
+        "mail": f'{{ echo "$2"; cat; }} >{tmp_path}/mailed',
+    }
+    for name, line in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(["sh", "-c", script], env={"PATH": path}, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    mailed = (tmp_path / "mailed").read_text() if (tmp_path / "mailed").exists() else None
+    if subject is None:
+        assert mailed is None
+    else:
+        assert mailed is not None
+        assert mailed.startswith(f"fieldmark: {subject}")
+        assert (f"drift says {drift}" if score == 0 else f"score says {score}") in mailed
 
 
 def test_the_picture(sets: Path, toy_bundle: Bundle, tmp_path: Path) -> None:
