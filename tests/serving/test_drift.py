@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 
 import fieldmark
@@ -31,6 +33,7 @@ from serving.drift import (
     wilson,
 )
 from serving.drift_cli import DRIFTED, power
+from serving.drift_figure import _histogram, _share
 from serving.local import LocalInference
 from serving.score import ScoreOptions, score_source
 from serving.scored import Calibration, ScoredSet, read_calibration, read_set
@@ -125,12 +128,72 @@ def test_wilsons_interval_is_scipys(trials: int, data: st.DataObject) -> None:
 def test_the_share_of_clean_sets_is_beta_binomial(rows: int, n: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, n))
     twin = scipy.stats.betabinom(rows, k, n + 1 - k)
-    for share, level in zip(clean_share(rows, n, k), (0.025, 0.975), strict=True):
+    for share, level in zip(clean_share([(rows, n, k)]), (0.025, 0.975), strict=True):
         count = round(share * rows)
         assert twin.cdf(count) >= level - 1e-9
         assert count == 0 or twin.cdf(count - 1) <= level + 1e-9
-    assert clean_share(rows, n, 0) == (0.0, 0.0)
-    assert clean_share(rows, n, n + 1) == (1.0, 1.0)
+    assert clean_share([(rows, n, 0)]) == (0.0, 0.0)
+    assert clean_share([(rows, n, n + 1)]) == (1.0, 1.0)
+
+
+def test_the_share_of_several_parts_is_the_sum_of_theirs() -> None:
+    parts = [(300, 25, 1), (40, 199, 10), (9, 0, 0), (11, 3, 4), (120, 60, 3)]
+    total = np.ones(1)
+    for m, n, k in parts:
+        sure = np.eye(m + 1)[m * (k > n)]
+        own = scipy.stats.betabinom.pmf(np.arange(m + 1), m, k, n + 1 - k) if 0 < k <= n else sure
+        total = np.convolve(total, own)
+    below = np.cumsum(total)
+    for share, level in zip(clean_share(parts), (0.025, 0.975), strict=True):
+        count = round(480 * share)
+        assert below[count] >= level - 0.005
+        assert below[count - 1] <= level + 0.005
+    assert clean_share(parts) == clean_share(parts)
+
+
+UNEVEN = ((0, 1, 22, 25, 60, 130), (5, 3, 1200, 60, 500, 40))  # calibration scores and rows of each class
+
+
+@pytest.mark.parametrize(("scores", "rows"), [((25,) * 10, (200,) * 10), UNEVEN])
+def test_the_range_of_a_bundle_calibrated_by_class_holds_95_percent(
+    scores: tuple[int, ...], rows: tuple[int, ...]
+) -> None:
+    """Of clean sets, whose calibration is drawn anew each time; among all scores alike it would be another share."""
+    classes, predicted = np.repeat(np.arange(len(scores)), scores), np.repeat(np.arange(len(rows)), rows)
+    calibration = Calibration(scores=np.arange(sum(scores), dtype=np.float32), classes=rng().permutation(classes))
+    found = replace(as_set(np.zeros(sum(rows)), classes=predicted), labels=[str(label) for label in range(len(rows))])
+    low, high = measure(found, calibration).clean_share
+    runs, draws = 3000, rng(1)
+    flagged = np.zeros(runs)
+    for n, m in zip(scores, rows, strict=True):
+        for run in range(runs):
+            at_least = n - np.searchsorted(np.sort(draws.random(n)), draws.random(m))
+            flagged[run] += ((1 + at_least) / (n + 1) <= found.alpha).sum()
+    held = int(((flagged >= low * sum(rows)) & (flagged <= high * sum(rows))).sum())
+    assert scipy.stats.binom.ppf(1e-4, runs, 0.95) <= held <= scipy.stats.binom.isf(1e-4, runs, 0.962)
+
+
+def test_the_pictures_bands_are_of_p_values_by_class() -> None:
+    """Class 1 is far higher than class 0, and most of the set: among all scores alike its p-values would be small."""
+    draws = rng(3)
+    scores = np.concatenate([draws.normal(size=150), draws.normal(size=30) + 20])
+    order = np.argsort(scores)
+    calibration = Calibration(scores=scores[order].astype(np.float32), classes=np.repeat([0, 1], (150, 30))[order])
+    classes = draws.permutation(np.repeat([0, 1], (40, 760)))
+    found = as_set((draws.normal(size=800) + 20 * classes).astype(np.float32), classes=classes)
+    axes = Figure().subplot_mosaic([["histogram", "share"]])
+    _histogram(axes["histogram"], found, calibration)
+    bands, bars = axes["histogram"].containers
+    assert len(bars) == 20
+    inside = [
+        band.get_y() <= bar.get_height() <= band.get_y() + band.get_height()
+        for band, bar in zip(bands, bars, strict=True)
+    ]
+    assert sum(inside) >= 17
+    _share(axes["share"], found, calibration)
+    highs, _, lows = axes["share"].patches[0].get_data()
+    own = [clean_share([(20 - ones, 150, 7), (ones, 30, 1)]) for ones in classes.reshape(40, 20).sum(1).tolist()]
+    assert np.abs(np.stack([lows, highs], 1) - 100 * np.array(own)).max() <= 5.1, "one row of 20, of fewer draws"
 
 
 @COMMON
