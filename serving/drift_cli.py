@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from serving.drift import Drift
     from serving.scored import Calibration, ScoredSet
 
-DRIFTED = 3
+DRIFTED = 4  # 1 to 3 are errors: see bundle/errors.py
 MOST_CLASSES = 12
 
 
