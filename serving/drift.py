@@ -18,6 +18,7 @@ from serving.scored import Calibration, ScoredSet
 KS_LEVEL, CAPITAL = 0.001, 100.0
 CAPITALS = (20.0, CAPITAL)
 JUMP = 0.01
+DRAWS = 10_000  # of the flagged count of a clean set, where classes have calibrations of their own
 KS_MULTIPLIER = 1.9494746  # where Kolmogorov's distribution leaves KS_LEVEL above it
 Z95 = 1.959964
 
@@ -106,11 +107,10 @@ def measure(found: ScoredSet, calibration: Calibration, *, seed: int = 0, shuffl
     rows = len(found.scores)
     order = random.permutation(rows) if shuffle else np.arange(rows)
     p_values = online_p_values(calibration.scores, found.scores[order], random)
-    n = len(calibration.scores)
     return Drift(
         rows=rows,
         flagged=int(found.flags.sum()),
-        clean_share=clean_share(rows, n, flagging_ranks(n, found.alpha)),
+        clean_share=_clean_share_of(found, calibration, random),
         ks=kolmogorov_smirnov(found.scores, calibration.scores),
         martingale=Martingale(path=np.cumsum(np.log10(simple_jumper(p_values))), order=order),
         classes=_classes(found, calibration),
@@ -186,6 +186,22 @@ def clean_share(rows: int, n: int, k: int) -> tuple[float, float]:
     logs = np.concatenate([[0.0], np.cumsum(ratios)])
     below = np.cumsum(np.exp(logs - logs.max()))
     low, high = np.searchsorted(below / below[-1], (0.025, 0.975))
+    return float(low) / rows, float(high) / rows
+
+
+def _clean_share_of(found: ScoredSet, calibration: Calibration, random: np.random.Generator) -> tuple[float, float]:
+    """The same for the rows of a set. Where p-values are per class, each class has its own n and chance; counts of
+    classes are drawn and added, DRAWS times.
+    """
+    rows, n = len(found.scores), len(calibration.scores)
+    if calibration.classes is None:
+        return clean_share(rows, n, flagging_ranks(n, found.alpha))
+    flagged = np.zeros(DRAWS, np.int64)
+    for label, mine in zip(*np.unique(found.classes, return_counts=True), strict=True):
+        n = int((calibration.classes == label).sum())
+        k = flagging_ranks(n, found.alpha)
+        flagged += random.binomial(mine, random.beta(k, n + 1 - k, DRAWS)) if 0 < k <= n else mine * (k > n)
+    low, high = np.quantile(flagged, (0.025, 0.975), method="inverted_cdf")
     return float(low) / rows, float(high) / rows
 
 

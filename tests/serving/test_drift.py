@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -389,3 +390,38 @@ def test_classes_that_are_none_are_refused(toy_bundle: Bundle, tmp_path: Path, c
     with pytest.raises(BundleCorrupt, match="calibration_classes are not a label's position"):
         read_calibration(bundle, "full")
     assert read_calibration(bundle, "attention").classes is None
+
+
+def test_a_bundle_with_p_values_per_class(toy_bundle: Bundle, tmp_path: Path) -> None:
+    """The manifest counts the scores of the class that has fewest, as the export writes it; the detector has all."""
+    classes = np.repeat(np.arange(len(LABELS)), [39, 15, 15, 15, 15])
+
+    def told(path: Path, n: int) -> Bundle:
+        bundle = with_classes(toy_bundle, path, classes)
+        network = bundle.manifest.networks["full"]
+        info = replace(network.detector, calibration="per-class", calibration_n=n)
+        networks = {**bundle.manifest.networks, "full": replace(network, detector=info)}
+        return Bundle(bundle.path, replace(bundle.manifest, networks=networks))
+
+    found = read_calibration(told(tmp_path / "right", 15), "full")
+    assert len(found.scores) == 99
+    assert found.classes is not None
+    with pytest.raises(BundleCorrupt, match="15 scores are behind a p-value, and the manifest says 39"):
+        read_calibration(told(tmp_path / "wrong", 39), "full")
+
+
+def test_the_clean_share_of_classes_is_what_clean_sets_have() -> None:
+    """Naive twin: calibrations and sets drawn, p-values per class counted."""
+    random, sizes, rows, alpha = rng(3), (19, 40, 0), (30, 50, 20), 0.1
+    classes = np.repeat(np.arange(3), sizes)
+    calibration = Calibration(scores=np.arange(59, dtype=np.float32), classes=classes)
+    found = replace(as_set(np.zeros(100, np.float32)), classes=np.repeat(np.arange(3), rows), alpha=alpha)
+    shares = []
+    for _ in range(4000):
+        flagged = 0
+        for n, m in zip(sizes, rows, strict=True):
+            ranks = 1 + (random.random(n) >= random.random((m, 1))).sum(1)
+            flagged += int((ranks / (n + 1) <= alpha).sum())
+        shares.append(flagged / 100)
+    low, high = measure(found, calibration).clean_share
+    assert (low, high) == pytest.approx(tuple(np.quantile(shares, (0.025, 0.975))), abs=0.011)
