@@ -10,6 +10,7 @@ from typing import Any
 from training.adversaries import NOISE
 
 HOLDS, BROKEN, UNKNOWN = "holds", "broken", "not measured"
+_NO_SUBSTITUTE = "no substitute was given (--source NAME=RUN)"
 SLACK = 0.02  # share of images, at least one image, by which a figure may miss its gate
 
 
@@ -69,7 +70,9 @@ def _transfer(head: str, right: Mapping[str, tuple[int, int]]) -> Gate:
     name = "white-box attacks are no weaker than transferred ones"
     transferred = {each: found for each, found in right.items() if "@" in each and each.partition("@")[0] in right}
     if not transferred:
-        return Gate(name=name, head=head, state=UNKNOWN, evidence="no substitute was given (--source NAME=RUN)")
+        made = [each for each in right if "@" in each]
+        missing = f"{made[0]} needs {made[0].partition('@')[0]} beside it" if made else _NO_SUBSTITUTE
+        return Gate(name=name, head=head, state=UNKNOWN, evidence=missing)
     broken, figures = False, []
     for each, (count, of) in transferred.items():
         own = right[each.partition("@")[0]][0]

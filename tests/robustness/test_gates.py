@@ -45,3 +45,8 @@ def test_each_artefact_breaks_its_gate_and_no_other(place, right, curve, zero):
 
 def test_what_was_not_measured_is_not_called_good():
     assert states({"clean": 97}, []) == [UNKNOWN] * 6 + [HOLDS]
+
+
+def test_a_substitute_without_its_white_box_attack_is_not_called_absent():
+    gate = gates("full", measured({"clean": 97, "fgsm-8": 40, "pgd10-8@twin": 60}, CURVE), 20)[4]
+    assert (gate.state, gate.evidence) == (UNKNOWN, "pgd10-8@twin needs pgd10-8 beside it")

@@ -19,7 +19,7 @@ from export.bundling import export_run
 from robustness.cli import app, show_report
 from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate, lessons_of
 from robustness.measure import SUITES, Suite, suite_named
-from robustness.report import make_report, render
+from robustness.report import limits, make_report, render, summary_table
 from training.adversaries import run_dataset
 from training.run import Run, image_spec
 
@@ -154,6 +154,23 @@ def test_limits_are_told_with_the_reports_own_figures(report):
         won = measured["adaptive"]["success"]["any"]
         assert f"{head}: an attacker who knows the detector gets {won['count']} of {won['of']} images past" in text
     assert "no AutoAttack" in text
+
+
+def test_a_head_without_adaptive_attacks_hides_nothing_of_the_other(report):
+    """Where no image of a head was right and unflagged; and the page counts images, not what the suite would take."""
+    document = json.loads(json.dumps(report.document))
+    document["heads"]["full"]["adaptive"] |= {"images": 0, "success": {}}
+    document["suite"]["count"] = 60
+    pictures = dict.fromkeys(("roc", "system", "reliability"), b"")
+    page = render(document, pictures)
+    assert "<td>selective PGD</td><td>–</td><td>" in page
+    assert "12 test images under every attack" in page
+    assert "This is the quick suite: 12 images" in " ".join(limits(document))
+    console = Console(record=True, width=80, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(summary_table(document))
+    assert "any" in console.export_text(styles=False)
+    document["heads"]["attention"]["adaptive"]["success"] = {}
+    assert "nothing to attack" in render(document, pictures)
 
 
 def test_gates_come_first_on_a_terminal_and_broken_ones_are_named(report):
