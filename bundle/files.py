@@ -104,6 +104,7 @@ def _beside(path: Path) -> Path:
 
 def check_free(path: Path, *, replace: bool = False, marker: str = "") -> None:
     """Raise OptionError where `atomic_folder` would refuse to write; long work asks before it begins."""
+    check_place(path)
     target = Path(os.path.abspath(path))
     if not os.path.lexists(target):
         return
@@ -116,6 +117,16 @@ def check_free(path: Path, *, replace: bool = False, marker: str = "") -> None:
             f"{path} holds other things and no {marker}, so it is not replaced",
             hint="Choose another folder, or remove it yourself.",
         )
+
+
+def check_place(path: Path) -> None:
+    """Raise OptionError where nothing can be written beside `path`: in a file, or on a read-only disk."""
+    target = Path(os.path.abspath(path))
+    place = next((folder for folder in target.parents if os.path.lexists(folder)), target)
+    if not place.is_dir():
+        raise OptionError(f"{path} cannot be made: {place} is no folder", hint="Choose another place.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OptionError(f"{path} cannot be made: {place} cannot be written to", hint="Choose another place.")
 
 
 def _take_name(temporary: Path, target: Path, replace: bool) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from bundle import tensors
-from bundle.errors import CheckpointError, OptionError
+from bundle.errors import OptionError
 from bundle.files import check_free, sha256_of
 from bundle.folder import Bundle, write_bundle
 from bundle.image import ImageSpec
@@ -25,7 +25,7 @@ from export.parity import prove
 from export.served import ServedNetwork
 from robustness.fitting import DetectorSettings, Images, Lessons, Parts, fit_detector
 from robustness.measure import Suite
-from robustness.report import headlines, make_report
+from robustness.report import headlines, make_report, require
 from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset
 from training.data import Sample, check_outside
 from training.networks import Network
@@ -69,6 +69,9 @@ def export_run(
     spec = image_spec(record.config)
     parts = Parts.of(dataset, spec)
     by_key = {sample.key: sample for sample in dataset.parts["train"]}
+    sources = run.prototypes_of(network, by_key) if network.prototype_head is not None else []
+    if suite is not None:
+        require(suite)
     with tempfile.TemporaryDirectory(prefix="fieldmark-export-") as folder:
         staged = Path(folder)
         found = {
@@ -91,7 +94,6 @@ def export_run(
             report.write(staged / REPORT)
             for line in headlines(report.document):
                 console.print(f"report, {line}", highlight=False, soft_wrap=True)
-        sources = run.read_prototypes() if network.prototype_head is not None else []
         prototypes = _prototype_files(sources, by_key, spec, network, staged)
         return write_bundle(
             out,
@@ -189,8 +191,6 @@ def _prototype_files(
     files: dict[str, str] = {}
     infos = []
     for source in sources:
-        if source.source not in by_key:
-            raise CheckpointError(f"prototype image {source.source!r} is not in the training part of this dataset")
         if source.source not in files:
             files[source.source] = f"prototypes/{len(files):05d}.jpg"
             sample = by_key[source.source]

@@ -10,9 +10,10 @@ import typer
 from rich.console import Console
 
 from bundle import tensors
-from bundle.errors import MissingExtra, OptionError
+from bundle.errors import DetectorError, MissingExtra, OptionError
 from bundle.files import atomic_folder, check_free, sha256_of, write_text
 from bundle.manifest import MANIFEST
+from detector.conformal import check_calibration_size
 
 if TYPE_CHECKING:
     from robustness.report import Report
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from training.run import Run, RunRecord
 
 MAX_SEED = 2**32 - 1
+ALPHA = 0.05  # of a detector that is fitted for a report alone
 SUITES = ("paper", "full", "adaptive")
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -79,12 +81,16 @@ def evaluate(
     if run is not None and not bundled:
         raise OptionError(f"--run goes with a bundle, and {target} is none", hint="Name the run alone.")
     if suite == "paper" and (quick or force):
-        raise OptionError(f"{'--quick' if quick else '--force'} is for reports, and this suite makes none")
+        raise OptionError(
+            f"{'--quick' if quick else '--force'} goes with a report", hint="Add --suite full or --suite adaptive."
+        )
+    names = None if attacks is None else tuple(name.strip() for name in attacks.split(",") if name.strip())
+    if names == ():
+        raise OptionError("--attacks names nothing", hint="Name some, such as fgsm-8,pgd10-8, or clean alone.")
     opened = Run(target if run is None else run)
+    record, network = opened.load_network()
     if bundled:
         _check_weights(target, opened)
-    record, network = opened.load_network()
-    names = None if attacks is None else tuple(name.strip() for name in attacks.split(",") if name.strip())
     sources = open_sources(tuple(source or ()), record)
     root = data if data is not None else Path(record.dataset.root)
     if suite == "paper":
@@ -95,11 +101,25 @@ def evaluate(
     if out is None:
         raise OptionError("a report needs a folder", hint="Name it with --out FOLDER.")
     check_free(out, replace=force, marker="report.json")
+    if inside := [folder for folder in out.resolve().parents if (folder / MANIFEST).is_file()]:
+        raise OptionError(
+            f"{out} lies in the bundle {inside[0]}, whose checksums it would break", hint="Choose a folder outside it."
+        )
     changes = {"attacks": names, "count": count, "autoattack_count": autoattack_count}
     if count is not None:
         changes["adaptive_count"] = count
     report = _report(
-        opened, record, network, root, target if bundled else None, suite, quick, changes, sources=sources, seed=seed
+        opened,
+        record,
+        network,
+        root,
+        out,
+        target if bundled else None,
+        suite,
+        quick,
+        changes,
+        sources=sources,
+        seed=seed,
     )
     with atomic_folder(out, replace=force, marker="report.json") as folder:
         report.write(folder)
@@ -158,11 +178,23 @@ def _check_weights(target: Path, run: "Run") -> None:
         raise OptionError(f"{target} was not made of the weights in {run.path}", hint="Name its own run with --run.")
 
 
+def _check_calibration(n: int) -> None:
+    """Before the detector is fitted; `evaluate` has no alpha of its own."""
+    try:
+        check_calibration_size(n, ALPHA)
+    except DetectorError as problem:
+        raise DetectorError(
+            problem.what,
+            hint="Add images, or export the run with a larger --alpha and evaluate that: BUNDLE --run RUN.",
+        ) from None
+
+
 def _report(
     run: "Run",
     record: "RunRecord",
     network: "Network",
     root: Path,
+    out: Path,
     bundle: Path | None,
     suite: str,
     quick: bool,
@@ -174,22 +206,30 @@ def _report(
     """With a bundle's own detectors, or with detectors fitted as export would."""
     from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate, lessons_of
     from robustness.measure import suite_named
-    from robustness.report import make_report
-    from training.adversaries import run_dataset
+    from robustness.report import make_report, require
+    from training.adversaries import check_attacks, run_dataset
+    from training.data import check_outside
     from training.run import image_spec
 
     chosen = replace(suite_named(suite, quick=quick), **{k: v for k, v in changes.items() if v is not None})
     served = [head for head in network.config.heads if head in tensors.NETWORKS]
     if not served:
         raise OptionError(f"{run.path} is a substitute to attack from; it has no detector", hint="Use --suite paper.")
+    require(chosen)
+    check_attacks(chosen.attacks, sources, network)
     dataset = run_dataset(record, root)
+    check_outside(dataset, out)
+    if bundle is None:
+        _check_calibration(len(dataset.parts["calibration"]))
     parts = Parts.of(dataset, image_spec(record.config))
     talk = Console(stderr=True)
     found = {}
     for head in served:
         with talk.status(f"{head}: fitting the detector"):
             if bundle is None:
-                found[head] = fit_and_calibrate(network, head, parts, DetectorSettings(seed=seed), record.labels)
+                found[head] = fit_and_calibrate(
+                    network, head, parts, DetectorSettings(alpha=ALPHA, seed=seed), record.labels
+                )
             else:
                 found[head] = lessons_of(bundle, network, head, parts)
     return make_report(

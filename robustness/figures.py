@@ -1,6 +1,7 @@
 """The report's figures as PNG bytes, after the paper's: what they show is in report.json or made from the network."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,6 @@ from robustness.metrics import roc
 
 INK, QUIET, GOOD, BAD = "#22262b", "#7a7e84", "#1b7837", "#b2182b"
 COLOURS = ("#1b6ca8", "#d1700c", "#1b7837", "#7b3294", "#b2182b", "#0f8b8d", "#8c6d31", "#5a5a5a", "#c51b7d", "#4d9221")
-TITLES = {"full": "full (Ours-FR)", "attention": "attention (Ours-A)"}
 Pixels = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
 
@@ -44,7 +44,7 @@ def accuracy_against_eps(heads: Mapping[str, Any], classes: int) -> bytes:
         shares = [point["right"]["share"] for point in measured["curve"]]
         low, high = zip(*(point["right"]["interval"] for point in measured["curve"]), strict=True)
         places = np.arange(len(eps))
-        axis.plot(places, shares, "o-", color=colour, label=TITLES.get(head, head))
+        axis.plot(places, shares, "o-", color=colour, label=head)
         axis.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
     axis.axhline(1 / classes, color=QUIET, linestyle=":", label="chance")
     axis.set_xticks(places, [f"{value:g}" for value in eps])
@@ -75,7 +75,7 @@ def roc_curves(heads: Mapping[str, Any]) -> bytes:
             axis.step(false, true, where="post", color=colour, linewidth=1.4, label=f"{name}  {area:.3f}")
         axis.plot([0, 1], [0, 1], color=QUIET, linestyle=":")
         _label(axis, "clean images flagged", "fooling attacks flagged")
-        axis.set_title(TITLES.get(head, head), fontsize=11, color=INK)
+        axis.set_title(head, fontsize=11, color=INK)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=8, title="attack, AUROC", title_fontsize=8, loc="lower right")
     return _png(figure)
@@ -96,7 +96,7 @@ def system_view(heads: Mapping[str, Any]) -> bytes:
             axis.plot([0.05], [success["any"]["share"]], "X", color=BAD, markersize=9, label="adaptive, any")
         _label(axis, "alpha: clean images flagged", "wrong and not flagged")
         axis.set_ylim(-0.02, 1.02)
-        axis.set_title(TITLES.get(head, head), fontsize=11, color=INK)
+        axis.set_title(head, fontsize=11, color=INK)
         axis.legend(frameon=False, fontsize=8, ncols=2)
     return _png(figure)
 
@@ -111,7 +111,7 @@ def reliability(heads: Mapping[str, Any]) -> bytes:
             np.arange(1, len(values) + 1) / len(values),
             where="post",
             color=colour,
-            label=TITLES.get(head, head),
+            label=head,
         )
     grid = np.linspace(0, 1, 101)
     count, calibrated = len(values), measured["clean"]["calibration_n"]
@@ -136,7 +136,8 @@ def prototype_space(prototypes: npt.NDArray[np.float32], labels: Sequence[str], 
     colours = colormaps["nipy_spectral"](np.linspace(0.03, 0.97, len(labels)))
     for index, label in enumerate(labels):
         mine = flat[classes == index]
-        axis.scatter(mine[:, 0], mine[:, 1], s=16, color=colours[index], label=label if len(labels) <= 30 else None)
+        shown = " " + _plain(label) if len(labels) <= 30 else None  # a legend leaves out what begins with "_"
+        axis.scatter(mine[:, 0], mine[:, 1], s=16, color=colours[index], label=shown)
     axis.set_xticks([])
     axis.set_yticks([])
     if len(labels) <= 30:
@@ -182,7 +183,7 @@ def activations(looked: Sequence[Looked]) -> bytes:
             )
             good = each.answers[place] == each.label
             image.set_title(("clean", "attacked")[place], fontsize=7, color=QUIET)
-            seen.set_title(each.answers[place], fontsize=7, color=GOOD if good else BAD)
+            seen.set_title(_plain(each.answers[place], 26), fontsize=7, color=GOOD if good else BAD)
         _name(row[0], each.label)
     return _png(figure)
 
@@ -208,7 +209,13 @@ def _grid(rows: int, columns: int, side: float, left: float = 0.0) -> tuple[Any,
 
 def _name(axis: Any, label: str) -> None:
     """A row's class, left of its first picture."""
-    axis.text(-0.08, 0.5, label, transform=axis.transAxes, ha="right", va="center", fontsize=8, color=INK)
+    axis.text(-0.08, 0.5, _plain(label), transform=axis.transAxes, ha="right", va="center", fontsize=8, color=INK)
+
+
+def _plain(label: str, most: int = 40) -> str:
+    """A class's name on a picture: "$" begins no formula, what is long is cut."""
+    line = "".join(each if each.isprintable() else "?" for each in label)
+    return (line if len(line) <= most else f"{line[: most - 1]}…").replace("$", r"\$")
 
 
 def _pyplot() -> Any:
@@ -227,6 +234,8 @@ def _label(axis: Any, x: str, y: str) -> None:
 
 def _png(figure: Any) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", bbox_inches="tight", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph|Matplotlib currently does not support")
+        figure.savefig(stream, format="png", bbox_inches="tight", metadata={"Software": None})
     _pyplot().close(figure)
     return stream.getvalue()

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bundle.errors import DetectorError
+from bundle.errors import BundleUnsupported, DetectorError
 from bundle.folder import Bundle
 from bundle.image import ImageSpec
 from bundle.manifest import MARGINAL, PER_CLASS
@@ -128,8 +128,12 @@ def fit_and_calibrate(
 def lessons_of(bundle: Path, network: Network, served: str, parts: Parts) -> tuple[Detector, Lessons]:
     """A bundle's own detector, and what it was learnt from, made again from the settings in its manifest."""
     opened = Bundle.open(bundle)
+    told = opened.manifest.training.get("detector")
+    if served not in opened.manifest.networks or not isinstance(told, dict) or not {"attacks", "seed"} <= set(told):
+        raise BundleUnsupported(
+            f"{bundle} does not say how the detector of {served!r} was taught", hint="Export the run again."
+        )
     detector = Detector.load(opened.path / opened.manifest.networks[served].detector.file)
-    told = opened.manifest.training["detector"]
     gaussians = dict(zip(detector.layers, detector.gaussians, strict=True))
     return detector, teach(network, served, gaussians, parts.validation, told["attacks"], told["seed"])
 

@@ -12,6 +12,7 @@ from training.attacks import attack_named
 
 STATIC, ANY = "attacks above", "any"  # among successes: attacks that do not know the detector, and all together
 HOLDS, BROKEN, UNKNOWN = "holds", "broken", "not measured"
+_NO_SUBSTITUTE = "no substitute was given (--source NAME=RUN)"
 SLACK = 0.02  # share of images, at least one image, by which a figure may miss its gate
 
 
@@ -30,7 +31,7 @@ def gates(head: str, measured: Mapping[str, Any], classes: int) -> list[Gate]:
     right = {name: (each["count"], each["of"]) for name, each in measured["accuracy"].items()}
     curve = [(point["eps"], point["right"]["count"], point["right"]["of"]) for point in measured["curve"]]
     return [
-        _monotone(head, curve),
+        _monotone(head, curve, classes),
         _chance(head, curve, classes),
         _not_above(head, "iterative attacks are no weaker than single steps", right, "fgsm-8", "pgd10-8"),
         _not_above(head, "random noise is weaker than attacks", right, NOISE, "fgsm-8"),
@@ -41,11 +42,14 @@ def gates(head: str, measured: Mapping[str, Any], classes: int) -> list[Gate]:
     ]
 
 
-def _monotone(head: str, curve: Sequence[tuple[float, int, int]]) -> Gate:
+def _monotone(head: str, curve: Sequence[tuple[float, int, int]], classes: int) -> Gate:
     name = "accuracy falls as eps grows"
     if len(curve) < 2:
         return Gate(name=name, head=head, state=UNKNOWN, evidence="no curve")
-    rises = [after for before, after in itertools.pairwise(curve) if after[1] - before[1] > _slack(after[2])]
+    chance = curve[0][2] / classes  # below it, ups and downs mean nothing
+    rises = [
+        after for before, after in itertools.pairwise(curve) if after[1] - max(before[1], chance) > _slack(after[2])
+    ]
     figures = ", ".join(f"{count}/{of} at {255 * eps:g}" for eps, count, of in curve)
     return Gate(name=name, head=head, state=BROKEN if rises else HOLDS, evidence=f"right: {figures}/255")
 
@@ -72,8 +76,9 @@ def _transfer(head: str, right: Mapping[str, tuple[int, int]]) -> Gate:
     name = "white-box attacks are no weaker than transferred ones"
     transferred = {each: found for each, found in right.items() if "@" in each and each.partition("@")[0] in right}
     if not transferred:
-        evidence = "needs an attack and the same from a substitute (--source NAME=RUN)"
-        return Gate(name=name, head=head, state=UNKNOWN, evidence=evidence)
+        made = [each for each in right if "@" in each]
+        missing = f"{made[0]} needs {made[0].partition('@')[0]} beside it" if made else _NO_SUBSTITUTE
+        return Gate(name=name, head=head, state=UNKNOWN, evidence=missing)
     broken, figures = False, []
     for each, (count, of) in transferred.items():
         own = right[each.partition("@")[0]][0]

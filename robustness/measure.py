@@ -160,7 +160,8 @@ class _Bench:
         accuracy = {name: share(each.right.sum(), len(labels)) for name, each in seen.items()}
         worst = np.all([each.right for name, each in seen.items() if name != NOISE], axis=0)
         accuracy[WORST] = share(worst.sum(), len(labels))
-        if self.suite.autoattack_count and self.network.config.classes >= AUTO_CLASSES:
+        able = self.network.config.classes >= AUTO_CLASSES and AUTOATTACK not in names
+        if self.suite.autoattack_count and able:
             picked = np.linspace(0, len(labels), min(self.suite.autoattack_count, len(labels)), endpoint=False).astype(
                 int
             )

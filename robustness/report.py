@@ -4,6 +4,7 @@ docs/report.md says what every entry means. The report belongs to exactly these 
 """
 
 import base64
+import importlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Column, Table
 
 from bundle import tensors
 from bundle.errors import MissingExtra
@@ -63,6 +64,18 @@ class Report:
         write_text(folder / PAGE, self.page)
 
 
+def require(suite: Suite) -> None:
+    """Miss a library now, or not at all: it is used after hours of work."""
+    needed = {"jinja2": "training", "matplotlib": "figures", "sklearn.manifold": "training"}
+    if suite.autoattack_count or any(name.startswith("autoattack") for name in suite.attacks):
+        needed["pyautoattack"] = "attacks"
+    for library, extra in needed.items():
+        try:
+            importlib.import_module(library)
+        except ImportError as problem:
+            raise MissingExtra.named(extra, "a robustness report", problem) from None
+
+
 def make_report(
     run: Run,
     record: RunRecord,
@@ -76,6 +89,8 @@ def make_report(
     seed: int,
 ) -> Report:
     """Measure everything of `suite` on the test part and draw it; `lessons` are what the detectors were taught."""
+    if network.prototype_head is not None:  # before hours of work: they are drawn at its end
+        run.prototypes_of(network, {sample.key for sample in dataset.parts["train"]})
     heads = measure(record, network, detectors, dataset, suite, lessons=lessons, sources=sources, seed=seed)
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -142,7 +157,7 @@ def gate_table(document: Mapping[str, Any]) -> Table:
 def summary_table(document: Mapping[str, Any]) -> Table:
     """By attack and head: right, AUROC, and what gets through; the adaptive attacks below."""
     heads = document["heads"]
-    table = Table("attack", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(Column("attack", overflow="fold"), box=SIMPLE_HEAD, padding=(0, 1))
     for head in heads:
         for title in (f"{head}: right", "AUROC", "missed"):
             table.add_column(title, justify="right")
@@ -156,13 +171,18 @@ def summary_table(document: Mapping[str, Any]) -> Table:
             cells += [_percent(measured["accuracy"][name]["share"]), "" if area is None else f"{area:.3f}"]
             cells.append("" if missed is None else _percent(missed))
         table.add_row(name, *cells)
-    for name in next(iter(heads.values()))["adaptive"]["success"]:
+    for name in _aware(document):
         cells = []
         for measured in heads.values():
             won = measured["adaptive"]["success"].get(name)
             cells += ["", "", "" if won is None else _percent(won["share"])]
         table.add_row(f"both: {name}", *cells)
     return table
+
+
+def _aware(document: Mapping[str, Any]) -> list[str]:
+    """Adaptive attacks that some head was measured under; a head without a right and unflagged image has none."""
+    return list(dict.fromkeys(name for each in document["heads"].values() for name in each["adaptive"]["success"]))
 
 
 def limits(document: Mapping[str, Any]) -> list[str]:
@@ -199,7 +219,7 @@ def limits(document: Mapping[str, Any]) -> list[str]:
     if not suite["autoattack_count"] or suite["adaptive_steps"] < SUITES["full"].adaptive_steps:
         auto = "" if suite["autoattack_count"] else ", no AutoAttack"
         said.append(
-            f"{suite['count']} images, {suite['adaptive_steps']} adaptive steps{auto}: harder attacks leave less. "
+            f"{worst['of']} images, {suite['adaptive_steps']} adaptive steps{auto}: harder attacks leave less. "
             "fieldmark evaluate RUN --suite full."
         )
     said.append(
@@ -212,10 +232,8 @@ def limits(document: Mapping[str, Any]) -> list[str]:
 
 def render(document: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
     """report.html, figures inside."""
-    try:
-        import jinja2
-    except ImportError as problem:
-        raise MissingExtra.named("training", "A report", problem) from None
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -227,7 +245,14 @@ def render(document: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
     environment.filters["interval"] = _interval
     pictures = {name: base64.b64encode(png).decode("ascii") for name, png in figures.items()}
     return environment.get_template("report.html.j2").render(
-        report=document, figures=pictures, clean=CLEAN, noise=NOISE, worst=WORST, any=ANY, eps=round(255 * EPS)
+        report=document,
+        figures=pictures,
+        aware=_aware(document),
+        clean=CLEAN,
+        noise=NOISE,
+        worst=WORST,
+        any=ANY,
+        eps=round(255 * EPS),
     )
 
 
@@ -296,7 +321,7 @@ def _prototypes(run: Run, record: RunRecord, network: Network, dataset: Dataset)
     classes, each = SHEET
     spec, stride = image_spec(record.config), network.backbone.stride
     by_key = {sample.key: sample for sample in dataset.parts["train"]}
-    sources = run.read_prototypes()
+    sources = run.prototypes_of(network, by_key)
     chosen = (
         [index * len(record.labels) // classes for index in range(classes)]
         if classes < len(record.labels)

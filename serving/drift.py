@@ -19,7 +19,8 @@ KS_LEVEL, CAPITAL = 0.001, 100.0
 CAPITALS = (20.0, CAPITAL)
 JUMP = 0.01
 KS_MULTIPLIER = 1.9494746  # where Kolmogorov's distribution leaves KS_LEVEL above it
-Z95 = 1.959964
+Z95 = 1.96
+DRAWS = 20_000  # of clean sets, where their flagged share has no simple distribution
 
 Numbers = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.integer]
@@ -76,7 +77,10 @@ class Martingale:
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """What was found. `clean_share` are the bounds of the flagged share in 95 % of clean sets of this size."""
+    """What was found. `clean_share` are the bounds of the flagged share in 95 % of clean sets of this size.
+
+    Where the bundle has calibration scores by class: of clean sets with as many rows of each predicted class.
+    """
 
     rows: int
     flagged: int
@@ -106,11 +110,10 @@ def measure(found: ScoredSet, calibration: Calibration, *, seed: int = 0, shuffl
     rows = len(found.scores)
     order = random.permutation(rows) if shuffle else np.arange(rows)
     p_values = online_p_values(calibration.scores, found.scores[order], random)
-    n = len(calibration.scores)
     return Drift(
         rows=rows,
         flagged=int(found.flags.sum()),
-        clean_share=clean_share(rows, n, flagging_ranks(n, found.alpha)),
+        clean_share=clean_share(flagging_groups(found.classes, calibration, found.alpha)),
         ks=kolmogorov_smirnov(found.scores, calibration.scores),
         martingale=Martingale(path=np.cumsum(np.log10(simple_jumper(p_values))), order=order),
         classes=_classes(found, calibration),
@@ -173,12 +176,48 @@ def flagging_ranks(n: int, alpha: float) -> int:
     return int(((np.arange(1, n + 2) / (n + 1)).astype(np.float32) <= np.float32(alpha)).sum())
 
 
-def clean_share(rows: int, n: int, k: int) -> tuple[float, float]:
-    """Bounds that hold in 95 % of clean sets for the share of `rows` whose p-value is one of k of the n + 1 possible.
+def groups(classes: Integers, calibration: Calibration) -> list[tuple[Integers, Numbers]]:
+    """Which rows get their p-values among which scores, for rows with these predicted classes : (m,).
 
-    The chance of one row is Beta(k, n + 1 - k) over calibrations, so the count is beta-binomial: exact, and wide where
-    n is small, however many the rows are.
+    Positions of rows, and ascending scores: one pair, or, where p-values are per class, one for each class that has
+    rows. A class may have no scores.
     """
+    if calibration.classes is None:
+        return [(np.arange(len(classes)), calibration.scores)]
+    return [(rows, calibration.scores[calibration.classes == label]) for label, rows in _by_class(classes)]
+
+
+def _by_class(classes: Integers) -> list[tuple[int, Integers]]:
+    """Each class of classes : (m,) and the positions of its rows."""
+    order = np.argsort(classes, kind="stable")
+    labels, starts = np.unique(classes[order], return_index=True)
+    return list(zip(labels.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def flagging_groups(classes: Integers, calibration: Calibration, alpha: float) -> tuple[tuple[int, int, int], ...]:
+    """What `clean_share` takes, for the flagged share of rows with these predicted classes : (m,)."""
+    sizes = [(len(rows), len(own)) for rows, own in groups(classes, calibration)]
+    return tuple((m, n, flagging_ranks(n, alpha)) for m, n in sizes)
+
+
+def clean_share(parts: Sequence[tuple[int, int, int]], draws: int = DRAWS) -> tuple[float, float]:
+    """Bounds that hold in 95 % of clean sets for the share of rows whose p-value is one of some k of all possible.
+
+    Each part is (m, n, k): m rows, whose p-values are among the same n scores, and k of the n + 1 possible ones. The
+    chance of one row is Beta(k, n + 1 - k) over calibrations, so a part's count is beta-binomial: wide where n is
+    small, however many the rows are. One part's bounds are exact. Several parts lean on scores of their own, so their
+    counts are independent; the bounds are then quantiles of `draws` sums, the same at every call.
+    """
+    if len(parts) == 1:
+        return _beta_binomial(*parts[0])
+    random, total = np.random.default_rng(0), np.zeros(draws, np.int64)
+    for m, n, k in parts:
+        total += random.binomial(m, random.beta(k, n + 1 - k, draws)) if 0 < k <= n else m * (k > n)
+    low, high = np.quantile(total, (0.025, 0.975), method="inverted_cdf") / sum(m for m, *_ in parts)
+    return float(low), float(high)
+
+
+def _beta_binomial(rows: int, n: int, k: int) -> tuple[float, float]:
     if not 0 < k <= n:
         return (float(k > n),) * 2
     x = np.arange(rows)
@@ -252,13 +291,11 @@ def _factors(p_values: npt.NDArray[np.float64]) -> Iterator[float]:
 
 
 def _classes(found: ScoredSet, calibration: Calibration) -> tuple[ClassDrift, ...]:
-    order = np.argsort(found.classes, kind="stable")
-    classes, starts = np.unique(found.classes[order], return_index=True)
-    compared = []
-    for index, rows in zip(classes, np.split(order, starts[1:]), strict=True):
+    tests = []
+    for index, rows in _by_class(found.classes):
         own = calibration.scores if calibration.classes is None else calibration.scores[calibration.classes == index]
-        compared.append((int(index), rows, len(own), kolmogorov_smirnov(found.scores[rows], own) if len(own) else None))
-    tested = [] if calibration.classes is None else [test.p_value for *_, test in compared if test]
+        tests.append((index, rows, len(own), kolmogorov_smirnov(found.scores[rows], own) if len(own) else None))
+    tested = [] if calibration.classes is None else [test.p_value for *_, test in tests if test]
     corrected = iter(holm(tested))
     return tuple(
         ClassDrift(
@@ -270,5 +307,5 @@ def _classes(found: ScoredSet, calibration: Calibration) -> tuple[ClassDrift, ..
             distance=test.distance if test else None,
             p_value=next(corrected) if test and tested else None,
         )
-        for index, rows, n, test in compared
+        for index, rows, n, test in tests
     )

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bundle.errors import OptionError, printable
+from bundle.files import check_place
 from bundle.folder import Bundle
 from serving.score_cli import readable
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from serving.drift import Drift
     from serving.scored import Calibration, ScoredSet
 
-DRIFTED = 3
+DRIFTED = 4  # 1 to 3 are errors: see bundle/errors.py
 MOST_CLASSES = 12
 
 
@@ -54,6 +55,8 @@ def drift(
         raise OptionError(f"--plot {plot} does not end in .png, and the picture is a PNG")
     if plot is not None and plot.is_dir():
         raise OptionError(f"--plot {plot} is a folder")
+    if plot is not None:
+        check_place(plot)
     from serving.drift import measure
     from serving.scored import read_calibration, read_set
 

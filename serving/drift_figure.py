@@ -7,13 +7,14 @@ import numpy as np
 
 from bundle.errors import MissingExtra
 from bundle.files import atomic_file
-from serving.drift import CAPITALS, Drift, clean_share, flagging_ranks
+from serving.drift import CAPITALS, Drift, clean_share, flagging_groups, groups
 from serving.explain import ALARM, CLEAN, INK, SOFT
 from serving.scored import Calibration, ScoredSet
 
 BAND, BAR = "#d8e6d9", "#5b7fa6"
 BINS, BLOCKS, SMALLEST_BLOCK, POINTS = 20, 40, 20, 4000
 DPI = 130
+DRAWS = 2000  # for each of up to 60 bands, which are seen and not read
 
 
 def require() -> None:
@@ -48,7 +49,7 @@ def draw(path: Path, result: Drift, found: ScoredSet, calibration: Calibration, 
         axes.tick_params(colors=INK, labelsize=8)
     _histogram(panels["histogram"], found, calibration)
     _martingale(panels["martingale"], result, shuffled)
-    _share(panels["share"], found, len(calibration.scores))
+    _share(panels["share"], found, calibration)
     for name in ("martingale", "share"):
         panels[name].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     for axes in panels.values():
@@ -59,18 +60,26 @@ def draw(path: Path, result: Drift, found: ScoredSet, calibration: Calibration, 
 
 
 def _histogram(axes: Any, found: ScoredSet, calibration: Calibration) -> None:
-    """p-values in bins of whole ranks, each divided by the share that clean data put there on average."""
-    n, m = len(calibration.scores), len(found.scores)
-    bins = min(BINS, n + 1)
-    of_rank = np.arange(n + 1) * bins // (n + 1)
-    ranks = n - np.searchsorted(calibration.scores, found.scores, side="left")  # (n + 1) p - 1
-    sizes = np.bincount(of_rank, minlength=bins)
-    expected = sizes / (n + 1)
-    heights = np.bincount(of_rank[ranks], minlength=bins) / m / expected
-    shares = {size: clean_share(m, n, size) for size in set(sizes.tolist())}
-    bounds = np.array([shares[size] for size in sizes.tolist()]) / expected[:, None]  # (bins, 2)
-    edges = np.concatenate([[0.0], np.cumsum(expected)])
-    middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+    """p-values in bins, each divided by the share that clean data put there on average.
+
+    There are no more bins than p-values that the rows with the most calibration scores can have.
+    """
+    pairs = groups(found.classes, calibration)
+    bins = min(BINS, max(len(own) for _, own in pairs) + 1)
+    counts, expected, parts = np.zeros(bins, np.int64), np.zeros(bins), []
+    for rows, own in pairs:
+        m, n = len(rows), len(own)
+        bin_of = (np.arange(1, n + 2) * bins - 1) // (n + 1)  # of p = 1 / (n + 1), ..., 1
+        ranks = n - np.searchsorted(own, found.scores[rows], side="left")  # (n + 1) p - 1
+        counts += np.bincount(bin_of[ranks], minlength=bins)
+        sizes = np.bincount(bin_of, minlength=bins)
+        expected += m * sizes / (n + 1)
+        parts.append([(m, n, size) for size in sizes.tolist()])
+    heights = counts / expected
+    columns = list(zip(*parts, strict=True))
+    shares = {column: clean_share(column, DRAWS) for column in set(columns)}
+    bounds = np.array([shares[column] for column in columns]) * len(found.scores) / expected[:, None]  # (bins, 2)
+    middle, width = (np.arange(bins) + 0.5) / bins, 1 / bins
     axes.bar(middle, bounds[:, 1] - bounds[:, 0], width, bottom=bounds[:, 0], color=BAND, label="95 % of clean sets")
     axes.bar(middle, heights, 0.72 * width, color=BAR, alpha=0.85, label="this set")
     axes.axhline(1, color=CLEAN, linewidth=1)
@@ -98,13 +107,16 @@ def _martingale(axes: Any, result: Drift, shuffled: bool) -> None:
     axes.legend(frameon=False, fontsize=8, loc="best")
 
 
-def _share(axes: Any, found: ScoredSet, n: int) -> None:
-    m, k = len(found.flags), flagging_ranks(n, found.alpha)
-    blocks = np.array_split(found.flags, max(1, min(BLOCKS, m // SMALLEST_BLOCK)))
+def _share(axes: Any, found: ScoredSet, calibration: Calibration) -> None:
+    m = len(found.flags)
+    parts = max(1, min(BLOCKS, m // SMALLEST_BLOCK))
+    blocks = np.array_split(found.flags, parts)
     sizes = [len(block) for block in blocks]
     edges = np.concatenate([[0], np.cumsum(sizes)])
-    bounds = {size: clean_share(size, n, k) for size in set(sizes)}
-    low, high = (np.array([100 * bounds[size][side] for size in sizes]) for side in (0, 1))
+    classes = np.array_split(found.classes, parts)
+    sources = [flagging_groups(each, calibration, found.alpha) for each in classes]
+    bounds = {each: clean_share(each, DRAWS) for each in set(sources)}
+    low, high = (np.array([100 * bounds[each][side] for each in sources]) for side in (0, 1))
     axes.stairs(high, edges, baseline=low, fill=True, color=BAND)
     share = [100 * float(block.mean()) for block in blocks]
     axes.plot((edges[1:] + edges[:-1]) / 2, share, color=BAR, marker="o", markersize=3, linewidth=1)

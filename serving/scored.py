@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bundle import Bundle
 from bundle.errors import BundleCorrupt, ScoringError
-from bundle.manifest import AGAIN
+from bundle.manifest import AGAIN, PER_CLASS
 from serving.jobs import read_state
 from serving.shards import OK, arrow, read_scores
 
@@ -93,14 +93,19 @@ def read_calibration(bundle: Bundle, network: str) -> Calibration:
         with np.load(path, allow_pickle=False) as arrays:
             scores = np.asarray(arrays["calibration"], np.float32)
             classes = np.asarray(arrays["calibration_classes"]) if "calibration_classes" in arrays else None
-        if scores.shape != (info.calibration_n,) or not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
-            raise ValueError(f"its calibration is not {info.calibration_n:,} ascending numbers")
+        if scores.ndim != 1 or not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
+            raise ValueError("its calibration is not a row of ascending numbers")
         if classes is not None:
             labels = bundle.manifest.labels
             fit = classes.shape == scores.shape and classes.dtype.kind == "i"
             if not fit or classes.min() < 0 or classes.max() >= len(labels):
                 raise ValueError("its calibration_classes are not a label's position for each score")
+            fewest = int(np.bincount(classes, minlength=len(labels)).min())
             classes = np.array([labels.index(label) for label in labels])[classes]  # labels need not differ
+        elif info.calibration == PER_CLASS:
+            raise ValueError("its calibration is per class and has no calibration_classes")
+        if (behind := fewest if info.calibration == PER_CLASS else len(scores)) != info.calibration_n:
+            raise ValueError(f"{behind:,} scores are behind a p-value, and the manifest says {info.calibration_n:,}")
     except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile) as problem:
         raise BundleCorrupt(f"{path} is not a detector ({problem})", hint=AGAIN) from None
     return Calibration(scores=scores, classes=classes)

@@ -14,7 +14,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,8 +168,22 @@ class Run:
         try:
             items = json.loads(path.read_text(encoding="utf-8"))
             return [from_plain(PrototypeSource, item) for item in items]
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, TypeError) as problem:
             raise CheckpointError(f"{path} cannot be read ({problem})", hint="Train the run again.") from None
+
+    def prototypes_of(self, network: Network, keys: Container[str]) -> list[PrototypeSource]:
+        """The same, one for each of the network's prototypes, from images whose keys are among `keys`."""
+        path, sources = self.path / "prototypes.json", self.read_prototypes()
+        each = network.config.prototypes_per_class
+        if [source.label for source in sources] != [index // each for index in range(network.config.classes * each)]:
+            raise CheckpointError(f"{path} does not name the network's prototypes", hint="Train the run again.")
+        for source in sources:
+            if source.source not in keys:
+                raise CheckpointError(
+                    f"prototype image {source.source!r} of {path} is not in the training part of this dataset",
+                    hint="Train the run again.",
+                )
+        return sources
 
     def load_network(self) -> tuple[RunRecord, Network]:
         """The finished network in evaluation mode, on the CPU."""
@@ -181,6 +195,13 @@ class Run:
             raise CheckpointError(
                 f"{self.path / 'model.pt'} does not fit its config ({str(problem).splitlines()[-1].strip()})"
             ) from None
+        state = network.state_dict()
+        if broken := [name for name, values in state.items() if not bool(values.isfinite().all())]:
+            raise CheckpointError(
+                f"{self.path / 'model.pt'} holds weights that are not finite "
+                f"({len(broken)} of {len(state)} tensors, as {broken[0]})",
+                hint="Train the run again.",
+            )
         return record, network.eval().requires_grad_(False)  # attacks differentiate by the image alone
 
 

@@ -1,6 +1,7 @@
 """From a run to a bundle: graphs that equal PyTorch and the numpy detector, and a bundle that is whole."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from export.graph import GraphSession, to_onnx
 from export.parity import prove
 from export.served import ServedNetwork
 from robustness.fitting import DetectorSettings, measure
+from training.attacks import from_bytes
 from training.data import open_dataset
 from training.data.loading import images_array
 from training.run import PrototypeSource, Run
@@ -89,11 +91,37 @@ def test_calibration_scores_are_the_graphs_own(exported, parts, served):
 
 
 @pytest.fixture(scope="module")
-def per_class(tiny_run, tmp_path_factory):
-    """The same run without attacks, and with p-values per predicted class."""
+def even_run(tiny_run, parts, tmp_path_factory):
+    """A run whose heads answer every class about as often, so that each has calibration images of its own: the last
+    layer of each reads in three directions away from the mean of what it sees.
+    """
+    run = Run(shutil.copytree(tiny_run, tmp_path_factory.mktemp("even") / "run"))
+    _, network = run.load_network()
+    pixels = from_bytes(torch.from_numpy(parts["calibration"][0]))
+    angles = torch.arange(3) * 2 * torch.pi / 3
+    corners = torch.stack([angles.cos(), angles.sin()], 1)
+    with torch.no_grad():
+        network.attention_head.specific.bias.zero_()
+        for weight, seen in (
+            (network.attention_head.specific.weight, lambda forward: forward.embedding),
+            (network.prototype_head.classifier.weight, lambda forward: forward.similarities),
+        ):
+            found = seen(network(pixels))
+            mean = found.mean(0) / found.mean(0).norm()
+            away = found - found.mean(0)
+            away -= (away @ mean)[:, None] * mean
+            axes = torch.linalg.svd(away, full_matrices=False).Vh[:2]
+            weight.copy_((corners @ (axes / (away @ axes.T).std(0)[:, None])).view_as(weight))
+    run.write_state("model.pt", network.state_dict())
+    return run.path
+
+
+@pytest.fixture(scope="module")
+def per_class(even_run, tmp_path_factory):
+    """A run without attacks, and with p-values per predicted class."""
     out = tmp_path_factory.mktemp("per-class") / "tiny"
     settings = DetectorSettings(attacks=(), alpha=0.25, calibration="per-class")
-    return export_run(tiny_run, out, settings, Console(quiet=True), data=None, replace=False)
+    return export_run(even_run, out, settings, Console(quiet=True), data=None, replace=False)
 
 
 @pytest.mark.parametrize("served", tensors.NETWORKS)
@@ -121,8 +149,8 @@ def test_a_marginal_graph_knows_nothing_of_classes(exported):
         assert (info.calibration, info.calibration_n) == ("marginal", info.calibration_n)
 
 
-def test_parity_notices_another_rule_of_classes(per_class, tiny_run, parts):
-    _, network = Run(tiny_run).load_network()
+def test_parity_notices_another_rule_of_classes(per_class, even_run, parts):
+    _, network = Run(even_run).load_network()
     detector = Detector.load(per_class.file("detector/full.npz"))
     session = GraphSession(onnx.load(per_class.model("full")))
     prove(ServedNetwork(network, "full", detector), session, "full", parts["test"][0])

@@ -57,3 +57,8 @@ def test_what_was_not_measured_is_not_called_good():
 
 def test_an_attacker_who_gains_nothing_by_knowing_the_detector_did_not_try():
     assert states(GOOD, CURVE, 0, adaptive(40, 30))[7] == BROKEN
+
+
+def test_a_substitute_without_its_white_box_attack_is_not_called_absent():
+    gate = gates("full", measured({"clean": 97, "fgsm-8": 40, "pgd10-8@twin": 60}, CURVE), 20)[4]
+    assert (gate.state, gate.evidence) == (UNKNOWN, "pgd10-8@twin needs pgd10-8 beside it")

@@ -22,7 +22,7 @@ from robustness.defended import Defended
 from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_and_calibrate, lessons_of
 from robustness.measure import SUITES, Suite, _Bench, suite_named
 from robustness.metrics import auroc
-from robustness.report import make_report, render
+from robustness.report import limits, make_report, render, summary_table
 from training.adversaries import run_dataset, spread
 from training.data.loading import images_array
 from training.run import Run, image_spec
@@ -177,6 +177,23 @@ def test_limits_are_told_with_the_reports_own_figures(report):
     assert "no AutoAttack" in text
 
 
+def test_a_head_without_adaptive_attacks_hides_nothing_of_the_other(report):
+    """Where no image of a head was right and unflagged; and the page counts images, not what the suite would take."""
+    document = json.loads(json.dumps(report.document))
+    document["heads"]["full"]["adaptive"] |= {"images": 0, "success": {}}
+    document["suite"]["count"] = 60
+    pictures = dict.fromkeys(("roc", "system", "reliability"), b"")
+    page = render(document, pictures)
+    assert "<td>selective PGD</td><td>–</td><td>" in page
+    assert "12 test images under every attack" in page
+    assert "12 images, 3 adaptive steps, no AutoAttack" in " ".join(limits(document))
+    console = Console(record=True, width=80, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(summary_table(document))
+    assert "any" in console.export_text(styles=False)
+    document["heads"]["attention"]["adaptive"]["success"] = {}
+    assert "nothing to attack" in render(document, pictures)
+
+
 def test_gates_come_first_on_a_terminal_and_broken_ones_are_named(report):
     document = json.loads(json.dumps(report.document))
     document["heads"]["full"]["gates"][0]["state"] = "broken"
@@ -229,8 +246,8 @@ def test_the_verb_writes_a_report_of_a_run_and_of_a_bundle(bundle, tiny_run, tin
         (["--suite", "full", "--part", "train", "--out", "x"], "the test part"),
         (["--suite", "full", "--attacks", "pgd", "--out", "x"], "METHOD"),
         (["--run", "elsewhere"], "goes with a bundle"),
-        (["--quick"], "--quick is for reports"),
-        (["--force"], "--force is for reports"),
+        (["--quick"], "--quick goes with a report"),
+        (["--force"], "--force goes with a report"),
     ],
 )
 def test_options_that_do_not_fit(tiny_run, tiny_birds, tmp_path, monkeypatch, options, message):

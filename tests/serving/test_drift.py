@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,12 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 
 import fieldmark
 from bundle import Bundle, write_bundle
-from bundle.errors import BundleCorrupt
+from bundle.errors import BundleCorrupt, FieldmarkError
 from bundle.manifest import MANIFEST
 from serving.drift import (
     clean_share,
@@ -28,7 +32,8 @@ from serving.drift import (
     simple_jumper,
     wilson,
 )
-from serving.drift_cli import power
+from serving.drift_cli import DRIFTED, power
+from serving.drift_figure import _histogram, _share
 from serving.local import LocalInference
 from serving.score import ScoreOptions, score_source
 from serving.scored import Calibration, ScoredSet, read_calibration, read_set
@@ -36,6 +41,7 @@ from serving.shards import read_scores
 from tests.conftest import LABELS, draw_toy
 
 COMMON = settings(deadline=None, derandomize=True, max_examples=60)
+Z95_COVERAGE = 2 * scipy.stats.norm.cdf(1.96) - 1
 few_values = st.lists(st.integers(0, 6), min_size=1, max_size=40)
 
 
@@ -113,8 +119,8 @@ def test_holm_rejects_what_stepping_down_rejects(p_values: list[float]) -> None:
 @given(trials=st.integers(1, 500), data=st.data())
 def test_wilsons_interval_is_scipys(trials: int, data: st.DataObject) -> None:
     successes = data.draw(st.integers(0, trials))
-    twin = scipy.stats.binomtest(successes, trials).proportion_ci(method="wilson")
-    assert wilson(successes, trials) == pytest.approx((twin.low, twin.high), abs=1e-6)
+    twin = scipy.stats.binomtest(successes, trials).proportion_ci(Z95_COVERAGE, method="wilson")
+    assert wilson(successes, trials) == pytest.approx((twin.low, twin.high), abs=1e-9)
 
 
 @COMMON
@@ -122,12 +128,72 @@ def test_wilsons_interval_is_scipys(trials: int, data: st.DataObject) -> None:
 def test_the_share_of_clean_sets_is_beta_binomial(rows: int, n: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, n))
     twin = scipy.stats.betabinom(rows, k, n + 1 - k)
-    for share, level in zip(clean_share(rows, n, k), (0.025, 0.975), strict=True):
+    for share, level in zip(clean_share([(rows, n, k)]), (0.025, 0.975), strict=True):
         count = round(share * rows)
         assert twin.cdf(count) >= level - 1e-9
         assert count == 0 or twin.cdf(count - 1) <= level + 1e-9
-    assert clean_share(rows, n, 0) == (0.0, 0.0)
-    assert clean_share(rows, n, n + 1) == (1.0, 1.0)
+    assert clean_share([(rows, n, 0)]) == (0.0, 0.0)
+    assert clean_share([(rows, n, n + 1)]) == (1.0, 1.0)
+
+
+def test_the_share_of_several_parts_is_the_sum_of_theirs() -> None:
+    parts = [(300, 25, 1), (40, 199, 10), (9, 0, 0), (11, 3, 4), (120, 60, 3)]
+    total = np.ones(1)
+    for m, n, k in parts:
+        sure = np.eye(m + 1)[m * (k > n)]
+        own = scipy.stats.betabinom.pmf(np.arange(m + 1), m, k, n + 1 - k) if 0 < k <= n else sure
+        total = np.convolve(total, own)
+    below = np.cumsum(total)
+    for share, level in zip(clean_share(parts), (0.025, 0.975), strict=True):
+        count = round(480 * share)
+        assert below[count] >= level - 0.005
+        assert below[count - 1] <= level + 0.005
+    assert clean_share(parts) == clean_share(parts)
+
+
+UNEVEN = ((0, 1, 22, 25, 60, 130), (5, 3, 1200, 60, 500, 40))  # calibration scores and rows of each class
+
+
+@pytest.mark.parametrize(("scores", "rows"), [((25,) * 10, (200,) * 10), UNEVEN])
+def test_the_range_of_a_bundle_calibrated_by_class_holds_95_percent(
+    scores: tuple[int, ...], rows: tuple[int, ...]
+) -> None:
+    """Of clean sets, whose calibration is drawn anew each time; among all scores alike it would be another share."""
+    classes, predicted = np.repeat(np.arange(len(scores)), scores), np.repeat(np.arange(len(rows)), rows)
+    calibration = Calibration(scores=np.arange(sum(scores), dtype=np.float32), classes=rng().permutation(classes))
+    found = replace(as_set(np.zeros(sum(rows)), classes=predicted), labels=[str(label) for label in range(len(rows))])
+    low, high = measure(found, calibration).clean_share
+    runs, draws = 3000, rng(1)
+    flagged = np.zeros(runs)
+    for n, m in zip(scores, rows, strict=True):
+        for run in range(runs):
+            at_least = n - np.searchsorted(np.sort(draws.random(n)), draws.random(m))
+            flagged[run] += ((1 + at_least) / (n + 1) <= found.alpha).sum()
+    held = int(((flagged >= low * sum(rows)) & (flagged <= high * sum(rows))).sum())
+    assert scipy.stats.binom.ppf(1e-4, runs, 0.95) <= held <= scipy.stats.binom.isf(1e-4, runs, 0.962)
+
+
+def test_the_pictures_bands_are_of_p_values_by_class() -> None:
+    """Class 1 is far higher than class 0, and most of the set: among all scores alike its p-values would be small."""
+    draws = rng(3)
+    scores = np.concatenate([draws.normal(size=150), draws.normal(size=30) + 20])
+    order = np.argsort(scores)
+    calibration = Calibration(scores=scores[order].astype(np.float32), classes=np.repeat([0, 1], (150, 30))[order])
+    classes = draws.permutation(np.repeat([0, 1], (40, 760)))
+    found = as_set((draws.normal(size=800) + 20 * classes).astype(np.float32), classes=classes)
+    axes = Figure().subplot_mosaic([["histogram", "share"]])
+    _histogram(axes["histogram"], found, calibration)
+    bands, bars = axes["histogram"].containers
+    assert len(bars) == 20
+    inside = [
+        band.get_y() <= bar.get_height() <= band.get_y() + band.get_height()
+        for band, bar in zip(bands, bars, strict=True)
+    ]
+    assert sum(inside) >= 17
+    _share(axes["share"], found, calibration)
+    highs, _, lows = axes["share"].patches[0].get_data()
+    own = [clean_share([(20 - ones, 150, 7), (ones, 30, 1)]) for ones in classes.reshape(40, 20).sum(1).tolist()]
+    assert np.abs(np.stack([lows, highs], 1) - 100 * np.array(own)).max() <= 5.1, "one row of 20, of fewer draws"
 
 
 @COMMON
@@ -317,7 +383,7 @@ def test_clean_images_are_no_drift(sets: Path, toy_bundle: Bundle, capsys: pytes
 
 def test_noise_is_drift(sets: Path, toy_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     words = (sets / "noise", "--bundle", toy_bundle.path)
-    assert run(*words, "--check") == 3
+    assert run(*words, "--check") == DRIFTED
     out = capsys.readouterr().out
     assert out.startswith("drift in ")
     assert "the scores are not distributed as the calibration's" in out
@@ -337,6 +403,44 @@ def test_noise_is_drift(sets: Path, toy_bundle: Bundle, capsys: pytest.CaptureFi
     assert shuffled["shuffled"]
     if reached := shuffled["crossed"]["20"]:
         assert reached["path"].endswith(f"{reached['row']:02}.png")
+
+
+def test_drifts_exit_code_is_no_errors() -> None:
+    errors, codes = [FieldmarkError], {0, 1, 2}  # 2: the command line's
+    while errors:
+        error = errors.pop()
+        errors += error.__subclasses__()
+        codes.add(error.exit_code)
+    assert DRIFTED not in codes
+
+
+@pytest.mark.parametrize(
+    ("score", "drift", "subject"),
+    [(0, 0, None), (0, DRIFTED, "drift on "), (0, 1, "error 1 on "), (0, 3, "error 3 on "), (1, 0, "error 1 on ")],
+)
+def test_the_cron_script_mails_whatever_is_not_clean(
+    score: int, drift: int, subject: str | None, tmp_path: Path
+) -> None:
+    """The script of docs/drift.md, with a fieldmark that says on stderr with what it exits, and a mail that writes."""
+    guide = (Path(fieldmark.__file__).parent / "docs" / "drift.md").read_text()
+    script = guide[guide.index("#!/bin/sh") :].partition("```")[0].replace("/srv/birds", str(tmp_path))
+    stubs = {
+        "fieldmark": f'case $1 in score) c={score};; *) c={drift};; esac; echo "$1 says $c" >&2; exit $c',
+        "mail": f'{{ echo "$2"; cat; }} >{tmp_path}/mailed',
+    }
+    for name, line in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(["sh", "-c", script], env={"PATH": path}, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    mailed = (tmp_path / "mailed").read_text() if (tmp_path / "mailed").exists() else None
+    if subject is None:
+        assert mailed is None
+    else:
+        assert mailed is not None
+        assert mailed.startswith(f"fieldmark: {subject}")
+        assert (f"drift says {drift}" if score == 0 else f"score says {score}") in mailed
 
 
 def test_the_picture(sets: Path, toy_bundle: Bundle, tmp_path: Path) -> None:
