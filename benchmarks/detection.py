@@ -21,8 +21,9 @@ from bundle.errors import OptionError
 from bundle.files import sha256_of
 from demo.stages import fieldmark
 from fieldmark import guarded
-from robustness.measure import SUITES
+from robustness.gates import broken
 from robustness.report import JSON
+from robustness.suites import SUITES
 from training.run import Run
 
 SUITE = SUITES["quick"]
@@ -88,7 +89,6 @@ def summed_up(reports: Path, backbone: str, seeds: int) -> dict[str, Any]:
 
 def _pooled(heads: Sequence[dict[str, Any]], documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     names = [name for name in SUITE.attacks if name in heads[0]["detection"]]
-    broken = sorted({gate["name"] for head in heads for gate in head["gates"] if gate["state"] == "broken"})
     return {
         "seeds": [document["run"]["config"]["seed"] for document in documents],
         "device": documents[0]["measured_with"]["device"],
@@ -101,7 +101,7 @@ def _pooled(heads: Sequence[dict[str, Any]], documents: Sequence[dict[str, Any]]
         },
         "missed": {name: _counted([_missed(head["system"][name]) for head in heads]) for name in ("clean", *names)},
         "adaptive": _counted([head["adaptive"]["success"]["any"] for head in heads if head["adaptive"]["success"]]),
-        "broken_gates": broken,
+        "broken_gates": sorted({name for head in heads for name in broken(head)}),
     }
 
 

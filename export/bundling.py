@@ -24,8 +24,8 @@ from export.graph import GraphSession, set_calibration, to_onnx
 from export.parity import prove
 from export.served import ServedNetwork
 from robustness.fitting import DetectorSettings, Images, Lessons, Parts, fit_detector
-from robustness.measure import Suite
 from robustness.report import headlines, make_report, require
+from robustness.suites import Suite
 from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset
 from training.data import Sample, check_outside
 from training.networks import Network

@@ -48,7 +48,7 @@ def export(
         from bundle.folder import describe
         from export.bundling import export_run
         from robustness.fitting import DetectorSettings
-        from robustness.measure import SUITES
+        from robustness.suites import SUITES
 
         for library in LATE:
             importlib.import_module(library)

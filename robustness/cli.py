@@ -205,8 +205,8 @@ def _report(
 ) -> "Report":
     """With a bundle's own detectors, or with detectors fitted as export would."""
     from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate, lessons_of
-    from robustness.measure import suite_named
     from robustness.report import make_report, require
+    from robustness.suites import suite_named
     from training.adversaries import check_attacks, run_dataset
     from training.data import check_outside
     from training.run import image_spec

@@ -4,7 +4,7 @@ The parts never overlap, so the calibration part is exchangeable with what the e
 valid; see docs/decisions/003.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,17 +209,27 @@ def _measure_batch(network: Network, served: str, images: Tensor) -> tuple[dict[
     return features, forward.logits[served].argmax(1).cpu()
 
 
+def by_batch(images: Images, labels: Labels, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images (n, H, W, 3) and their labels (n,) in batches on a device."""
+    for batch, known in zip(torch.from_numpy(images).split(BATCH), torch.from_numpy(labels).split(BATCH), strict=True):
+        yield batch.to(device), known.to(device)
+
+
 def attacked(
-    name: str, network: Network, served: str, part: tuple[Images, Labels], generator: torch.Generator
+    name: str,
+    network: Network,
+    served: str,
+    part: tuple[Images, Labels],
+    generator: torch.Generator,
+    sources: Mapping[str, Network] | None = None,
 ) -> Images:
     """The part's images after `name` (an attack, `noise` or `clean`), rounded to bytes like any file."""
     if name == CLEAN:
         return part[0]
     device = next(network.parameters()).device
-    batches = zip(torch.from_numpy(part[0]).split(BATCH), torch.from_numpy(part[1]).split(BATCH), strict=True)
     return np.concatenate(
         [
-            perturb(name, network, served, images.to(device), labels.to(device), generator).cpu().numpy()
-            for images, labels in batches
+            perturb(name, network, served, images, labels, generator, sources).cpu().numpy()
+            for images, labels in by_batch(*part, device)
         ]
     )

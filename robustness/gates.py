@@ -26,6 +26,11 @@ class Gate:
     evidence: str
 
 
+def broken(measured: Mapping[str, Any]) -> list[str]:
+    """Names of the broken gates of a head's entry in report.json."""
+    return [gate["name"] for gate in measured["gates"] if gate["state"] == BROKEN]
+
+
 def gates(head: str, measured: Mapping[str, Any], classes: int) -> list[Gate]:
     """Judge one head's measurements, as in report.json under `heads`."""
     right = {name: (each["count"], each["of"]) for name, each in measured["accuracy"].items()}
@@ -79,12 +84,12 @@ def _transfer(head: str, right: Mapping[str, tuple[int, int]]) -> Gate:
         made = [each for each in right if "@" in each]
         missing = f"{made[0]} needs {made[0].partition('@')[0]} beside it" if made else _NO_SUBSTITUTE
         return Gate(name=name, head=head, state=UNKNOWN, evidence=missing)
-    broken, figures = False, []
+    weaker, figures = False, []
     for each, (count, of) in transferred.items():
         own = right[each.partition("@")[0]][0]
-        broken |= own > count + _slack(of)
+        weaker |= own > count + _slack(of)
         figures.append(f"{each} leaves {count}, white-box {own}")
-    return Gate(name=name, head=head, state=BROKEN if broken else HOLDS, evidence="; ".join(figures))
+    return Gate(name=name, head=head, state=BROKEN if weaker else HOLDS, evidence="; ".join(figures))
 
 
 def _more_steps(head: str, right: Mapping[str, tuple[int, int]]) -> Gate:

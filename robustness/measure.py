@@ -4,7 +4,7 @@ Attacked images are rounded to 8 bits, as files are, and judged as the service w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,14 @@ from rich.progress import track
 
 from bundle.errors import OptionError
 from detector.model import Detector
-from robustness.accuracy import AUTOATTACK, PAPER, WORST
+from robustness.accuracy import AUTOATTACK, WORST
 from robustness.adaptive import AdaptiveAttack, attack_both
 from robustness.defended import Defended
-from robustness.fitting import Lessons
+from robustness.fitting import Images, Labels, Lessons, attacked, by_batch
 from robustness.gates import ANY, STATIC, gates
 from robustness.metrics import auroc, auroc_interval, share, true_negatives
-from training.adversaries import AUTO_CLASSES, CLEAN, NOISE, check_attacks, perturb, spread
+from robustness.suites import Suite
+from training.adversaries import AUTO_CLASSES, CLEAN, NOISE, check_attacks, spread
 from training.attack_losses import judge_of, loss_of, losses_against
 from training.attacks import Attack, from_bytes, round_to_bytes, worst_case
 from training.data import Dataset
@@ -29,64 +30,11 @@ from training.data.loading import images_array
 from training.networks import Network
 from training.run import RunRecord, image_spec
 
-BATCH = 64
 EPS = 8 / 255
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.2)
 WORST_THERE = "worst there"  # of all attacks, on AutoAttack's images
 CURVE = (0, 1, 2, 4, 8, 16, 64)  # eps in 1/255
 JOINT_WEIGHTS = (0.03, 0.1, 1.0)
-Images = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Suite:
-    """How hard is tried: attacks by name, images, steps."""
-
-    name: str
-    attacks: tuple[str, ...]
-    count: int  # test images under attack, spread over the classes
-    curve_steps: int
-    adaptive_steps: int
-    adaptive_count: int
-    autoattack_count: int = 0
-    clean_count: int = 2000  # test images for the p-values of clean ones
-
-
-_LONG = ("pgd100x10-8:margin", "pgd100-8:least-likely", "pgd100-8:random", "pgd100x10-8")
-SUITES = {
-    "quick": Suite(
-        name="quick",
-        attacks=("fgsm-8", "bim10-8", "mim10-8", "pgd10-2", "pgd10-8:margin", "pgd10-8", "pgd20-8"),
-        count=60,
-        curve_steps=10,
-        adaptive_steps=40,
-        adaptive_count=40,
-    ),
-    "full": Suite(
-        name="full",
-        attacks=(*PAPER[1:], *_LONG),
-        count=400,
-        curve_steps=20,
-        adaptive_steps=1000,
-        adaptive_count=200,
-        autoattack_count=100,
-    ),
-    "adaptive": Suite(
-        name="adaptive", attacks=("pgd10-8",), count=200, curve_steps=0, adaptive_steps=1000, adaptive_count=200
-    ),
-}
-
-
-def suite_named(name: str, *, quick: bool) -> Suite:
-    """`full` or `adaptive`, or what of it takes minutes."""
-    chosen = SUITES[name]
-    if not quick:
-        return chosen
-    if name == "full":
-        return SUITES["quick"]
-    small = SUITES["quick"]
-    return replace(chosen, count=small.count, adaptive_count=small.adaptive_count, adaptive_steps=small.adaptive_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,11 +110,8 @@ class _Bench:
         accuracy[WORST] = share(worst.sum(), len(labels))
         able = self.network.config.classes >= AUTO_CLASSES and AUTOATTACK not in names
         if self.suite.autoattack_count and able:
-            picked = np.linspace(0, len(labels), min(self.suite.autoattack_count, len(labels)), endpoint=False).astype(
-                int
-            )
-            attacked = self.attacked(AUTOATTACK, images[picked], labels[picked])
-            found = self.see(attacked, labels[picked])
+            picked = _evenly(len(labels), self.suite.autoattack_count)
+            found = self.see(self.attacked(AUTOATTACK, images[picked], labels[picked]), labels[picked])
             accuracy[AUTOATTACK] = share(found.right.sum(), len(picked))
             accuracy[WORST_THERE] = share((worst[picked] & found.right).sum(), len(picked))
             seen_auto = {AUTOATTACK: (picked, found)}
@@ -200,23 +145,15 @@ class _Bench:
 
     def attacked(self, name: str, images: Images, labels: Labels) -> Images:
         """(n, H, W, 3) after an attack by name."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return self._batched(
-            images,
-            labels,
-            lambda batch, known: perturb(name, self.network, self.head, batch, known, generator, self.sources),
-        )
+        return attacked(name, self.network, self.head, (images, labels), self._generator(), self.sources)
 
-    def _batched(self, images: Images, labels: Labels, attack: Any) -> Images:
-        pairs = zip(torch.from_numpy(images).split(BATCH), torch.from_numpy(labels).split(BATCH), strict=True)
-        made = [attack(batch.to(self.device), known.to(self.device)) for batch, known in pairs]
-        return np.concatenate([each.cpu().numpy() for each in made])
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
 
     @torch.no_grad()
     def see(self, images: Images, labels: Labels) -> Seen:
         """What the service would say of (n, H, W, 3) uint8."""
-        batches = torch.from_numpy(images).split(BATCH)
-        answers = [self.defended(from_bytes(batch.to(self.device))) for batch in batches]
+        answers = [self.defended(from_bytes(batch)) for batch, _ in by_batch(images, labels, self.device)]
         predicted = torch.cat([answer.logits for answer in answers]).argmax(1).cpu().numpy()
         score = torch.cat([answer.score for answer in answers]).cpu().numpy()
         evidence = torch.cat([answer.evidence for answer in answers]).cpu().numpy()
@@ -232,12 +169,14 @@ class _Bench:
         for level in self._told(CURVE, "accuracy against eps"):
             eps = level / 255
             attack = Attack(name="curve", eps=eps, steps=steps, step=2.5 * eps / steps, random_start=True)
-            generator = torch.Generator().manual_seed(self.seed)
-
-            def run(batch: Any, known: Any, attack: Attack = attack, drawn: torch.Generator = generator) -> Any:
-                return round_to_bytes(worst_case(attack, losses, judge, from_bytes(batch), known, drawn).images)
-
-            found = self.see(self._batched(images, labels, run), labels)
+            generator = self._generator()
+            made = [
+                round_to_bytes(worst_case(attack, losses, judge, from_bytes(batch), known, generator).images)
+                .cpu()
+                .numpy()
+                for batch, known in by_batch(images, labels, self.device)
+            ]
+            found = self.see(np.concatenate(made), labels)
             points.append({"eps": eps, "right": share(found.right.sum(), len(labels))})
         return points
 
@@ -284,7 +223,7 @@ class _Bench:
     def _adaptive(self, images: Images, labels: Labels, seen: Mapping[str, Seen]) -> dict[str, Any]:
         """Success: answered wrongly and not flagged at 5 % false positives, of all images, as in `system`."""
         suite, alpha = self.suite, 0.05
-        picked = np.linspace(0, len(labels), min(suite.adaptive_count, len(labels)), endpoint=False).astype(int)
+        picked = _evenly(len(labels), suite.adaptive_count)
         attacks = [
             *(_adaptive_attack(f"joint, weight {weight:g}", "joint", suite, weight=weight) for weight in JOINT_WEIGHTS),
             _adaptive_attack("selective PGD", "selective", suite),
@@ -294,12 +233,11 @@ class _Bench:
             attacks.append(_adaptive_attack("selective PGD, own head", "selective", suite, own=True))
         static = [each for name, each in seen.items() if name not in (CLEAN, NOISE)]
         success = {STATIC: np.any([(~each.right & ~each.flagged(alpha))[picked] for each in static], axis=0)}
-        pixels, known = from_bytes(torch.from_numpy(images[picked])), torch.from_numpy(labels[picked])
         for attack in self._told(attacks, "adaptive attacks"):
-            generator = torch.Generator().manual_seed(self.seed)
+            generator = self._generator()
             parts = [
-                attack_both(attack, self.defended, batch.to(self.device), label.to(self.device), generator).fooled.cpu()
-                for batch, label in zip(pixels.split(BATCH), known.split(BATCH), strict=True)
+                attack_both(attack, self.defended, from_bytes(batch), known, generator).fooled.cpu()
+                for batch, known in by_batch(images[picked], labels[picked], self.device)
             ]
             success[attack.name] = torch.cat(parts).numpy()
         success[ANY] = np.any(list(success.values()), axis=0)
@@ -329,13 +267,16 @@ class _Bench:
 
     def _zero_gradients(self, images: Images, labels: Labels) -> dict[str, Any]:
         loss, zero = loss_of(self.network, self.head), 0
-        for batch, known in zip(
-            torch.from_numpy(images).split(BATCH), torch.from_numpy(labels).split(BATCH), strict=True
-        ):
-            pixels = from_bytes(batch.to(self.device)).requires_grad_()
-            (gradient,) = torch.autograd.grad(loss(pixels, known.to(self.device)).sum(), pixels)
+        for batch, known in by_batch(images, labels, self.device):
+            pixels = from_bytes(batch).requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(pixels, known).sum(), pixels)
             zero += int((gradient.flatten(1).abs().amax(1) == 0).sum())
         return share(zero, len(labels))
+
+
+def _evenly(n: int, count: int) -> npt.NDArray[np.int64]:
+    """Positions of at most `count` of n images."""
+    return np.array(spread(tuple(range(n)), count), np.int64)
 
 
 def _adaptive_attack(name: str, method: str, suite: Suite, **more: Any) -> AdaptiveAttack:

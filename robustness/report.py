@@ -35,9 +35,10 @@ from robustness.figures import (
     system_view,
 )
 from robustness.fitting import Lessons
-from robustness.gates import ANY, BROKEN, HOLDS, UNKNOWN
-from robustness.measure import EPS, SUITES, WORST_THERE, Suite, measure
+from robustness.gates import ANY, BROKEN, HOLDS, UNKNOWN, broken
+from robustness.measure import EPS, WORST_THERE, measure
 from robustness.pointing import pointing
+from robustness.suites import SUITES, Suite
 from training.adversaries import CLEAN, NOISE, attack_pixels, spread
 from training.attacks import from_bytes, round_to_bytes
 from training.data import Dataset
@@ -133,9 +134,8 @@ def headlines(document: Mapping[str, Any]) -> list[str]:
     """A line for each head: gates, the worst static attack, attacks that know the detector."""
     lines = []
     for head, measured in document["heads"].items():
-        broken = [gate["name"] for gate in measured["gates"] if gate["state"] == BROKEN]
         worst, won = measured["accuracy"][WORST], measured["adaptive"]["success"].get(ANY)
-        line = f"{head}: {'gates broken: ' + '; '.join(broken) if broken else 'no gate broken'}; "
+        line = f"{head}: {'gates broken: ' + '; '.join(found) if (found := broken(measured)) else 'no gate broken'}; "
         line += f"the worst attacks leave {worst['count']} of {worst['of']} right"
         if won is not None:
             line += f"; who knows the detector gets {won['count']} of {won['of']} past both"
@@ -181,7 +181,7 @@ def summary_table(document: Mapping[str, Any]) -> Table:
 
 
 def _aware(document: Mapping[str, Any]) -> list[str]:
-    """Adaptive attacks that some head was measured under; a head without a right and unflagged image has none."""
+    """Adaptive attacks that some head was measured under; only a gated one is also attacked by its own loss."""
     return list(dict.fromkeys(name for each in document["heads"].values() for name in each["adaptive"]["success"]))
 
 
@@ -207,9 +207,9 @@ def limits(document: Mapping[str, Any]) -> list[str]:
                 f"network and detector at eps {255 * EPS:g}/255."
                 + (" Against such an attacker the detector is no defence." if won["interval"][0] > 0.5 else "")
             )
-        if broken := [gate["name"] for gate in measured["gates"] if gate["state"] == BROKEN]:
+        if found := broken(measured):
             said.append(
-                f"{head}: gates are broken ({'; '.join(broken)}), so its accuracy under attack is not to be trusted."
+                f"{head}: gates are broken ({'; '.join(found)}), so its accuracy under attack is not to be trusted."
             )
     said.append(
         "Perturbations are bounded in the maximum norm. Patches, rotations, paint on the bird and unknown species were "

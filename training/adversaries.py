@@ -10,6 +10,7 @@ import csv
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -22,7 +23,7 @@ from bundle.files import atomic_folder
 from training.attack_losses import LOSSES, TARGETS, LogitLoss, judge_of, losses_against, targeted, targets_of
 from training.attacks import Attack, Judge, attack_named, from_bytes, gaussian_noise, round_to_bytes, worst_case
 from training.autoattack import auto_attack
-from training.data import Dataset, Sample, check_outside, open_dataset
+from training.data import Dataset, check_outside, open_dataset
 from training.data.loading import image_loader
 from training.networks import Network
 from training.run import Run, RunRecord, image_spec
@@ -32,6 +33,7 @@ _AUTO = re.compile(r"autoattack-([1-9][0-9]{0,2}|0)")
 AUTO_CLASSES = 4  # the targeted ratio of logits divides by the gap to the fourth
 NOISE_STD = 8 / 255  # pixel units; the control is as large as the largest usual eps
 BATCH = 64
+T = TypeVar("T")
 
 
 def run_dataset(record: RunRecord, root: Path) -> Dataset:
@@ -216,7 +218,7 @@ def write_attacks(
     return len(rows)
 
 
-def spread(samples: tuple[Sample, ...], count: int) -> tuple[Sample, ...]:
+def spread(samples: tuple[T, ...], count: int) -> tuple[T, ...]:
     """At most `count` samples, evenly over the sorted part and so over the classes."""
     if count >= len(samples):
         return samples

@@ -1,0 +1,55 @@
+"""How hard a report tries: attacks by name, images, steps."""
+
+from dataclasses import dataclass, replace
+
+from robustness.accuracy import PAPER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """How hard is tried: attacks by name, images, steps."""
+
+    name: str
+    attacks: tuple[str, ...]
+    count: int  # test images under attack, spread over the classes
+    curve_steps: int
+    adaptive_steps: int
+    adaptive_count: int
+    autoattack_count: int = 0
+    clean_count: int = 2000  # test images for the p-values of clean ones
+
+
+_LONG = ("pgd100x10-8:margin", "pgd100-8:least-likely", "pgd100-8:random", "pgd100x10-8")
+SUITES = {
+    "quick": Suite(
+        name="quick",
+        attacks=("fgsm-8", "bim10-8", "mim10-8", "pgd10-2", "pgd10-8:margin", "pgd10-8", "pgd20-8"),
+        count=60,
+        curve_steps=10,
+        adaptive_steps=40,
+        adaptive_count=40,
+    ),
+    "full": Suite(
+        name="full",
+        attacks=(*PAPER[1:], *_LONG),
+        count=400,
+        curve_steps=20,
+        adaptive_steps=1000,
+        adaptive_count=200,
+        autoattack_count=100,
+    ),
+    "adaptive": Suite(
+        name="adaptive", attacks=("pgd10-8",), count=200, curve_steps=0, adaptive_steps=1000, adaptive_count=200
+    ),
+}
+
+
+def suite_named(name: str, *, quick: bool) -> Suite:
+    """`full` or `adaptive`, or what of it takes minutes."""
+    chosen = SUITES[name]
+    if not quick:
+        return chosen
+    if name == "full":
+        return SUITES["quick"]
+    small = SUITES["quick"]
+    return replace(chosen, count=small.count, adaptive_count=small.adaptive_count, adaptive_steps=small.adaptive_steps)
