@@ -13,6 +13,7 @@ FieldmarkError                what was wrong, where, what to do; the CLI prints 
 ├── TrainingError             training cannot go on (a loss that is not finite)
 ├── DetectorError             features or scores that no detector can be fitted on
 ├── ExportError               a graph that cannot be exported, or does not equal its source
+├── EngineError               an engine that cannot be built, or must not be used
 ├── ServerError               the server could not start, or died
 ├── EndpointError             the endpoint cannot be reached, is not ready, or serves another bundle
 ├── DiskFull                  no space left; nothing half-written stays behind
@@ -107,6 +108,10 @@ class DetectorError(FieldmarkError):
 
 class ExportError(FieldmarkError):
     """A graph that cannot be exported, or does not equal its source."""
+
+
+class EngineError(FieldmarkError):
+    """An engine that cannot be built, or must not be used."""
 
 
 class ServerError(FieldmarkError):
