@@ -295,7 +295,7 @@ def signals_postponed() -> Iterator[list[int]]:
 def _logger(trt: Any, messages: Messages) -> Any:
     errors = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
 
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Logger(trt.ILogger):
         """Nothing is printed: what matters goes into our sentences."""
 
         def __init__(self) -> None:
@@ -308,7 +308,7 @@ def _logger(trt: Any, messages: Messages) -> Any:
 
 
 def _monitor(trt: Any, stopped: list[int]) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(trt.IProgressMonitor):
         """Ends a build early when somebody wants to stop."""
 
         def __init__(self) -> None:
