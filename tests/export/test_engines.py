@@ -346,6 +346,29 @@ def test_ctrl_c_ends_a_build_and_the_process_lives(rtx: Compiler, exported: Bund
 
 
 @needs_rtx
+def test_an_ignored_signal_stays_ignored(rtx: Compiler, exported: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `nohup`, or in the background of a script."""
+    graph = exported.model("full")
+    heard: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+        stop = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        stop.start()
+        rtx.compile(graph, hashlib.sha256(graph.read_bytes()).hexdigest(), "sm_86", PROFILE, None)
+        stop.join()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        with export.compiler.signals_postponed() as stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (heard, stopped) == ([], [signal.SIGTERM])
+        assert heard == [signal.SIGTERM]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@needs_rtx
 def test_a_build_that_nobody_wants_any_more_ends_early(
     rtx: Compiler, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
