@@ -14,14 +14,13 @@ from pathlib import Path
 from bundle import tensors
 from bundle.errors import EngineError
 from bundle.files import open_regular, sha256_of
-from bundle.manifest import FileEntry, canonical_json, read_json
+from bundle.manifest import PRECISIONS, FileEntry, canonical_json, read_json
 from bundle.records import RecordError, from_plain, to_plain
 
 SCHEMA = 1
 ENGINES = "engines.json"
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
 RUNTIMES = (TENSORRT, TENSORRT_RTX)
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 INSPECTOR, BUILDER, NETWORK = "inspector", "builder", "network"
 MAX_BATCH = 4096  # the exported graphs promise no more
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024

@@ -6,7 +6,6 @@ which the builder would use for float32 unasked, is turned off: the detector's s
 
 import contextlib
 import ctypes
-import hashlib
 import importlib
 import json
 import re
@@ -20,8 +19,7 @@ from typing import Any
 
 from bundle import tensors
 from bundle.engines import BUILDER, INSPECTOR, NETWORK, RUNTIMES, TENSORRT, TENSORRT_RTX, Evidence, Profile, is_target
-from bundle.errors import BundleCorrupt, EngineError, MissingExtra, OptionError, first_line
-from bundle.files import open_regular
+from bundle.errors import EngineError, MissingExtra, OptionError, first_line
 from bundle.manifest import AGAIN
 
 LOCAL = "local"
@@ -110,16 +108,17 @@ class Compiler:
             raise OptionError(f"{self.runtime} {self.version} cannot build for {target} here{where}", hint=hint)
         return target
 
-    def compile(self, graph: Path, sha256: str, target: str, profile: Profile, timings: bytes | None) -> Compiled:
-        """Build an engine of the ONNX file `graph`, whose digest is known; raises EngineError naming what is refused.
+    def compile(self, graph: bytes, where: Path, target: str, profile: Profile, timings: bytes | None) -> Compiled:
+        """Build an engine of an ONNX file's bytes; raises EngineError naming what is refused.
 
-        `timings` are those of an earlier build on this machine.
+        `where` is the file, for that sentence alone: a graph must read no file beside it. `timings` are those of an
+        earlier build on this machine.
         """
         trt = self.trt
         builder = trt.Builder(self._logger)
         typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # TensorRT 11 knows nothing else
         network = builder.create_network(0 if typed is None else 1 << int(typed))
-        self._parse(network, graph, sha256)
+        self._parse(network, graph, where)
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else neither builder nor inspector tell types
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -128,7 +127,7 @@ class Compiler:
             config.set_compute_capability(trt.ComputeCapability.__members__[target.upper().replace("_", "")], 0)
         else:  # a timing cache makes TensorRT for RTX ask for a GPU, and changes nothing in its engines
             _use_timings(config, timings)
-        config.add_optimization_profile(_profile(builder, network, graph, profile))
+        config.add_optimization_profile(_profile(builder, network, where, profile))
         self.messages.clear()
         with signals_postponed() as stopped:
             monitor = _monitor(trt, stopped)  # must outlive the build
@@ -136,7 +135,7 @@ class Compiler:
             made = builder.build_serialized_network(network, config)
         if made is None:
             raise EngineError(
-                f"{self.runtime} {self.version} cannot build {graph} for {target} ({self.messages.error()})",
+                f"{self.runtime} {self.version} cannot build {where} for {target} ({self.messages.error()})",
                 hint="Choose another target, another precision of the bundle, or another version of the runtime.",
             )
         data = bytes(made)
@@ -158,16 +157,12 @@ class Compiler:
             raise EngineError(f"{self.runtime} cannot load its engine ({self.messages.error()})")
         return engine
 
-    def _parse(self, network: Any, graph: Path, sha256: str) -> None:
+    def _parse(self, network: Any, graph: bytes, where: Path) -> None:
         parser = self.trt.OnnxParser(network, self._logger)
-        with open_regular(graph) as stream:  # from memory: a graph must read no file beside it
-            model = stream.read()
-        if hashlib.sha256(model).hexdigest() != sha256:
-            raise BundleCorrupt(f"{graph} has changed since the bundle was verified", hint=AGAIN)
         self.messages.clear()
-        if not parser.parse(model):
+        if not parser.parse(graph):
             raise EngineError(
-                f"{self.runtime} {self.version} cannot read {graph}: {_refusal(parser)}",
+                f"{self.runtime} {self.version} cannot read {where}: {_refusal(parser)}",
                 hint="Use a newer version of the runtime, or serve this network with ONNX Runtime.",
             )
 
@@ -334,10 +329,10 @@ def _use_timings(config: Any, timings: bytes | None) -> None:
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def _profile(builder: Any, network: Any, graph: Path, profile: Profile) -> Any:
+def _profile(builder: Any, network: Any, where: Path, profile: Profile) -> Any:
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     if [tensor.name for tensor in inputs] != [tensors.IMAGE] or inputs[0].shape[0] != -1:
-        raise EngineError(f"{graph} does not have the one input {tensors.IMAGE!r} with a free batch", hint=AGAIN)
+        raise EngineError(f"{where} does not have the one input {tensors.IMAGE!r} with a free batch", hint=AGAIN)
     size = tuple(inputs[0].shape)[1:]
     made = builder.create_optimization_profile()
     made.set_shape(tensors.IMAGE, (profile.min, *size), (profile.opt, *size), (profile.max, *size))

@@ -27,16 +27,17 @@ from bundle.engines import (
     read_engines,
     verify,
 )
-from bundle.errors import EngineError, OptionError
+from bundle.errors import BundleCorrupt, EngineError, OptionError
 from bundle.files import atomic_file, check_place, full_disk, open_regular, write_text
 from bundle.folder import Bundle
+from bundle.manifest import AGAIN, BF16, FP16, INT8
 from bundle.tensors import NETWORKS
 from export.compiler import CONVOLUTION, Compiler
 
 LOCK = ".engines.lock"
 TIMINGS = "timings"
 # precision of a bundle -> the type in which at least one convolution must compute
-PROMISED = {"fp16": "HALF", "bf16": "BF16", "int8": "INT8"}
+PROMISED = {FP16: "HALF", BF16: "BF16", INT8: "INT8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +123,19 @@ def build_engines(
         return EngineSet.open(out, bundle.bundle_id), tuple(dropped)
 
 
-def precision_of(bundle: Bundle, network: str) -> str:
-    """What most of a network computes in: fp32, fp16, bf16 or int8."""
-    return str(getattr(bundle.manifest.networks[network], "precision", "fp32"))
+def read_graph(bundle: Bundle, network: str) -> bytes:
+    """A network's ONNX graph as these runtimes want it: int8 around zero. Raises BundleCorrupt if it has changed."""
+    path, info = bundle.model(network), bundle.manifest.networks[network]
+    graph = _read(path)
+    if graph is None or hashlib.sha256(graph).hexdigest() != bundle.manifest.files[info.model].sha256:
+        raise BundleCorrupt(f"{path} has changed since the bundle was verified", hint=AGAIN)
+    if info.precision != INT8:
+        return graph
+    import onnx
+
+    from export.precision import signed
+
+    return signed(onnx.load_from_string(graph)).SerializeToString()
 
 
 def check_out(out: Path, bundle: Bundle) -> None:
@@ -165,22 +176,22 @@ def _make(
     profile: Profile,
     old: tuple[EngineRecord, ...],
 ) -> Outcome:
-    graph = bundle.model(network)
+    info = bundle.manifest.networks[network]
     recipe = Recipe(
         network=network,
         runtime=compiler.runtime,
         version=compiler.version,
         target=target,
-        precision=precision_of(bundle, network),
+        precision=info.precision,
         profile=profile,
-        graph_sha256=bundle.manifest.files[bundle.manifest.networks[network].model].sha256,
+        graph_sha256=bundle.manifest.files[info.model].sha256,
     )
     for record in old:
         if Recipe.of(record) == recipe and _whole(out, record):
             return Outcome(record=record, built=False, seconds=0.0)
     started = time.perf_counter()
     timings = out / TIMINGS / f"{compiler.runtime}-{compiler.version}-{target}.cache"
-    made = compiler.compile(graph, recipe.graph_sha256, target, profile, _read(timings))
+    made = compiler.compile(read_graph(bundle, network), bundle.model(network), target, profile, _read(timings))
     check_precision(network, target, recipe.precision, made.evidence)
     sha256 = hashlib.sha256(made.data).hexdigest()
     record = EngineRecord(
@@ -227,7 +238,7 @@ def _fits(bundle: Bundle, record: EngineRecord) -> bool:
     return (
         network is not None
         and bundle.manifest.files[network.model].sha256 == record.graph_sha256
-        and precision_of(bundle, record.network) == record.precision
+        and network.precision == record.precision
     )
 
 

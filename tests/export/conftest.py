@@ -1,4 +1,4 @@
-"""What the tests of this room share: a bundle as `fieldmark export` makes it, of a tiny trained run."""
+"""What the tests of this room share: bundles as `fieldmark export` makes them, of a tiny trained run."""
 
 from pathlib import Path
 
@@ -6,13 +6,26 @@ import pytest
 from rich.console import Console
 
 from bundle import Bundle
+from bundle.manifest import PRECISIONS
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundles(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """One bundle a precision; a tiny network's accuracy is a coin's, so any loss of it is allowed."""
     from export.bundling import export_run
+    from export.staging import GraphSettings
     from robustness.fitting import DetectorSettings
 
-    out = tmp_path_factory.mktemp("bundle") / "tiny"
-    settings = DetectorSettings(attacks=("fgsm-8",), alpha=0.1)
-    return export_run(tiny_run, out, settings, Console(quiet=True), data=None, replace=False)
+    folder = tmp_path_factory.mktemp("precisions")
+    return {
+        precision: export_run(
+            tiny_run,
+            folder / precision,
+            DetectorSettings(attacks=("fgsm-8",), alpha=0.1),
+            Console(quiet=True),
+            data=None,
+            replace=False,
+            graphs=GraphSettings(precision=precision, max_accuracy_loss=100),
+        )
+        for precision in PRECISIONS
+    }

@@ -25,10 +25,13 @@ import export.compiler
 import export.engines
 from bundle import Bundle, tensors, write_bundle
 from bundle.engines import BUILDER, ENGINES, INSPECTOR, NETWORK, EngineSet, Evidence, Profile
-from bundle.errors import BundleCorrupt, DiskFull, EngineError, MissingExtra, OptionError
+from bundle.errors import BundleCorrupt, DiskFull, EngineError, ExportError, MissingExtra, OptionError
+from bundle.manifest import Quality
 from export.compiler import CONVOLUTION, Compiled, Compiler, inspected_layers, listed_layers, local_target, plain
-from export.engine_check import check_engine, compare
+from export.engine_check import check_engine, compare, widened
 from export.engines import LOCK, build_engines
+from export.graph import GraphSession
+from export.precision import backbone
 
 PROFILE = Profile(min=1, opt=2, max=4)
 BOTH = tensors.NETWORKS
@@ -79,18 +82,26 @@ def convolve(model: onnx.ModelProto, precision: str) -> None:
     onnx.checker.check_model(model, full_check=True)
 
 
-def rewritten(source: Bundle, path: Path, edit: Callable[[onnx.ModelProto], None], **fields: object) -> Bundle:
-    """A bundle like `source` with every graph edited."""
+def rewritten(
+    source: Bundle, path: Path, edit: Callable[[onnx.ModelProto], None] = lambda model: None, precision: str = "fp32"
+) -> Bundle:
+    """A bundle like `source` with every graph edited, which says that it is in `precision`."""
     staged = path.with_name(f"{path.name}-staged")
     shutil.copytree(source.path, staged)
     (staged / "manifest.json").unlink()
-    for network in source.manifest.networks.values():
+    quality = {
+        name: Quality(images=1, accuracy=1.0, flagged=0.0, auroc={})
+        for name in {"fp32", precision}
+        if precision != "fp32"
+    }
+    manifest, networks = source.manifest, {}
+    for name, network in manifest.networks.items():
         model = onnx.load(staged / network.model)
         edit(model)
         onnx.save(model, staged / network.model)
-    manifest = source.manifest
+        networks[name] = replace(network, precision=precision, quality=quality)
     own = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__ if name != "files"}
-    return write_bundle(path, staged, {**own, **fields})
+    return write_bundle(path, staged, {**own, "networks": networks})
 
 
 @pytest.fixture(scope="module")
@@ -101,16 +112,10 @@ def in_precision(toy_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -
     def make(precision: str) -> Bundle:
         if precision not in made:
             path = tmp_path_factory.mktemp(precision) / "bundle"
-            made[precision] = rewritten(toy_bundle, path, lambda model: convolve(model, precision))
+            made[precision] = rewritten(toy_bundle, path, lambda model: convolve(model, precision), precision)
         return made[precision]
 
     return make
-
-
-@pytest.fixture
-def promise(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Have every bundle promise a precision."""
-    return lambda precision: monkeypatch.setattr(export.engines, "precision_of", lambda bundle, network: precision)
 
 
 @pytest.fixture(scope="module")
@@ -158,17 +163,23 @@ class Canned:
     def __init__(self, data: bytes = b"an engine", timings: bytes | None = None) -> None:
         self.data, self.timings, self.calls = data, timings, []  # type: ignore[var-annotated]
 
-    def compile(self, graph: Path, sha256: str, target: str, profile: Profile, timings: bytes | None) -> Compiled:
-        self.calls.append((graph.parent.name, target, timings))
+    def compile(self, graph: bytes, where: Path, target: str, profile: Profile, timings: bytes | None) -> Compiled:
+        self.calls.append((where.parent.name, target, timings))
         evidence = Evidence(source=NETWORK, layers={CONVOLUTION: {"FLOAT": 1, "HALF": 1}})
-        return Compiled(data=self.data + f"{graph}{target}".encode(), evidence=evidence, timings=self.timings)
+        return Compiled(
+            data=self.data + hashlib.sha256(graph).digest() + target.encode(), evidence=evidence, timings=self.timings
+        )
 
 
 # what is in an engine
 
 
 @needs_rtx
-def test_an_exported_bundle_becomes_engines_of_both_networks(exported: Bundle, rtx: Compiler, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", TYPES)
+def test_an_exported_bundle_becomes_engines_that_compute_as_it_promises(
+    bundles: dict[str, Bundle], rtx: Compiler, tmp_path: Path, precision: str
+) -> None:
+    exported = bundles[precision]
     engines, _ = build_engines(exported, tmp_path / "e", rtx, networks=BOTH, targets=("sm_86",), profile=PROFILE)
     assert places(engines) == [("attention", "sm_86"), ("full", "sm_86")]
     for record in engines.records:
@@ -176,14 +187,20 @@ def test_an_exported_bundle_becomes_engines_of_both_networks(exported: Bundle, r
         graph = exported.model(record.network).read_bytes()
         assert (record.bytes, record.sha256) == (len(data), hashlib.sha256(data).hexdigest())
         assert record.graph_sha256 == hashlib.sha256(graph).hexdigest()
-        assert (record.runtime, record.version, record.precision) == ("tensorrt-rtx", rtx.version, "fp32")
+        assert (record.runtime, record.version, record.precision) == ("tensorrt-rtx", rtx.version, precision)
         assert record.profile == PROFILE
-        convolutions = sum(node.op_type == "Conv" for node in onnx.load_from_string(graph).graph.node)
-        assert record.evidence.source == BUILDER
-        (dtype, count), *others = record.evidence.layers[CONVOLUTION].items()
-        assert (dtype, others) == ("FLOAT", [])
-        assert convolutions - 2 <= count <= convolutions  # a builder may make a product of a 1x1 convolution
         assert record.bytes > len(graph)  # the weights are inside
+        assert record.evidence.source == BUILDER
+        counts = dict(record.evidence.layers[CONVOLUTION])
+        _, nodes = backbone(onnx.load(bundles["fp32"].model(record.network)))
+        in_backbone = sum(node.op_type == "Conv" for node in nodes)
+        in_heads = sum(node.op_type == "Conv" for node in onnx.load_from_string(graph).graph.node) - in_backbone
+        found = counts.pop(TYPES[precision])
+        if precision != "fp32":  # the heads stay in float32
+            assert found == in_backbone
+            found += counts.pop("FLOAT")
+        assert counts == {}
+        assert in_backbone < found <= in_backbone + in_heads  # a builder may make a product of a 1x1 convolution
     assert EngineSet.open(tmp_path / "e", exported.bundle_id).records == engines.records
 
 
@@ -201,37 +218,19 @@ def test_other_targets(rtx: Compiler, in_precision: Callable[[str], Bundle], tmp
 
 
 @needs_rtx
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
-def test_the_precision_that_was_promised_is_the_one_that_was_built(
-    rtx: Compiler,
-    in_precision: Callable[[str], Bundle],
-    promise: Callable[[str], None],
-    tmp_path: Path,
-    precision: str,
-) -> None:
-    promise(precision)
-    engines, _ = build_engines(
-        in_precision(precision), tmp_path / "e", rtx, networks=ONE, targets=("sm_86",), profile=PROFILE
-    )
-    (record,) = engines.records
-    assert (record.precision, record.evidence.source) == (precision, BUILDER)
-    assert record.evidence.layers[CONVOLUTION] == {TYPES[precision]: 1}
-
-
-@needs_rtx
 def test_an_engine_without_the_promised_precision_is_refused(
-    rtx: Compiler, in_precision: Callable[[str], Bundle], promise: Callable[[str], None], own_set: Path
+    rtx: Compiler, in_precision: Callable[[str], Bundle], own_set: Path, tmp_path: Path
 ) -> None:
     before = files(own_set)
-    promise("fp16")
+    liar = rewritten(in_precision("fp32"), tmp_path / "bundle", precision="fp16")
     with pytest.raises(EngineError, match=r"no convolution in HALF, which a bundle in fp16 promises.*has 1 in FLOAT"):
-        build_engines(in_precision("fp32"), own_set, rtx, networks=ONE, targets=("sm_86",), profile=PROFILE)
+        build_engines(liar, own_set, rtx, networks=ONE, targets=("sm_86",), profile=PROFILE)
     assert files(own_set) == before
 
 
 @needs_rtx
 def test_what_was_built_counts_and_not_what_was_asked_for(
-    rtx: Compiler, in_precision: Callable[[str], Bundle], promise: Callable[[str], None], tmp_path: Path
+    rtx: Compiler, in_precision: Callable[[str], Bundle], tmp_path: Path
 ) -> None:
     """On Turing the builder computes int8 convolutions in float32, without a word of warning."""
 
@@ -244,8 +243,7 @@ def test_what_was_built_counts_and_not_what_was_asked_for(
         graph.node[place].CopyFrom(helper.make_node("Mul", [scores, "weights_row"], ["terms"]))
         graph.node.insert(place + 1, helper.make_node("ReduceSum", ["terms", "last"], ["weighted"]))
 
-    opened = rewritten(in_precision("int8"), tmp_path / "bundle", without_products)
-    promise("int8")
+    opened = rewritten(in_precision("int8"), tmp_path / "bundle", without_products, "int8")
     build_engines(opened, tmp_path / "a", rtx, networks=ONE, targets=("sm_86",), profile=PROFILE)
     with pytest.raises(
         EngineError, match=r"attention for sm_75 has no convolution in INT8.*by the builder it has 1 in"
@@ -261,7 +259,7 @@ def test_the_network_tells_types_where_builder_and_inspector_do_not(
     for precision, dtype in TYPES.items():
         opened = in_precision(precision)
         graph = opened.model("attention")
-        made = rtx.compile(graph, hashlib.sha256(graph.read_bytes()).hexdigest(), "sm_86", PROFILE, None)
+        made = rtx.compile(graph.read_bytes(), graph, "sm_86", PROFILE, None)
         assert made.evidence.source == NETWORK
         assert made.evidence.layers[CONVOLUTION] == {dtype: 1}
         assert made.evidence.layers["SOFTMAX"] == {"FLOAT": 1}
@@ -311,15 +309,22 @@ def test_a_graph_that_is_none(rtx: Compiler, toy_bundle: Bundle, tmp_path: Path)
     path = tmp_path / "model.onnx"
     path.write_bytes(b"birds" * 100)
     with pytest.raises(EngineError, match="Failed to parse the ONNX model"):
-        rtx.compile(path, hashlib.sha256(path.read_bytes()).hexdigest(), "sm_86", PROFILE, None)
-    with pytest.raises(BundleCorrupt, match="has changed since"):
-        rtx.compile(path, "0" * 64, "sm_86", PROFILE, None)
+        rtx.compile(path.read_bytes(), path, "sm_86", PROFILE, None)
     model = onnx.load(toy_bundle.model("attention"))
     model.graph.input[0].type.tensor_type.shape.dim[0].ClearField("dim_param")
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     path.write_bytes(model.SerializeToString())
     with pytest.raises(EngineError, match="the one input 'image' with a free batch"):
-        rtx.compile(path, hashlib.sha256(path.read_bytes()).hexdigest(), "sm_86", PROFILE, None)
+        rtx.compile(path.read_bytes(), path, "sm_86", PROFILE, None)
+
+
+def test_a_graph_that_has_changed_since_the_bundle_was_opened(make_toy_bundle: Any, tmp_path: Path) -> None:
+    opened, compiler = make_toy_bundle(tmp_path / "bundle"), Canned()
+    graph = opened.model("attention")
+    graph.write_bytes(graph.read_bytes() + b"!")
+    with pytest.raises(BundleCorrupt, match="has changed since the bundle was verified"):
+        build_engines(opened, tmp_path / "e", compiler, networks=ONE, targets=("sm_86",), profile=PROFILE)  # type: ignore[arg-type]
+    assert (compiler.calls, files(tmp_path / "e")) == ([], {LOCK: hashlib.sha256(b"").hexdigest()})
 
 
 def test_complaints_are_one_line_without_places_in_somebody_elses_source() -> None:
@@ -333,22 +338,24 @@ def test_complaints_are_one_line_without_places_in_somebody_elses_source() -> No
 
 
 @needs_rtx
-def test_ctrl_c_ends_a_build_and_the_process_lives(rtx: Compiler, exported: Bundle, own_set: Path) -> None:
+def test_ctrl_c_ends_a_build_and_the_process_lives(rtx: Compiler, bundles: dict[str, Bundle], own_set: Path) -> None:
     before = files(own_set)
     stop = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     stop.start()
     with pytest.raises(KeyboardInterrupt):
         for _ in range(20):
-            build_engines(exported, own_set, rtx, networks=BOTH, targets=("sm_86",), profile=PROFILE, force=True)
+            build_engines(bundles["fp32"], own_set, rtx, networks=BOTH, targets=("sm_86",), profile=PROFILE, force=True)
             before = files(own_set)
     assert files(own_set) == before
     EngineSet.open(own_set)
 
 
 @needs_rtx
-def test_an_ignored_signal_stays_ignored(rtx: Compiler, exported: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ignored_signal_stays_ignored(
+    rtx: Compiler, bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As in `nohup`, or in the background of a script."""
-    graph = exported.model("full")
+    graph = bundles["fp32"].model("full")
     heard: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -356,7 +363,7 @@ def test_an_ignored_signal_stays_ignored(rtx: Compiler, exported: Bundle, monkey
         signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
         stop = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
         stop.start()
-        rtx.compile(graph, hashlib.sha256(graph.read_bytes()).hexdigest(), "sm_86", PROFILE, None)
+        rtx.compile(graph.read_bytes(), graph, "sm_86", PROFILE, None)
         stop.join()
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
         with export.compiler.signals_postponed() as stopped:
@@ -375,7 +382,7 @@ def test_a_build_that_nobody_wants_any_more_ends_early(
     monkeypatch.setattr(export.compiler, "signals_postponed", lambda: contextlib.nullcontext([signal.SIGINT]))
     graph = toy_bundle.model("attention")
     with pytest.raises(EngineError, match="cannot build"):  # where a signal came, nobody hears this sentence
-        rtx.compile(graph, hashlib.sha256(graph.read_bytes()).hexdigest(), "sm_86", PROFILE, None)
+        rtx.compile(graph.read_bytes(), graph, "sm_86", PROFILE, None)
 
 
 # what is kept, and what is built anew
@@ -394,9 +401,7 @@ def test_a_second_run_keeps_what_fits(rtx: Compiler, in_precision: Callable[[str
 @pytest.mark.parametrize(
     "change", ["graph", "version", "runtime", "profile", "damage", "length", "missing", "precision", "force"]
 )
-def test_whatever_differs_is_built_anew(
-    make_toy_bundle: Any, tmp_path: Path, promise: Callable[[str], None], change: str
-) -> None:
+def test_whatever_differs_is_built_anew(make_toy_bundle: Any, tmp_path: Path, change: str) -> None:
     opened = make_toy_bundle(tmp_path / "bundle")
     out, compiler, profile = tmp_path / "engines", Canned(), PROFILE
     arguments: dict[str, Any] = {"networks": BOTH, "targets": ("sm_86",)}
@@ -414,7 +419,7 @@ def test_whatever_differs_is_built_anew(
         case "profile":
             profile = replace(PROFILE, opt=3)
         case "precision":
-            promise("fp16")
+            opened = rewritten(opened, tmp_path / "other", precision="fp16")
         case "damage":
             victim.write_bytes(victim.read_bytes()[:-1] + b"!")
             rebuilt = {"attention"}
@@ -746,12 +751,28 @@ def test_any_output_that_differs_is_refused(name: str) -> None:
         compare(expected, found, "fp16", "it")
 
 
+def test_a_bfloat16_graph_is_held_against_the_same_in_float32(bundles: dict[str, Bundle]) -> None:
+    """ONNX Runtime on a processor refuses the one and runs the other; weights are as coarse, sums are not."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    for network in BOTH:
+        narrow, exact = (onnx.load(bundles[precision].model(network)) for precision in ("bf16", "fp32"))
+        with pytest.raises(ExportError, match="cannot run the graph"):
+            GraphSession(narrow)
+        found, expected = GraphSession(widened(narrow)).run(images), GraphSession(exact).run(images)
+        difference = np.abs(found[tensors.PROBABILITIES] - expected[tensors.PROBABILITIES]).max()
+        assert 0 < difference < 0.1
+
+
 @pytest.mark.skipif(local_target() is None, reason="no GPU")
 @needs_rtx
-def test_on_a_gpu_the_engine_answers_as_onnx_runtime(rtx: Compiler, exported: Bundle, tmp_path: Path) -> None:
-    target = rtx.resolve("local")
+@pytest.mark.parametrize("precision", TYPES)
+def test_on_a_gpu_the_engine_answers_as_onnx_runtime(
+    rtx: Compiler, bundles: dict[str, Bundle], tmp_path: Path, precision: str
+) -> None:
+    exported, target = bundles[precision], rtx.resolve("local")
     engines, _ = build_engines(exported, tmp_path, rtx, networks=BOTH, targets=(target,), profile=PROFILE)
     for record in engines.records:
+        assert record.evidence.source == INSPECTOR
         check = check_engine(rtx, engines, record, exported)
         assert set(check.differences) == set(tensors.OUTPUTS[record.network])
         assert 0 < check.median_ms <= check.p95_ms
