@@ -7,11 +7,9 @@ which the builder would use for float32 unasked, is turned off: the detector's s
 import contextlib
 import ctypes
 import importlib
-import json
 import re
 import signal
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,28 +19,11 @@ from bundle import tensors
 from bundle.engines import BUILDER, INSPECTOR, NETWORK, RUNTIMES, TENSORRT, TENSORRT_RTX, Evidence, Profile, is_target
 from bundle.errors import EngineError, MissingExtra, OptionError, first_line
 from bundle.manifest import AGAIN
+from export.layers import inspected_layers, listed_layers, network_layers
 
 LOCAL = "local"
-CONVOLUTION = "CONVOLUTION"
 # runtime -> the extra that brings it and the modules that may hold it, the first one preferred
 MODULES = {TENSORRT: ("gpu", ("tensorrt",)), TENSORRT_RTX: ("tensorrt-rtx", ("tensorrt_rtx", "tensorrt_rtx_bindings"))}
-# What runtimes call a type -> what the format calls it.
-DTYPES = {
-    "float": "FLOAT",
-    "fp32": "FLOAT",
-    "half": "HALF",
-    "fp16": "HALF",
-    "bfloat16": "BF16",
-    "bf16": "BF16",
-    "int8": "INT8",
-    "fp8": "FP8",
-    "uint8": "UINT8",
-    "int32": "INT32",
-    "int64": "INT64",
-    "bool": "BOOL",
-}
-_LAYER = re.compile(r"^Name: .*?, LayerType: (?P<kind>\S+?), Inputs: (?P<rest>.*)$", re.MULTILINE)
-_DATATYPE = re.compile(r"Datatype: (\w+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,44 +193,6 @@ def plain(text: str) -> str:
     return words.strip(" .")[:400]
 
 
-def listed_layers(text: str) -> dict[str, dict[str, int]]:
-    """Layers of an engine from the list that its builder logs, one a line; empty where the list has another form."""
-    pairs = []
-    for line in _LAYER.finditer(text):
-        if found := _DATATYPE.search(line["rest"]):  # of the first input, or, without inputs, of the first output
-            pairs.append((line["kind"], found[1]))
-    return _count(pairs)
-
-
-def inspected_layers(text: str) -> dict[str, dict[str, int]]:
-    """The same from the inspector's JSON; empty where it names no types."""
-    pairs = []
-    for layer in json.loads(text).get("Layers", []):
-        if isinstance(layer, dict):
-            for tensor in (*layer.get("Inputs", []), *layer.get("Outputs", []))[:1]:
-                # "Datatype"; "Format/Datatype" in TensorRT 10, split in two in TensorRT 11
-                words = [str(value) for key, value in tensor.items() if key.lower().endswith("datatype")]
-                pairs.append((str(layer.get("LayerType", "")), " ".join(words)))
-    return _count(pairs)
-
-
-def network_layers(network: Any) -> dict[str, dict[str, int]]:
-    """The same from a parsed, strongly typed network: types of first outputs. A convolution of dequantised values is
-    counted as what they were before, since that is what the builder is asked to compute in.
-    """
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    quantised = {
-        layer.get_output(0).name: layer.get_input(0).dtype.name for layer in layers if layer.type.name == "DEQUANTIZE"
-    }
-    pairs = []
-    for layer in layers:
-        if layer.num_outputs:
-            own = layer.get_output(0).dtype.name
-            source = layer.get_input(0).name if layer.type.name == CONVOLUTION else ""
-            pairs.append((layer.type.name, quantised.get(source, own)))
-    return _count(pairs)
-
-
 def local_target() -> str | None:
     """The compute capability of this machine's first GPU, such as sm_86, or None; asks the driver alone."""
     try:
@@ -350,15 +293,3 @@ def _refusal(parser: Any) -> str:
     if not error.node_operator():
         return reason
     return f"node {error.node_name() or error.node()} of type {error.node_operator()}: {reason}"
-
-
-def _count(pairs: list[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    """Layers by type and data type, leaving out what names none; every way to say convolution is one type."""
-    counts: dict[str, Counter[str]] = {}
-    for kind, text in pairs:
-        words = re.findall(r"[a-z]+\d*", text.lower())
-        dtype = next((DTYPES[word] for word in words if word in DTYPES), None)
-        if dtype is not None and kind:
-            is_convolution = ("conv" in kind.lower() and "deconv" not in kind.lower()) or kind == "correlation"
-            counts.setdefault(CONVOLUTION if is_convolution else kind, Counter())[dtype] += 1
-    return {kind: dict(sorted(found.items())) for kind, found in sorted(counts.items())}

@@ -13,9 +13,10 @@ from bundle.errors import OptionError
 from bundle.folder import Bundle
 from bundle.records import to_plain
 from bundle.tensors import NETWORKS
-from export.compiler import CONVOLUTION, LOCAL, Compiler
+from export.compiler import LOCAL, Compiler
 from export.engine_check import Check, cannot_check, check_engine
 from export.engines import Dropped, Outcome, build_engines, check_out
+from export.layers import CONVOLUTION
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

@@ -32,7 +32,8 @@ from bundle.files import atomic_file, check_place, full_disk, open_regular, writ
 from bundle.folder import Bundle
 from bundle.manifest import AGAIN, BF16, FP16, INT8
 from bundle.tensors import NETWORKS
-from export.compiler import CONVOLUTION, Compiler
+from export.compiler import Compiler
+from export.layers import CONVOLUTION
 
 LOCK = ".engines.lock"
 TIMINGS = "timings"

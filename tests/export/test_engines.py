@@ -27,10 +27,11 @@ from bundle import Bundle, tensors, write_bundle
 from bundle.engines import BUILDER, ENGINES, INSPECTOR, NETWORK, EngineSet, Evidence, Profile
 from bundle.errors import BundleCorrupt, DiskFull, EngineError, ExportError, MissingExtra, OptionError
 from bundle.manifest import Quality
-from export.compiler import CONVOLUTION, Compiled, Compiler, inspected_layers, listed_layers, local_target, plain
+from export.compiler import Compiled, Compiler, local_target, plain
 from export.engine_check import check_engine, compare, widened
 from export.engines import LOCK, build_engines
 from export.graph import GraphSession
+from export.layers import CONVOLUTION, inspected_layers, listed_layers
 from export.precision import backbone
 
 PROFILE = Profile(min=1, opt=2, max=4)
