@@ -22,7 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("robustness.cli", "Measure a trained classifier's accuracy, clean and under attack."),
     "attack": ("training.cli", "Attack a trained classifier; write the attacked images as 8-bit files."),
     "export": ("export.cli", "Turn a training run into a bundle: ONNX graphs with preprocessing and detector inside."),
-    "bundle": ("bundle.cli", "Show or verify a bundle."),
+    "bundle": ("bundle.cli", "Show, verify or sign a bundle."),
     "serve": ("serving.cli", "Serve a bundle on a real Triton."),
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
     "score": ("serving.cli", "Score a folder of images into Parquet shards."),
@@ -44,6 +44,7 @@ EXTRAS: dict[str, str] = {
     "onnxruntime": "scoring",
     "pyarrow": "scoring",
     "matplotlib": "figures",
+    "cryptography": "signing",
 }
 VERSION = "0.1.0"
 

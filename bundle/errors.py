@@ -8,7 +8,8 @@ FieldmarkError                what was wrong, where, what to do; the CLI prints 
 ├── BundleError               an artifact on disk that must not be used
 │   ├── BundleMissing         no bundle, or a file of it, at this path
 │   ├── BundleCorrupt         a checksum, a size or a path does not match the manifest
-│   └── BundleUnsupported     a schema or a feature that this version does not know
+│   ├── BundleUnsupported     a schema or a feature that this version does not know
+│   └── BundleUntrusted       not signed, or not by the key that is required
 ├── CheckpointError           a training run that cannot be resumed or exported
 ├── TrainingError             training cannot go on (a loss that is not finite)
 ├── DetectorError             features or scores that no detector can be fitted on
@@ -91,6 +92,10 @@ class BundleCorrupt(BundleError):
 
 class BundleUnsupported(BundleError):
     """The bundle asks for something that this version does not know."""
+
+
+class BundleUntrusted(BundleError):
+    """The bundle is not signed, or not by the key that is required."""
 
 
 class CheckpointError(FieldmarkError):

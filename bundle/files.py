@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import secrets
 import shutil
@@ -31,10 +32,17 @@ def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a regular file's bytes, read in chunks."""
-    digest = hashlib.sha256()
     with open_regular(path) as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
+        return sha256_of_stream(stream)
+
+
+def sha256_of_stream(stream: BinaryIO, most: int | None = None) -> str:
+    """Hex digest of the rest of an open file; of no more than `most` bytes, since a file may grow while it is read."""
+    digest = hashlib.sha256()
+    left = math.inf if most is None else most
+    while left > 0 and (chunk := stream.read(int(min(left, CHUNK_BYTES)))):
+        digest.update(chunk)
+        left -= len(chunk)
     return digest.hexdigest()
 
 

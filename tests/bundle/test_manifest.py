@@ -77,7 +77,7 @@ def test_the_id_follows_every_part_of_the_manifest() -> None:
 names = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=12)
 paths = st.lists(st.sampled_from(["a", "B", "ä", "x y", "木", "file.bin", "..."]), min_size=1, max_size=4).map("/".join)
 entries = st.builds(
-    FileEntry, bytes=st.integers(0, 2**63 - 1), sha256=st.text("0123456789abcdef", min_size=64, max_size=64)
+    FileEntry, bytes=st.integers(0, 2**30), sha256=st.text("0123456789abcdef", min_size=64, max_size=64)
 )
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 free = st.recursive(

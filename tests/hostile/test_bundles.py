@@ -316,13 +316,13 @@ def fieldmark(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_verify_and_show(copy: Path) -> None:
     verify = fieldmark("bundle", "verify", copy)
     assert (verify.returncode, verify.stderr) == (0, "")
-    assert verify.stdout == f"{copy}: 6 files, 0.0 MB, all match. id {golden.BUNDLE_ID}\n"
+    assert verify.stdout == f"{copy}: 6 files, 0.0 MB, all match; not signed. id {golden.BUNDLE_ID}\n"
     show = fieldmark("bundle", "show", copy)
     assert (show.returncode, show.stderr) == (0, "")
     for text in ("golden birds", golden.BUNDLE_ID, "224", "layer3 layer4", "0.05", "1.2e-07", "not measured"):
         assert text in show.stdout
     document = json.loads(fieldmark("bundle", "show", "--json", copy).stdout)
-    assert document.pop("bundle_id") == golden.BUNDLE_ID
+    assert (document.pop("bundle_id"), document.pop("signed")) == (golden.BUNDLE_ID, False)
     assert document == json.loads((copy / "manifest.json").read_text("utf-8"))
 
 
