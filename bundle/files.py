@@ -3,11 +3,11 @@
 import contextlib
 import errno
 import hashlib
-import math
 import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -36,13 +36,12 @@ def sha256_of(path: Path) -> str:
         return sha256_of_stream(stream)
 
 
-def sha256_of_stream(stream: BinaryIO, most: int | None = None) -> str:
-    """Hex digest of the rest of an open file; of no more than `most` bytes, since a file may grow while it is read."""
+def sha256_of_stream(stream: BinaryIO, most: int = sys.maxsize) -> str:
+    """Hex digest of the next `most` bytes at most, since a file may grow while it is read."""
     digest = hashlib.sha256()
-    left = math.inf if most is None else most
-    while left > 0 and (chunk := stream.read(int(min(left, CHUNK_BYTES)))):
+    while most > 0 and (chunk := stream.read(min(most, CHUNK_BYTES))):
         digest.update(chunk)
-        left -= len(chunk)
+        most -= len(chunk)
     return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Files and folders that exist whole or not at all: under exceptions, a full disk, Ctrl-C and somebody faster."""
 
 import errno
+import hashlib
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 import bundle.files
 from bundle.errors import DiskFull, OptionError
-from bundle.files import atomic_file, atomic_folder, open_regular, sha256_of, write_text
+from bundle.files import atomic_file, atomic_folder, open_regular, sha256_of, sha256_of_stream, write_text
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
 
@@ -35,6 +36,16 @@ def test_sha256(tmp_path: Path) -> None:
     assert (
         sha256_of(tmp_path / "large") == subprocess.run(command, capture_output=True, check=True).stdout.decode()[:64]
     )
+
+
+@pytest.mark.timeout(20)
+def test_a_digest_of_no_more_than_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(3_000_000))
+    for most in (0, 1, 2**20, 2**20 + 1, 2_999_999, 3_000_000, 4_000_000):
+        with open_regular(tmp_path / "file") as stream:
+            assert sha256_of_stream(stream, most) == hashlib.sha256(bytes(min(most, 3_000_000))).hexdigest()
+    with open("/dev/zero", "rb") as endless:
+        assert sha256_of_stream(endless, 3_000_000) == sha256_of(tmp_path / "file")
 
 
 @pytest.mark.timeout(20)
