@@ -14,10 +14,12 @@ from typing import BinaryIO
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import bundle.folder
 from bundle import Bundle, tensors, write_bundle
 from bundle.errors import BundleCorrupt, BundleError, BundleMissing, ExportError, OptionError
+from serving.classify import prototype_images
 from tests.bundle import golden
 
 pytestmark = [pytest.mark.hostile, pytest.mark.timeout(60)]
@@ -388,6 +390,20 @@ def test_names_that_the_manifest_does_not_list(copy: Path) -> None:
     with pytest.raises(BundleMissing, match=r"carries no network 'third'\. It carries: attention, full\."):
         bundle.model("third")
     assert bundle.model(tensors.FULL).read_bytes() == golden.FILES["full/model.onnx"]
+
+
+def test_a_prototype_larger_than_the_input_is_not_decoded(toy_bundle: Bundle, tmp_path: Path) -> None:
+    """A bundle names its own limits of images, so its pictures could be as large as it likes."""
+    path = Path(shutil.copytree(toy_bundle.path, tmp_path / "toy"))
+    name = toy_bundle.manifest.prototypes[0].image
+    Image.new("RGB", (5000, 5000)).save(path / name)
+    data = (path / name).read_bytes()
+    described(path, **{name.replace("/", "__"): {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}})
+    opened = Bundle.open(path)
+    assert opened.manifest.image.max_pixels > 5000 * 5000
+    images = prototype_images(opened, "", opened.manifest)
+    assert images(0) is None
+    assert images(1) is not None
 
 
 # Writing
