@@ -18,8 +18,8 @@ from tests.keys import write_keys
 
 # The golden manifest under the Ed25519 key whose seed is 00 01 .. 1f. It changes with that manifest, and only with it.
 GOLDEN_SIGNATURE = (
-    "698fee9b8bd408865a5de728f10843ec28e200cd2b62b9bf76aa75981845bc40"
-    "70c15760bc60a91aa0f87c1158f5dd6424c400a601d7e94eff5d9e20ab322000"
+    "f8f484c140be771726e2e3d7e02a82e532a8468bc0f075c1ad08d27d0493d5ce"
+    "705d52dac1a7d6b11cff13c717b312cc4916a2b505fb340dc9f3418bd88eb50d"
 )
 openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl here")
 
