@@ -74,7 +74,7 @@ def show(
     table = Table("network", "precision", "test images", "accuracy", "clean flagged", "AUROC by attack")
     for name, network in manifest.networks.items():
         for precision, quality in network.quality.items():
-            areas = ", ".join(f"{printable(attack)} {area:.3f}" for attack, area in quality.auroc.items())
+            areas = "\n".join(f"{printable(attack)} {area:.3f}" for attack, area in quality.auroc.items())
             shares = (f"{share:.1%}" for share in (quality.accuracy, quality.flagged))
             table.add_row(name, escape(printable(precision)), str(quality.images), *shares, escape(areas))
     console.print(table)

@@ -243,7 +243,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
     if schema != SCHEMA:
         raise BundleUnsupported(
             f"{where} has schema {schema}, and this version reads schema {SCHEMA}",
-            hint="Upgrade fieldmark, or export the bundle with this version.",
+            hint="Upgrade fieldmark." if schema > SCHEMA else "Export the run again with this version.",
         )
     try:
         manifest = from_plain(Manifest, document)

@@ -267,7 +267,8 @@ def test_odd_paths_inside_the_bundle_are_fine(path: str) -> None:
 
 @pytest.mark.parametrize("schema", [0, 1, 3, -1, 10**18])
 def test_another_schema_is_unsupported_whatever_else_it_holds(schema: int) -> None:
-    with pytest.raises(BundleUnsupported, match=f"has schema {schema}, and this version reads schema 2. Upgrade"):
+    hint = "Upgrade fieldmark" if schema > 2 else "Export the run again"
+    with pytest.raises(BundleUnsupported, match=f"has schema {schema}, and this version reads schema 2. {hint}"):
         parse_manifest(canonical({"schema": schema, "new": {"things": [1, 2]}}), "manifest.json")
 
 
