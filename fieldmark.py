@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("export.cli", "Turn a training run into a bundle: ONNX graphs with preprocessing and detector inside."),
     "bundle": ("bundle.cli", "Show or verify a bundle."),
     "serve": ("serving.cli", "Serve a bundle on a real Triton."),
+    "repository": ("serving.cli", "Write a Triton model repository: roll a bundle out, or back."),
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
     "score": ("serving.cli", "Score a folder of images into Parquet shards."),
     "drift": ("serving.cli", "Compare scored images with clean data: an attack, a broken camera?"),

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -14,6 +15,7 @@ from typing import BinaryIO
 from bundle.errors import DiskFull, OptionError
 
 CHUNK_BYTES = 1 << 20
+_TEMPORARY = re.compile(r"\..+\.\d{10,}\.tmp", re.DOTALL)  # what `_beside` makes
 
 
 def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
@@ -94,6 +96,19 @@ def atomic_folder(path: Path, *, replace: bool = False, marker: str = "") -> Ite
             flush(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that nobody who looks for its name finds a part of it."""
+    aside = _beside(path)
+    path.rename(aside)
+    shutil.rmtree(aside)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What killed processes left in `folder` of the temporary files and folders above; none of a living one's, if the
+    caller keeps others from writing there."""
+    return [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
 
 
 def _beside(path: Path) -> Path:
