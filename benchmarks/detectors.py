@@ -63,7 +63,7 @@ def measure_detectors(bundle_path: Path, setup: Setup = Setup()) -> dict[str, An
     """The run that a bundle was made of, where it was trained, and other seeds of the study where these are there: the
     form of our evidence was picked on the demo's run, so the others are the ones to believe.
     """
-    runs = {"demo": (bundle_path.parent / "run", None)}
+    runs: dict[str, tuple[Path, Path | None]] = {"demo": (bundle_path.parent / "run", None)}
     others = (1, 2) if STUDY.is_dir() else ()
     runs |= {f"study, seed {seed}": (STUDY / f"maxsep-small-{seed}", STUDY.parent / "birds") for seed in others}
     found = {name: measure_run(run, root, setup) for name, (run, root) in runs.items()}

@@ -13,7 +13,7 @@ from bundle.manifest import SCHEMA, PrototypeInfo
 from detector.combination import Combination
 from detector.gaussian import ClassGaussians
 from detector.model import DISTANCES, Detector
-from export.bundling import stage_network
+from export.staging import stage_network
 from robustness.fitting import measure
 from training.networks import Network, NetworkConfig
 
@@ -42,7 +42,7 @@ def write_synthetic(folder: Path, backbone: str, *, size: int = 224, classes: in
             calibration=np.zeros(CALIBRATION, np.float32),
             alpha=0.05,
         )
-        networks[served] = stage_network(network, served, detector, spec, images, images, staged, labels)
+        networks[served] = stage_network(network, served, detector, spec, images, images, staged, labels, metadata={})
     count = classes * network.config.prototypes_per_class
     prototypes = [
         PrototypeInfo(

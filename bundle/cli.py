@@ -43,12 +43,19 @@ def show(
             continue
         text = f"{printable(key)}  {printable(_plain(value))}"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-    table = Table("network", "output", "type", "shape", "largest difference from PyTorch")
+    table = Table("network", "output", "type", "shape", "difference from PyTorch: largest", "mean")
     for name, network in manifest.networks.items():
         for tensor in network.outputs:
             shape = "x".join(["N", *map(str, tensor.shape)])
-            difference = f"{network.parity[tensor.name]:.1e}" if tensor.name in network.parity else "not measured"
-            table.add_row(name, tensor.name, tensor.dtype, shape, difference)
+            found = network.parity.outputs.get(tensor.name)
+            differences = ("not measured", "") if found is None else (f"{found.max_abs:.1e}", f"{found.mean_abs:.1e}")
+            table.add_row(name, tensor.name, tensor.dtype, shape, *differences)
+    console.print(table)
+    table = Table("network", "precision", "images", "same class as PyTorch", "same flag")
+    for name, network in manifest.networks.items():
+        parity = network.parity
+        same = (f"{share:.1%}" for share in (parity.argmax_agreement, parity.flag_agreement))
+        table.add_row(name, network.precision, str(parity.images), *same)
     console.print(table)
     table = Table("network", "detector layers", "alpha", "calibration", "images")
     for name, network in manifest.networks.items():
@@ -60,6 +67,15 @@ def show(
             detector.calibration,
             str(detector.calibration_n),
         )
+    console.print(table)
+    if not any(network.quality for network in manifest.networks.values()):
+        return
+    table = Table("network", "precision", "test images", "accuracy", "clean flagged", "AUROC by attack")
+    for name, network in manifest.networks.items():
+        for precision, quality in network.quality.items():
+            areas = ", ".join(f"{printable(attack)} {area:.3f}" for attack, area in quality.auroc.items())
+            shares = (f"{share:.1%}" for share in (quality.accuracy, quality.flagged))
+            table.add_row(name, escape(printable(precision)), str(quality.images), *shares, escape(areas))
     console.print(table)
 
 

@@ -20,12 +20,13 @@ from bundle.image import ImageSpec
 from bundle.records import RecordError, from_plain, to_plain
 from bundle.tensors import TensorSpec
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 AGAIN = "Fetch or export the bundle again."
 MAX_INTEGER = 2**63 - 1
 MAX_DEPTH = 32
 MARGINAL, PER_CLASS = "marginal", "per-class"
+PRECISIONS = FP32, FP16, BF16, INT8 = "fp32", "fp16", "bf16", "int8"
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -68,18 +69,77 @@ class DetectorInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How far one output lies from PyTorch's over all its values: the largest and the mean difference, as they are and
+    divided by PyTorch's value, or by the mean of these where that is larger.
+    """
+
+    max_abs: float
+    mean_abs: float
+    max_rel: float
+    mean_rel: float
+
+    def __post_init__(self) -> None:
+        if min(self.max_abs, self.mean_abs, self.max_rel, self.mean_rel) < 0:
+            raise ValueError("a difference is negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """A graph, run by `runtime`, against the network in PyTorch in float32, on `images` real images: the shares of them
+    that get the same most probable class and the same flag, and the difference of every output by name.
+    """
+
+    runtime: str
+    images: int
+    argmax_agreement: float
+    flag_agreement: float
+    outputs: dict[str, Difference]
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise ValueError("parity needs at least one image")
+        _check_shares(argmax_agreement=self.argmax_agreement, flag_agreement=self.flag_agreement)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """A graph on `images` test images: the share answered rightly, the share flagged, and by attack the AUROC of
+    `instance_score` between these images attacked and clean. The attacks see the network in PyTorch, in float32.
+    """
+
+    images: int
+    accuracy: float
+    flagged: float
+    auroc: dict[str, float]
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise ValueError("quality needs at least one image")
+        _check_shares(accuracy=self.accuracy, flagged=self.flagged, **self.auroc)
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkInfo:
-    """One served graph. `parity` holds the largest absolute difference from PyTorch for each output."""
+    """One served graph. `precision` is that of the backbone's arithmetic; a narrower one than fp32 brings the `quality`
+    of both by name.
+    """
 
     model: str
+    precision: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     detector: DetectorInfo
-    parity: dict[str, float]
+    parity: Parity
+    quality: dict[str, Quality]
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.parity) - {tensor.name for tensor in self.outputs}):
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision[:80]!r} is none of {', '.join(PRECISIONS)}")
+        if unknown := sorted(set(self.parity.outputs) - {tensor.name for tensor in self.outputs}):
             raise ValueError(f"parity names {unknown[0][:80]!r}, which is no output")
+        if set(self.quality) != ({FP32, self.precision} if self.precision != FP32 else set()):
+            raise ValueError(f"quality is not of {FP32!r} and the network's own narrower precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +293,12 @@ def _float(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"the number {text[:32]} is not finite")
     return number
+
+
+def _check_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"{name[:80]} is {share}, and a share lies between 0 and 1")
 
 
 def _printable(text: str) -> bool:

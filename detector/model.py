@@ -7,6 +7,7 @@ the mean of all images.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -59,6 +60,14 @@ class Detector:
         if classes is None:
             return len(self.calibration)
         return int(np.bincount(classes, minlength=len(self.gaussians[0].means)).min())
+
+    @property
+    def calibration_rows(self) -> dict[str, npt.NDArray[Any]]:
+        """What a graph compares scores with, by the name that it has there: [1, n] each."""
+        rows: dict[str, npt.NDArray[Any]] = {"calibration": self.calibration[None, :]}
+        if self.calibration_classes is not None:
+            rows["calibration_classes"] = self.calibration_classes[None, :]
+        return rows
 
     def p_values(self, scores: Float32, predicted: Classes) -> Float32:
         """Conformal p-values of scores : (n,) of images with the answers `predicted` : (n,)."""

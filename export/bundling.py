@@ -2,10 +2,12 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from rich.console import Console
@@ -15,23 +17,31 @@ from bundle.errors import OptionError
 from bundle.files import check_free, sha256_of
 from bundle.folder import Bundle, write_bundle
 from bundle.image import ImageSpec
-from bundle.manifest import MANIFEST, MARGINAL, PER_CLASS, SCHEMA, DetectorInfo, NetworkInfo, PrototypeInfo
+from bundle.manifest import (
+    FP32,
+    MANIFEST,
+    SCHEMA,
+    NetworkInfo,
+    PrototypeInfo,
+)
 from bundle.records import to_plain
-from bundle.tensors import DTYPES, TensorSpec
+from bundle.tensors import DTYPES
 from detector.conformal import check_calibration_size
 from detector.model import Detector
-from export.graph import GraphSession, set_calibration, to_onnx
-from export.parity import prove
-from export.served import ServedNetwork
-from robustness.fitting import DetectorSettings, Images, Lessons, Parts, fit_detector
+from export.graph import check_device, labels_digest
+from export.parity import BATCHES
+from export.quality import Trial
+from export.staging import GraphSettings, Narrowing, stage_network
+from robustness.fitting import DetectorSettings, Images, Lessons, Parts, attacked, fit_detector
 from robustness.report import headlines, make_report, require
 from robustness.suites import Suite
 from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset
 from training.data import Sample, check_outside
+from training.data.loading import images_array
 from training.networks import Network
 from training.run import PrototypeSource, Run, RunRecord, image_spec
 
-PARITY_IMAGES = 7
+RANGE_IMAGES = 256  # training images that int8 takes its ranges from
 REPORT = "report"  # the bundle's folder for it
 
 
@@ -43,6 +53,7 @@ def export_run(
     *,
     data: Path | None,
     replace: bool,
+    graphs: GraphSettings = GraphSettings(),
     suite: Suite | None = None,
 ) -> Bundle:
     """Fit the detectors, export both graphs, calibrate them on their own outputs, prove parity, measure the report of
@@ -50,6 +61,7 @@ def export_run(
     """
     run = Run(run_path)
     check_free(out, replace=replace, marker=MANIFEST)  # before work that takes minutes
+    check_device(graphs.device)
     record, network = run.load_network()
     check_attacks(settings.attacks, {}, network)
     if idle := {CLEAN, NOISE} & set(settings.attacks):
@@ -68,14 +80,18 @@ def export_run(
     check_calibration_size(len(dataset.parts["calibration"]), settings.alpha)
     spec = image_spec(record.config)
     parts = Parts.of(dataset, spec)
+    test = images_array(dataset.parts["test"], spec) if graphs.precision != FP32 else None
     by_key = {sample.key: sample for sample in dataset.parts["train"]}
     sources = run.prototypes_of(network, by_key) if network.prototype_head is not None else []
     if suite is not None:
         require(suite)
+    metadata = {"labels_sha256": labels_digest(record.labels), "weights_sha256": sha256_of(run_path / "model.pt")}
     with tempfile.TemporaryDirectory(prefix="fieldmark-export-") as folder:
         staged = Path(folder)
         found = {
-            served: _export_network(network, served, parts, settings, staged, record.labels, console)
+            served: _export_network(
+                network, served, parts, settings, graphs, test, staged, metadata, record.labels, console
+            )
             for served in network.config.heads
         }
         if suite is not None:
@@ -105,7 +121,7 @@ def export_run(
                 "image": spec,
                 "networks": {served: info for served, (info, _) in found.items()},
                 "prototypes": prototypes,
-                "training": _provenance(record, run_path, settings),
+                "training": _provenance(record, metadata["weights_sha256"], settings, graphs),
             },
             replace=replace,
         )
@@ -116,7 +132,10 @@ def _export_network(
     served: str,
     parts: Parts,
     settings: DetectorSettings,
+    graphs: GraphSettings,
+    test: tuple[Images, npt.NDArray[np.int64]] | None,
     staged: Path,
+    metadata: Mapping[str, str],
     labels: tuple[str, ...],
     console: Console,
 ) -> tuple[NetworkInfo, Lessons]:
@@ -124,60 +143,61 @@ def _export_network(
     with talk.status(f"{served}: fitting the detector"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         detector, lessons = fit_detector(network.to(device), served, parts, settings)
+    narrowing = None
+    if test is not None:
+        with talk.status(f"{served}: attacking test images"):
+            narrowing = Narrowing(
+                ranges=_training_images(parts, RANGE_IMAGES), trial=_trial(network, served, test, settings)
+            )
     with talk.status(f"{served}: writing, calibrating and proving the ONNX graph"):
         info = stage_network(
-            network.cpu(), served, detector, parts.spec, parts.calibration[0], parts.validation[0], staged, labels
+            network.cpu(),
+            served,
+            detector,
+            parts.spec,
+            parts.calibration[0],
+            parts.validation[0],
+            staged,
+            labels,
+            metadata=metadata,
+            graphs=graphs,
+            narrowing=narrowing,
         )
-    worst = max(value for name, value in info.parity.items() if DTYPES[name] == "FP32")
-    console.print(
-        f"{served}: equal to PyTorch at batch 1, 2, 7 (largest difference {worst:.1e}); "
-        f"detector on {' '.join(detector.layers)}",
-        highlight=False,
-        soft_wrap=True,
+    worst = max(value.max_abs for name, value in info.parity.outputs.items() if DTYPES[name] == "FP32")
+    found = (
+        f"equal to PyTorch at batch {', '.join(map(str, BATCHES))} (largest difference {worst:.1e})"
+        if narrowing is None
+        else f"{graphs.precision}, {_costs(info)}"
     )
+    console.print(f"{served}: {found}; detector on {' '.join(detector.layers)}", highlight=False, soft_wrap=True)
     return info, lessons
 
 
-def stage_network(
-    network: Network,
-    served: str,
-    detector: Detector,
-    spec: ImageSpec,
-    calibration: Images,
-    examples: Images,
-    staged: Path,
-    labels: tuple[str, ...],
-) -> NetworkInfo:
-    """Write graph and detector into `staged`: calibrated on the graph's own scores of `calibration` : (n, H, W, 3), and
-    proved equal to PyTorch on `examples` : (m, H, W, 3). `detector` brings n calibration scores of any value.
-    """
-    module = ServedNetwork(network, served, detector)
-    model = to_onnx(module, served, spec)
-    scores, predicted = GraphSession(model).scores(calibration)
-    detector = detector.calibrated(scores, predicted, detector.alpha, labels)
-    set_calibration(model, module, detector)
-    session = GraphSession(model)
-    parity = prove(module, session, served, examples[:PARITY_IMAGES])
-    answer = session.run(examples[:1])
-    model_file, detector_file = f"{served}/model.onnx", f"detector/{served}.npz"
-    (staged / served).mkdir()
-    onnx.save_model(model, staged / model_file)
-    detector.save(staged / detector_file)
-    return NetworkInfo(
-        model=model_file,
-        inputs=(TensorSpec(name=tensors.IMAGE, dtype="UINT8", shape=(spec.height, spec.width, 3)),),
-        outputs=tuple(
-            TensorSpec(name=name, dtype=DTYPES[name], shape=tuple(answer[name].shape[1:]))
-            for name in tensors.OUTPUTS[served]
-        ),
-        detector=DetectorInfo(
-            file=detector_file,
-            layers=detector.columns,
-            alpha=detector.alpha,
-            calibration=MARGINAL if detector.calibration_classes is None else PER_CLASS,
-            calibration_n=detector.calibration_n,
-        ),
-        parity=parity,
+def _trial(
+    network: Network, served: str, test: tuple[Images, npt.NDArray[np.int64]], settings: DetectorSettings
+) -> Trial:
+    """The whole test part, clean and under the attacks that the detector learns from (or would, by default)."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    names = (CLEAN, *(settings.attacks or DetectorSettings().attacks))
+    return Trial(images={name: attacked(name, network, served, test, generator) for name in names}, labels=test[1])
+
+
+def _training_images(parts: Parts, count: int) -> Images:
+    """Some, mixed: (n, H, W, 3)."""
+    found: list[Images] = []
+    for images, *_ in parts.training_batches():
+        found.append(images.numpy())
+        if sum(map(len, found)) >= count:
+            break
+    return np.concatenate(found)[:count]
+
+
+def _costs(info: NetworkInfo) -> str:
+    wide, narrow = info.quality[FP32], info.quality[info.precision]
+    return (
+        f"accuracy {narrow.accuracy:.1%} ({FP32} {wide.accuracy:.1%}) and {narrow.flagged:.1%} flagged "
+        f"({wide.flagged:.1%}) of {narrow.images} clean test images, same class as PyTorch "
+        f"{info.parity.argmax_agreement:.1%}, same flag {info.parity.flag_agreement:.1%}"
     )
 
 
@@ -210,7 +230,9 @@ def _prototype_files(
     return tuple(infos)
 
 
-def _provenance(record: RunRecord, run_path: Path, settings: DetectorSettings) -> dict[str, Any]:
+def _provenance(
+    record: RunRecord, weights_sha256: str, settings: DetectorSettings, graphs: GraphSettings
+) -> dict[str, Any]:
     results = {key: value for key, value in record.results.items() if key != "history"}
     config = json.loads(json.dumps(to_plain(record.config)))
     return {
@@ -219,6 +241,7 @@ def _provenance(record: RunRecord, run_path: Path, settings: DetectorSettings) -
         "dataset": {key: value for key, value in to_plain(record.dataset).items() if key != "root"},
         "results": results,
         "versions": record.versions,
-        "weights_sha256": sha256_of(run_path / "model.pt"),
+        "weights_sha256": weights_sha256,
         "detector": to_plain(settings),
+        "graphs": to_plain(graphs),
     }

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from bundle.errors import MissingExtra, OptionError
-from bundle.manifest import MARGINAL, PER_CLASS
+from bundle.manifest import FP32, MARGINAL, PER_CLASS, PRECISIONS
 
 LATE = ("onnxruntime", "onnxscript")  # not used before minutes of work: missed now or not at all
 NONE = "none"
@@ -36,6 +36,15 @@ def export(
         str,
         typer.Option(help="Whether alpha holds on the whole ('marginal') or in every predicted class ('per-class')."),
     ] = MARGINAL,
+    precision: Annotated[
+        str, typer.Option(help="Arithmetic of the backbone: 'fp32', 'fp16', 'bf16' or 'int8'.")
+    ] = FP32,
+    max_accuracy_loss: Annotated[
+        float, typer.Option(min=0, max=100, help="Points of accuracy that a narrower precision may cost.")
+    ] = 0.5,
+    device: Annotated[
+        str, typer.Option(help="Where the graphs are calibrated, as they will be served: 'cpu', 'cuda' or 'tensorrt'.")
+    ] = "cpu",
     report: Annotated[
         str, typer.Option(help="Robustness report inside the bundle: 'quick' (minutes), 'full' (hours) or 'none'.")
     ] = "quick",
@@ -47,6 +56,8 @@ def export(
     try:
         from bundle.folder import describe
         from export.bundling import export_run
+        from export.graph import PROVIDERS
+        from export.staging import GraphSettings
         from robustness.fitting import DetectorSettings
         from robustness.suites import SUITES
 
@@ -65,12 +76,17 @@ def export(
         raise OptionError(f"--attacks names {NONE!r} beside {names[names[0] == NONE]!r}", hint="Choose one of both.")
     if calibration not in (MARGINAL, PER_CLASS):
         raise OptionError(f"unknown calibration {calibration!r}", hint=f"Choose from: {MARGINAL}, {PER_CLASS}.")
+    if precision not in PRECISIONS:
+        raise OptionError(f"unknown precision {precision!r}", hint=f"Choose one of: {', '.join(PRECISIONS)}.")
+    if device not in PROVIDERS:
+        raise OptionError(f"unknown device {device!r}", hint=f"Choose one of: {', '.join(PROVIDERS)}.")
     if report not in REPORTS:
         raise OptionError(f"unknown report {report!r}", hint=f"Choose one of: {', '.join(REPORTS)}.")
     suite = None if report == NONE else SUITES[report]
     settings = DetectorSettings(attacks=() if NONE in names else names, alpha=alpha, calibration=calibration, seed=seed)
     console, started = Console(stderr=json), time.perf_counter()
-    bundle = export_run(run, out, settings, console, data=data, replace=force, suite=suite)
+    graphs = GraphSettings(precision=precision, max_accuracy_loss=max_accuracy_loss, device=device)
+    bundle = export_run(run, out, settings, console, data=data, replace=force, graphs=graphs, suite=suite)
     if json:
         sys.stdout.write(describe(bundle) + "\n")
         return

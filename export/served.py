@@ -34,11 +34,14 @@ class ServedNetwork(nn.Module):
         self.register_buffer("scale", 1 / (255 * network.std))
         self.register_buffer("shift", -network.mean / network.std)
         self.scoring = Scoring(detector)
-        self.register_buffer("calibration", torch.from_numpy(detector.calibration)[None, :].clone())
-        classes = detector.calibration_classes
-        self.register_buffer(
-            "calibration_classes", None if classes is None else torch.from_numpy(classes)[None, :].clone()
-        )
+        self.register_buffer("calibration", None)
+        self.register_buffer("calibration_classes", None)
+        self.calibrate(detector)
+
+    def calibrate(self, detector: Detector) -> None:
+        """Compare scores with this detector's from now on."""
+        for name, value in detector.calibration_rows.items():
+            setattr(self, name, torch.from_numpy(value).clone())
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """image : uint8 [N, H, W, 3], RGB."""

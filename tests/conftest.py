@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from bundle import Bundle, ImageSpec, tensors, write_bundle
-from bundle.manifest import SCHEMA, DetectorInfo, NetworkInfo, PrototypeInfo
+from bundle.manifest import FP32, SCHEMA, DetectorInfo, NetworkInfo, Parity, PrototypeInfo
 from bundle.tensors import TensorSpec
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests report to nobody
@@ -142,6 +142,7 @@ def _stage_network(staged: Path, network: str, alpha: float) -> NetworkInfo:
     )
     return NetworkInfo(
         model=f"{network}/model.onnx",
+        precision=FP32,
         inputs=(TensorSpec(name=tensors.IMAGE, dtype="UINT8", shape=(SIZE, SIZE, 3)),),
         outputs=outputs,
         detector=DetectorInfo(
@@ -151,7 +152,8 @@ def _stage_network(staged: Path, network: str, alpha: float) -> NetworkInfo:
             calibration="marginal",
             calibration_n=CALIBRATION,
         ),
-        parity=dict.fromkeys(names, 0.0),
+        parity=Parity(runtime="none", images=1, argmax_agreement=1.0, flag_agreement=1.0, outputs={}),
+        quality={},
     )
 
 

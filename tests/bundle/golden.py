@@ -1,15 +1,20 @@
-"""The smallest bundle that has everything, and the values that schema 1 has promised never to change."""
+"""The smallest bundle that has everything, and the values that schema 2 has promised never to change."""
 
 from pathlib import Path
 from typing import Any
 
 from bundle import ImageSpec, tensors
-from bundle.manifest import SCHEMA, DetectorInfo, NetworkInfo, PrototypeInfo
+from bundle.manifest import FP32, INT8, SCHEMA, DetectorInfo, Difference, NetworkInfo, Parity, PrototypeInfo, Quality
 from bundle.tensors import TensorSpec
 
-# Schema 1: sha256 of tests/bundle/golden/manifest.json. A change here breaks every bundle that is out in the world.
-BUNDLE_ID = "46ab9186cb5bc5951a31dec2a40c22f83c8905fe63459d8871246fad996505e5"
+# Schema 2: sha256 of tests/bundle/golden/manifest.json. A change here breaks every bundle that is out in the world.
+BUNDLE_ID = "8a82874bf30afbe7ba44c43910995cb1c86920faa6ad49d9813535740bde67ac"
 CALIBRATIONS = {tensors.FULL: "per-class", tensors.ATTENTION_ONLY: "marginal"}
+PRECISIONS = {tensors.FULL: INT8, tensors.ATTENTION_ONLY: FP32}
+QUALITY = {
+    FP32: Quality(images=300, accuracy=0.98, flagged=0.05, auroc={"fgsm-8": 0.97, "pgd10-8": 0.9912}),
+    INT8: Quality(images=300, accuracy=0.976667, flagged=0.046667, auroc={"fgsm-8": 0.9688, "pgd10-8": 0.99}),
+}
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = {
     tensors.PROBABILITIES: (3,),
@@ -58,13 +63,26 @@ def fields() -> dict[str, Any]:
 def network(name: str) -> NetworkInfo:
     return NetworkInfo(
         model=f"{name}/model.onnx",
+        precision=PRECISIONS[name],
         inputs=(TensorSpec(name=tensors.IMAGE, dtype="UINT8", shape=(224, 448, 3)),),
         outputs=tuple(
             TensorSpec(name=output, dtype=tensors.DTYPES[output], shape=SHAPES[output])
             for output in tensors.OUTPUTS[name]
         ),
         detector=detector(name, ("layer3", "layer4")),
-        parity={tensors.PROBABILITIES: 1.1920928955078125e-07, tensors.IS_ADVERSARIAL: 0.0},
+        parity=Parity(
+            runtime="onnxruntime 1.32.0 CPUExecutionProvider",
+            images=64,
+            argmax_agreement=1.0,
+            flag_agreement=0.984375,
+            outputs={
+                tensors.PROBABILITIES: Difference(
+                    max_abs=1.1920928955078125e-07, mean_abs=1e-09, max_rel=2e-06, mean_rel=0.0
+                ),
+                tensors.IS_ADVERSARIAL: Difference(max_abs=1.0, mean_abs=0.015625, max_rel=1.0, mean_rel=0.015625),
+            },
+        ),
+        quality=QUALITY if PRECISIONS[name] == INT8 else {},
     )
 
 

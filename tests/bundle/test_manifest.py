@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from bundle import Bundle, ImageSpec, Manifest, tensors, write_bundle
 from bundle.errors import BundleCorrupt, BundleError, BundleUnsupported, ExportError
-from bundle.manifest import DetectorInfo, FileEntry, NetworkInfo, PrototypeInfo, parse_manifest
+from bundle.manifest import (
+    DetectorInfo,
+    Difference,
+    FileEntry,
+    NetworkInfo,
+    Parity,
+    PrototypeInfo,
+    Quality,
+    parse_manifest,
+)
 from bundle.tensors import TensorSpec
 from tests.bundle import golden
 
@@ -94,7 +103,8 @@ free = st.recursive(
     files=st.dictionaries(paths, entries, max_size=4),
     training=st.dictionaries(names, free, max_size=4),
     alpha=st.floats(0, 1, exclude_min=True, exclude_max=True),
-    parity=st.floats(0, 1e300),
+    difference=st.floats(0, 1e300),
+    share=st.floats(0, 1),
 )
 def test_any_manifest_comes_back_equal(
     name: str,
@@ -102,18 +112,19 @@ def test_any_manifest_comes_back_equal(
     files: dict[str, FileEntry],
     training: dict[str, Any],
     alpha: float,
-    parity: float,
+    difference: float,
+    share: float,
 ) -> None:
     full = MANIFEST.networks["full"]
+    numbers = Difference(max_abs=difference, mean_abs=share, max_rel=difference, mean_rel=0.0)
+    parity = replace(full.parity, argmax_agreement=share, outputs={tensors.P_VALUE: numbers})
     manifest = replace(
         MANIFEST,
         name=name,
         labels=labels,
         files=MANIFEST.files | files,
         training=training,
-        networks={
-            "full": replace(full, detector=replace(full.detector, alpha=alpha), parity={tensors.P_VALUE: parity})
-        },
+        networks={"full": replace(full, detector=replace(full.detector, alpha=alpha), parity=parity)},
     )
     again = parse_manifest(manifest.to_json(), "here")
     assert again == manifest
@@ -181,7 +192,30 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "wrong rank": (lambda d: output(d, "p_value").update(shape=[1]), "full.p_value: expected 0 sizes"),
     "no pixel of attention": (lambda d: output(d, "attention").update(shape=[7, 0]), "each at least 1"),
     "t twice": (lambda d: output(d, "prototype_indices").update(shape=[4]), "have different shapes"),
-    "parity of nothing": (lambda d: full(d)["parity"].update(elsewhere=0.0), "'elsewhere', which is no output"),
+    "parity of nothing": (
+        lambda d: full(d)["parity"]["outputs"].update(elsewhere=full(d)["parity"]["outputs"]["probabilities"]),
+        "'elsewhere', which is no output",
+    ),
+    "parity on no image": (lambda d: full(d)["parity"].update(images=0), "parity needs at least one image"),
+    "agreement of 200 %": (
+        lambda d: full(d)["parity"].update(flag_agreement=2.0),
+        "flag_agreement is 2.0, and",
+    ),
+    "negative difference": (
+        lambda d: full(d)["parity"]["outputs"]["probabilities"].update(mean_abs=-1.0),
+        "a difference is negative",
+    ),
+    "unknown precision": (
+        lambda d: full(d).update(precision="fp8"),
+        "'fp8' is none of fp32, fp16, bf16, int8",
+    ),
+    "narrow without quality": (lambda d: full(d).update(quality={}), "quality is not of 'fp32' and the network's own"),
+    "fp32 with a quality": (
+        lambda d: full(d).update(precision="fp32"),
+        "quality is not of 'fp32' and the network's own",
+    ),
+    "AUROC of 2": (lambda d: full(d)["quality"]["int8"]["auroc"].update({"fgsm-8": 2.0}), "fgsm-8 is 2.0, and a share"),
+    "accuracy of nothing": (lambda d: full(d)["quality"]["int8"].update(images=0), "quality needs at least one image"),
     "prototype of no label": (lambda d: d["prototypes"][2].update(label=3), r"prototypes\[2\] has label 3"),
     "negative label": (lambda d: d["prototypes"][0].update(label=-1), "cannot be negative"),
     "prototype image not listed": (lambda d: d["prototypes"][0].update(image="a.png"), "'a.png', which is not in"),
@@ -225,9 +259,9 @@ def test_odd_paths_inside_the_bundle_are_fine(path: str) -> None:
     assert path in parse_manifest(canonical(document), "manifest.json").files
 
 
-@pytest.mark.parametrize("schema", [0, 2, 3, -1, 10**18])
+@pytest.mark.parametrize("schema", [0, 1, 3, -1, 10**18])
 def test_another_schema_is_unsupported_whatever_else_it_holds(schema: int) -> None:
-    with pytest.raises(BundleUnsupported, match=f"has schema {schema}, and this version reads schema 1. Upgrade"):
+    with pytest.raises(BundleUnsupported, match=f"has schema {schema}, and this version reads schema 2. Upgrade"):
         parse_manifest(canonical({"schema": schema, "new": {"things": [1, 2]}}), "manifest.json")
 
 
@@ -239,7 +273,7 @@ TEXTS = {
     "escaped letters": json.dumps(json.loads(TEXT), sort_keys=True, separators=(",", ":")) + "\n",
     "another order": '{"name":"golden birds",' + TEXT[1:].replace(',"name":"golden birds"', "", 1),
     "float written otherwise": TEXT.replace('"alpha":0.05', '"alpha":5e-2'),
-    "float as integer": TEXT.replace('"is_adversarial":0.0', '"is_adversarial":0'),
+    "float as integer": TEXT.replace('"mean_rel":0.0}', '"mean_rel":0}'),
     "default left out": TEXT.replace('"interpolation":"bilinear",', ""),
 }
 
@@ -262,7 +296,7 @@ NOT_JSON = {
     "65 bits": (TEXT.replace('"seed":0', f'"seed":{2**63}'), "does not fit in 64 bits"),
     "a million digits": (TEXT.replace('"seed":0', f'"seed":{"9" * 10**6}'), "does not fit in 64 bits"),
     "key twice": (TEXT.replace('"seed":0', '"seed":0,"seed":1'), "a key appears twice"),
-    "top-level key twice": (TEXT.replace('"schema":1', '"schema":2,"schema":1'), "a key appears twice"),
+    "top-level key twice": (TEXT.replace('"schema":2', '"schema":1,"schema":2'), "a key appears twice"),
     "deep lists": (TEXT.replace('"seed":0', f'"seed":{"[" * 100_000}{"]" * 100_000}'), "recursion"),
     "31 lists": (TEXT.replace('"seed":0', f'"seed":{"[" * 31}{"]" * 31}'), "nested more than 32 deep"),
     "half a surrogate pair": (TEXT.replace('"seed":0', '"seed":"\\ud800"'), "not Unicode"),
@@ -322,7 +356,18 @@ SPECIFICATION = (golden.GOLDEN.parents[2] / "docs" / "bundle.md").read_text(enco
 
 
 def test_the_specification_names_every_field() -> None:
-    for record in (Manifest, ImageSpec, NetworkInfo, DetectorInfo, PrototypeInfo, FileEntry, TensorSpec):
+    for record in (
+        Manifest,
+        ImageSpec,
+        NetworkInfo,
+        DetectorInfo,
+        Parity,
+        Difference,
+        Quality,
+        PrototypeInfo,
+        FileEntry,
+        TensorSpec,
+    ):
         for field in dataclasses.fields(record):
             assert re.search(rf'[`"]{field.name}[`"]', SPECIFICATION), f"{record.__name__}.{field.name}"
     for name, dtype in tensors.DTYPES.items():

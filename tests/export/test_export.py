@@ -19,7 +19,7 @@ from bundle.image import ImageSpec
 from detector.model import Detector
 from export.bundling import _prototype_files, export_run
 from export.graph import GraphSession, to_onnx
-from export.parity import prove
+from export.parity import compare
 from export.served import ServedNetwork
 from robustness.fitting import DetectorSettings, measure
 from training.attacks import from_bytes
@@ -153,10 +153,10 @@ def test_parity_notices_another_rule_of_classes(per_class, even_run, parts):
     _, network = Run(even_run).load_network()
     detector = Detector.load(per_class.file("detector/full.npz"))
     session = GraphSession(onnx.load(per_class.model("full")))
-    prove(ServedNetwork(network, "full", detector), session, "full", parts["test"][0])
+    compare(ServedNetwork(network, "full", detector), session, "full", parts["test"][0], exact=True)
     other = replace(detector, calibration_classes=(detector.calibration_classes + 1) % 3)
     with pytest.raises(ExportError, match=r"full\.p_value at batch"):
-        prove(ServedNetwork(network, "full", other), session, "full", parts["test"][0])
+        compare(ServedNetwork(network, "full", other), session, "full", parts["test"][0], exact=True)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,8 @@ def test_the_bundle_is_whole_and_tells_where_it_came_from(exported):
     assert set(manifest.networks) == set(tensors.NETWORKS)
     assert manifest.networks["full"].detector.layers[-1] == "focus/overall"
     assert "focus/overall" not in manifest.networks["attention"].detector.layers
-    assert set(manifest.networks["full"].parity) == set(tensors.OUTPUTS["full"])
+    assert set(manifest.networks["full"].parity.outputs) == set(tensors.OUTPUTS["full"])
+    assert (manifest.networks["full"].precision, manifest.networks["full"].quality) == ("fp32", {})
     assert manifest.training["preset"] == "small"
     assert manifest.training["detector"]["attacks"] == ["fgsm-8"]
     assert len(manifest.prototypes) == 6
@@ -229,18 +230,20 @@ def test_parity_notices_a_graph_that_computes_something_else(exported, tiny_run,
     detector = Detector.load(exported.file("detector/full.npz"))
     session = GraphSession(onnx.load(exported.model("full")))
     images = parts["validation"][0]
-    assert prove(ServedNetwork(network, "full", detector), session, "full", images)["probabilities"] < 1e-4
+    found = compare(ServedNetwork(network, "full", detector), session, "full", images, exact=True)
+    assert found.outputs["probabilities"].max_abs < 1e-4
+    assert (found.images, found.argmax_agreement, found.flag_agreement) == (64, 1.0, 1.0)
     with torch.no_grad():
         network.attention_head.specific.bias.add_(0.5)
     with pytest.raises(ExportError, match=r"full\.\w+ at batch 1: the graph differs"):
-        prove(ServedNetwork(network, "full", detector), session, "full", images)
+        compare(ServedNetwork(network, "full", detector), session, "full", images, exact=True)
 
 
 class Named:
     """The graph's own answers, but for the prototypes it names."""
 
     def __init__(self, session, change):
-        self.session, self.change = session, change
+        self.session, self.change, self.runtime = session, change, session.runtime
 
     def run(self, images):
         answers = self.session.run(images)
@@ -259,7 +262,9 @@ def test_prototypes_of_equal_similarity_may_stand_for_one_another_and_no_others(
     (hidden,) = set(range(6)) - set(shown.tolist())
 
     def says(change):
-        return prove(module, Named(session, change), "full", images[:1])["prototype_indices"]
+        return (
+            compare(module, Named(session, change), "full", images[:1], exact=True).outputs["prototype_indices"].max_abs
+        )
 
     assert says(lambda names: names) == 0
     with torch.no_grad():

@@ -236,7 +236,7 @@ def test_a_manifest_that_cannot_be_read(played: PlayedTriton, url: str) -> None:
 def test_a_manifest_of_a_newer_schema(played: PlayedTriton, url: str) -> None:
     text = played.configs["full"].parameters["manifest"].string_value
     for config in played.configs.values():
-        config.parameters["manifest"].string_value = text.replace('"schema":1', '"schema":2')
+        config.parameters["manifest"].string_value = text.replace('"schema":2', '"schema":3')
     with pytest.raises(BundleUnsupported, match="schema 2"):
         TritonInference.connect(url)
 

@@ -1,0 +1,123 @@
+"""One network of a bundle: its graph exported, calibrated, proved or narrowed, and written with its detector."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from bundle import tensors
+from bundle.image import ImageSpec
+from bundle.manifest import BF16, FP32, MARGINAL, PER_CLASS, DetectorInfo, NetworkInfo
+from bundle.tensors import DTYPES, TensorSpec
+from detector.model import Detector
+from export.graph import CPU, GraphSession, finish, set_calibration, to_onnx
+from export.parity import compare
+from export.precision import emulated, narrowed
+from export.quality import Trial, check
+from export.served import ServedNetwork
+from training.networks import Network
+
+PARITY_IMAGES = 64
+Images = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSettings:
+    """In which `precision` a backbone is served, how many percentage points of accuracy that may cost, and the `device`
+    (one of export.graph.PROVIDERS) on which graphs are calibrated and compared: the one that will serve them.
+    """
+
+    precision: str = FP32
+    max_accuracy_loss: float = 0.5
+    device: str = CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Narrowing:
+    """What a narrower precision is made of and judged by: images for the ranges of int8 (n, H, W, 3), and a trial."""
+
+    ranges: Images
+    trial: Trial
+
+
+def stage_network(
+    network: Network,
+    served: str,
+    detector: Detector,
+    spec: ImageSpec,
+    calibration: Images,
+    examples: Images,
+    staged: Path,
+    labels: tuple[str, ...],
+    *,
+    metadata: Mapping[str, str],
+    graphs: GraphSettings = GraphSettings(),
+    narrowing: Narrowing | None = None,
+) -> NetworkInfo:
+    """Write graph and detector into `staged`: calibrated on the graph's own scores of `calibration` : (n, H, W, 3), and
+    proved equal to PyTorch on `examples` : (m, H, W, 3). `detector` brings n calibration scores of any value.
+
+    With `narrowing`, the graph that was proved is narrowed to another precision, calibrated anew, and refused if it
+    costs too much.
+    """
+    module = ServedNetwork(network, served, detector)
+    model = to_onnx(module, served, spec)
+    detector, session = _calibrated(model, model, detector, calibration, labels, graphs.device)
+    module.calibrate(detector)
+    examples = examples[:PARITY_IMAGES]
+    parity = compare(module, session, served, examples, exact=True)
+    quality = {}
+    if narrowing is not None:
+        precision = graphs.precision
+        quality[FP32] = narrowing.trial.quality(session)
+        runs = emulated(model) if precision == BF16 and graphs.device == CPU else None
+        model = narrowed(model, precision, narrowing.ranges)
+        detector, session = _calibrated(model, runs or model, detector, calibration, labels, graphs.device)
+        parity = compare(module, session, served, examples, exact=False)
+        quality[precision] = narrowing.trial.quality(session)
+        check(served, precision, quality, detector, graphs.max_accuracy_loss)
+    answer = session.run(examples[:1])
+    model_file, detector_file = f"{served}/model.onnx", f"detector/{served}.npz"
+    (staged / served).mkdir()
+    told = {"network": served, "precision": graphs.precision, **metadata}
+    onnx.save_model(finish(model, told), staged / model_file)
+    detector.save(staged / detector_file)
+    return NetworkInfo(
+        model=model_file,
+        precision=graphs.precision,
+        inputs=(TensorSpec(name=tensors.IMAGE, dtype="UINT8", shape=(spec.height, spec.width, 3)),),
+        outputs=tuple(
+            TensorSpec(name=name, dtype=DTYPES[name], shape=tuple(answer[name].shape[1:]))
+            for name in tensors.OUTPUTS[served]
+        ),
+        detector=DetectorInfo(
+            file=detector_file,
+            layers=detector.columns,
+            alpha=detector.alpha,
+            calibration=MARGINAL if detector.calibration_classes is None else PER_CLASS,
+            calibration_n=detector.calibration_n,
+        ),
+        parity=parity,
+        quality=quality,
+    )
+
+
+def _calibrated(
+    model: onnx.ModelProto,
+    runs: onnx.ModelProto,
+    detector: Detector,
+    calibration: Images,
+    labels: tuple[str, ...],
+    device: str,
+) -> tuple[Detector, GraphSession]:
+    """`detector` and `model` calibrated on the scores that `runs` gives (`model` itself, or what stands for it where no
+    kernel can run it), and a session that answers so.
+    """
+    scores, predicted = GraphSession(runs, device).scores(calibration)
+    detector = detector.calibrated(scores, predicted, detector.alpha, labels)
+    for graph in {id(graph): graph for graph in (model, runs)}.values():
+        set_calibration(graph, detector)
+    return detector, GraphSession(runs, device)
