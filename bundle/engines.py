@@ -22,7 +22,7 @@ ENGINES = "engines.json"
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
 RUNTIMES = (TENSORRT, TENSORRT_RTX)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-INSPECTOR, NETWORK = "inspector", "network"
+INSPECTOR, BUILDER, NETWORK = "inspector", "builder", "network"
 MAX_BATCH = 4096  # the exported graphs promise no more
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 AGAIN = "Build it again: fieldmark engine BUNDLE --out ENGINES --force"
@@ -50,16 +50,17 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """How many layers of each type compute in each data type, as the engine (`inspector`) tells, or, on a machine
-    without the GPU, the strongly typed `network` that it was built from.
+    """How many layers of each type compute in each data type. `source` tells who says so: the engine itself
+    (`inspector`); on a machine without its GPU the `builder`, which lists what it made; where it does not, the strongly
+    typed `network` that it was given.
     """
 
     source: str
     layers: dict[str, dict[str, int]]
 
     def __post_init__(self) -> None:
-        if self.source not in (INSPECTOR, NETWORK):
-            raise ValueError(f"source {self.source[:80]!r} is neither {INSPECTOR!r} nor {NETWORK!r}")
+        if self.source not in (INSPECTOR, BUILDER, NETWORK):
+            raise ValueError(f"unknown source {self.source[:80]!r}")
         for kind, counts in self.layers.items():
             for word in (kind, *counts):
                 if not _WORD.fullmatch(word):
