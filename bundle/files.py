@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -73,6 +73,21 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text so that a reader sees the old or the new content, never a part."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def exchange_texts(texts: Mapping[Path, str]) -> None:
+    """Write UTF-8 texts to several files of one disk: all are made whole first, then take their names in this order,
+    one right after the other. Each is the old or the new one at any moment, and a full disk leaves the old."""
+    with contextlib.ExitStack() as cleanup:
+        temporaries = {path: _beside(path) for path in texts}
+        for path, temporary in temporaries.items():
+            cleanup.callback(temporary.unlink, missing_ok=True)
+            temporary.write_text(texts[path], encoding="utf-8")
+            flush(temporary)
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+        for folder in {path.parent for path in texts}:
+            flush(folder)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from bundle import Bundle, tensors
 from bundle.engines import ENGINES, EngineRecord, Engines, EngineSet, read_engines
 from bundle.engines import SCHEMA as ENGINES_SCHEMA
 from bundle.errors import EngineError, ImageError, OptionError, RepositoryError
-from bundle.files import atomic_file, flush, open_regular, sha256_of, write_text
+from bundle.files import atomic_file, exchange_texts, flush, open_regular, sha256_of, write_text
 from bundle.manifest import MANIFEST, Manifest, parse_manifest
 from bundle.records import RecordError, from_plain
 from serving.triton_config import (
@@ -112,9 +112,10 @@ class Repository:
         return stored_engines(self.path / network / str(number)) if self.settings.backend == TENSORRT else ()
 
     def precisions(self, number: int) -> dict[str, str]:
-        """Network -> precision of a version: its engines', else what its manifest says, else nothing."""
+        """Network -> precision of a version: its engines', else the manifest's (one of schema 1 says nothing)."""
         found = {
-            network: "/".join(each.precision for each in self.engines(network, number)) for network in self.networks
+            name: "/".join(dict.fromkeys(each.precision for each in self.engines(name, number)))
+            for name in self.networks
         }
         networks = json.loads(_manifest_bytes(self.path / self.networks[0] / str(number)))["networks"]
         return {network: text or str(networks[network].get("precision", "")) for network, text in found.items()}
@@ -177,21 +178,19 @@ def write_warm_up(model: Path, number: int, bundle: Bundle) -> None:
 def exchange_configs(
     path: Path, settings: Settings, number: int, versions: Mapping[int, str], *, bundle_path: str
 ) -> None:
-    """Serve version `number`: write the configuration of every network, then give all of them their names at once.
+    """Serve version `number`: exchange the configuration of every network.
 
-    The first network's comes first, so that its history is never older than that of the others.
+    The first network's is exchanged first, so that its history is never older than that of the others.
     """
     manifest = next(read_manifest(folder) for folder in sorted(path.glob(f"*/{number}")))
-    with contextlib.ExitStack() as together:
-        for network in reversed(ordered(manifest)):  # the stack is left from its top
-            model = path / network
-            warm_up = warm_up_file(number) if (model / WARM_UP / warm_up_file(number)).is_file() else ""
-            engines = stored_engines(model / str(number)) if settings.backend == TENSORRT else ()
-            served = Served(number=number, manifest=manifest, bundle_path=bundle_path, warm_up=warm_up, engines=engines)
-            text = config_text(network, settings, served, versions)
-            temporary = together.enter_context(atomic_file(model / CONFIG))
-            temporary.write_text(text, encoding="utf-8")
-            flush(temporary)
+    texts = {}
+    for network in ordered(manifest):
+        model = path / network
+        warm_up = warm_up_file(number) if (model / WARM_UP / warm_up_file(number)).is_file() else ""
+        engines = stored_engines(model / str(number)) if settings.backend == TENSORRT else ()
+        served = Served(number=number, manifest=manifest, bundle_path=bundle_path, warm_up=warm_up, engines=engines)
+        texts[model / CONFIG] = config_text(network, settings, served, versions)
+    exchange_texts(texts)
 
 
 def verify_version(folder: Path, network: str, settings: Settings) -> None:

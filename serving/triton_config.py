@@ -46,7 +46,6 @@ QUEUE_TIMEOUT_MICROSECONDS = 1_000_000
 CORES_PER_INSTANCE = 4
 MAX_INSTANCES = 4  # each one holds its own copy of the weights
 ENGINE_CACHE = "/tmp"
-PRECISION_MODES = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +210,6 @@ def plan_files(engines: tuple[EngineRecord, ...]) -> dict[str, str]:
     return {record.target: f"model_{record.target}.plan" for record in engines}
 
 
-def precision_of(manifest: Manifest, network: str) -> str:
-    """fp32, fp16, bf16 or int8; empty where the manifest does not say."""
-    return str(getattr(manifest.networks[network], "precision", ""))
-
-
 def share_cores(cores: int) -> tuple[int, int]:
     """(instances of a network, ONNX Runtime threads of each); their product never exceeds `cores`."""
     instances = min(MAX_INSTANCES, max(1, cores // CORES_PER_INSTANCE))
@@ -282,7 +276,7 @@ def _add_accelerator(config: Any, settings: Settings, served: Served, largest: i
     # the second be answered by the first. So each has a folder of its own (ONNX Runtime makes its last part only).
     cache = f"{settings.engine_cache.rstrip('/')}/fieldmark-{config.name}-{served.manifest.bundle_id}"
     parameters = {
-        "precision_mode": PRECISION_MODES.get(precision_of(served.manifest, config.name), PRECISION_MODES["fp32"]),
+        "precision_mode": served.manifest.networks[config.name].precision.upper(),
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": cache,
         # Without a profile, every batch size beyond those seen builds the engine anew, while a request waits.

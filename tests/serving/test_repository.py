@@ -29,7 +29,7 @@ from tests.serving.engine_sets import write_engines
 from tests.serving.triton_process import triton_over
 
 BATCHES = (1, 2, 7, 64)
-POINTS = 40
+POINTS = 25
 ADAPTER = Path(repository.__file__).with_name("triton_model.py")
 
 
@@ -195,7 +195,7 @@ def test_engines_stay_with_their_version(bundles: tuple[Bundle, ...], tmp_path: 
     roll_out(out, second, {}, engines=other)
     for number, files, largest, precision in (
         (1, ["model.plan"], 16, "fp16"),
-        (2, ["model_sm_80.plan", "model_sm_90.plan"], 64, "fp16/fp16"),
+        (2, ["model_sm_80.plan", "model_sm_90.plan"], 64, "fp16"),
         (3, ["model.plan"], 32, "int8"),
     ):
         state = roll_out(out, None, {}, version=number)
@@ -226,7 +226,7 @@ def test_what_the_verb_prints(
     printed = capsys.readouterr().out
     words = [" ".join(line.split()) for line in printed.splitlines()]
     assert "full 2 python cpu 2 x 4 8 16 32 64 any 2.raw" in words
-    assert f"2 {bundles[1].bundle_id[:12]} served" in words
+    assert f"2 {bundles[1].bundle_id[:12]} fp32 served" in words
     verb("--version", "1", "--out", out, "--json")
     facts = json.loads(capsys.readouterr().out)
     assert (facts["version"], facts["bundle_id"]) == (1, bundles[0].bundle_id)

@@ -1,5 +1,6 @@
 """What Triton and a client read in config.pbtxt, for each flavour."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from tritonclient.grpc import model_config_pb2 as protobuf
 
 from bundle import Bundle, tensors
 from bundle.errors import OptionError
-from bundle.manifest import parse_manifest
+from bundle.manifest import Quality, parse_manifest
 from serving import triton_config
 from serving.repository import write_repository
 from serving.triton_config import ONNXRUNTIME, PYTHON, TENSORRT, Settings, settle
@@ -157,6 +158,24 @@ def test_the_accelerator_has_a_cache_for_each_bundle_and_one_profile_for_all_bat
         assert accelerator.parameters["trt_profile_max_shapes"] == "image:64x32x32x3"
     root = "/var/cache/fieldmark/fieldmark"
     assert caches == {f"{root}-{network}-{toy_bundle.bundle_id}" for network in tensors.NETWORKS}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_the_accelerator_works_in_the_bundles_precision(
+    precision: str, write: Write, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = toy_bundle.manifest.networks["full"]
+    quality = Quality(images=1, accuracy=1.0, flagged=0.0, auroc={})
+    narrow = dataclasses.replace(info, precision=precision, quality={"fp32": quality, precision: quality})
+    manifest = dataclasses.replace(toy_bundle.manifest, networks={**toy_bundle.manifest.networks, "full": narrow})
+    folder = write(FLAVOURS["onnxruntime-tensorrt"], bundle=Bundle(toy_bundle.path, manifest))
+    modes = [
+        parse_config(folder, network)
+        .optimization.execution_accelerators.gpu_execution_accelerator[0]
+        .parameters["precision_mode"]
+        for network in ("full", "attention")
+    ]
+    assert modes == [precision.upper(), "FP32"]
 
 
 def test_engines_decide_the_largest_batch_and_the_files(write: Write) -> None:
