@@ -18,10 +18,10 @@ import fieldmark
 from bundle import Bundle, tensors
 from bundle.errors import EndpointError
 from bundle.manifest import parse_manifest
-from serving import repository
+from serving import repository, rollout
 from serving.client import TritonInference
 from serving.local import LocalInference
-from serving.repository import Repository, read_config, write_repository
+from serving.repository import read_config, write_repository
 from serving.rollout import roll_out
 from serving.triton_config import ONNXRUNTIME, TENSORRT, Settings
 from tests.conftest import MakeToyBundle, draw_toy
@@ -29,7 +29,6 @@ from tests.serving.engine_sets import write_engines
 from tests.serving.triton_process import triton_over
 
 BATCHES = (1, 2, 7, 64)
-POINTS = 25
 ADAPTER = Path(repository.__file__).with_name("triton_model.py")
 
 
@@ -237,47 +236,55 @@ def test_what_the_verb_prints(
 # Killed
 
 
-def test_a_killed_writer_leaves_what_can_be_served(bundles: tuple[Bundle, ...], tmp_path: Path) -> None:
+def test_a_writer_killed_before_any_of_its_changes(bundles: tuple[Bundle, ...], tmp_path: Path) -> None:
     """At each point each network serves a whole version, and the same command again ends as if nothing had been."""
     script = Path(__file__).with_name("repository_kill_points.py")
-    paths = [str(bundle.path) for bundle in bundles]
-    run = subprocess.run(
-        [sys.executable, script, tmp_path, str(POINTS), *paths],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    command = [sys.executable, script, tmp_path, *(str(bundle.path) for bundle in bundles)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert run.returncode == 0, run.stderr
     results = json.loads(run.stdout.splitlines()[-1])
-    assert len(results) == POINTS
-    whole = tree(tmp_path / "whole")
-    seen = set()
-    for fatal, where, killed, finished in results:
-        assert (killed, finished) == (-9, 0), where
+    changes = [change for _, change, _, _ in results]
+    assert {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "open"} == {change.split()[0] for change in changes}
+    whole, seen = set(tree(tmp_path / "whole")), set()
+    for fatal, change, killed, finished in results:
+        assert (killed, finished) == (-9, 0), change
         served = assert_servable(tmp_path / f"killed-{fatal}")
-        assert set(served.values()) <= {bundles[1].bundle_id, bundles[2].bundle_id}, where
+        assert set(served.values()) <= {bundles[1].bundle_id, bundles[2].bundle_id}, change
         seen.add((served["full"], served["attention"]))
-        finished_tree = tree(tmp_path / f"finished-{fatal}")
-        assert [name for name in finished_tree.keys() ^ whole.keys() if "/3/" not in name and "/4/" not in name] == []
-        assert set(assert_servable(tmp_path / f"finished-{fatal}").values()) == {bundles[2].bundle_id}, where
-    assert len(seen) >= 2, "no attempt died before and none after the exchange"
+        assert set(assert_servable(tmp_path / f"finished-{fatal}").values()) == {bundles[2].bundle_id}, change
+        assert set(tree(tmp_path / f"finished-{fatal}")) == whole, change
+    assert len(seen) == 3, "before the exchange, between two configurations, and after it"
 
 
-def test_a_writer_killed_between_two_configurations(bundles: tuple[Bundle, ...], tmp_path: Path) -> None:
-    """The one moment at which the networks serve different bundles: going on and going back both end it."""
-    first, second, _ = bundles
+def test_a_writer_killed_between_two_configurations(
+    bundles: tuple[Bundle, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one moment at which the networks serve different bundles: going on and going back both end it, and a second
+    writer that dies there, too, takes no version away that is served."""
+    first, second, third = bundles
     roll_out(tmp_path / "mixed", first, {"cores": 2})
-    old = (tmp_path / "mixed/attention/config.pbtxt").read_bytes()
-    roll_out(tmp_path / "mixed", second, {})
-    (tmp_path / "mixed/attention/config.pbtxt").write_bytes(old)
-    assert_servable(tmp_path / "mixed")
-    for version, bundle in ((1, first), (2, second)):
-        out = tmp_path / f"to-{version}"
+    old = tmp_path / "old"
+    shutil.copytree(tmp_path / "mixed/attention", old)
+    roll_out(tmp_path / "mixed", second, {}, keep=1)
+    shutil.copyfile(old / "config.pbtxt", tmp_path / "mixed/attention/config.pbtxt")
+    shutil.copytree(old / "1", tmp_path / "mixed/attention/1")
+    shutil.copyfile(old / "warmup/1.raw", tmp_path / "mixed/attention/warmup/1.raw")
+    assert assert_servable(tmp_path / "mixed") == {"full": second.bundle_id, "attention": first.bundle_id}
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for name, words in {"on": (third, None), "again": (second, None), "back": (None, 2)}.items():
+        out = tmp_path / name
         shutil.copytree(tmp_path / "mixed", out)
-        roll_out(out, None, {}, version=version)
-        assert set(assert_servable(out).values()) == {bundle.bundle_id}
-        assert sorted(Repository.open(out).versions) == [1, 2]
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(rollout, "exchange_configs", die)
+            roll_out(out, words[0], {}, version=words[1])
+        assert assert_servable(out) == {"full": second.bundle_id, "attention": first.bundle_id}
+        roll_out(out, words[0], {}, version=words[1])
+        assert set(assert_servable(out).values()) == {(words[0] or second).bundle_id}
+        names = [sorted(path.name for path in (out / network).iterdir()) for network in tensors.NETWORKS]
+        assert names[0] == names[1]
 
 
 # Served
