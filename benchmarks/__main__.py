@@ -4,17 +4,21 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from benchmarks import attacks, detector, detector_speed, endpoint, regulariser, training
+from benchmarks import attacks, detector, detector_speed, endpoint, regulariser, runtime, training
 from benchmarks.detectors import measure_detectors
 from benchmarks.record import save
 from benchmarks.synthetic import write_synthetic
 from bundle.errors import OptionError
+from bundle.folder import Bundle
+from bundle.manifest import PRECISIONS
+from demo.stages import fieldmark
 from fieldmark import guarded
 
 DEMO = Path("build/demo")
@@ -36,6 +40,25 @@ def demo(bundle: Path) -> dict[str, Any]:
 def footprint(_: Path) -> dict[str, Any]:
     """Disk taken by each environment and by the bundle, in MB."""
     return {name: _megabytes(path) for name, path in (("server", ".venv-triton"), ("development", ".venv"))}
+
+
+def precisions(trained: Path) -> dict[str, Any]:
+    """A bundle's run exported in every precision: size, parity and what it costs, as the manifests have it."""
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="fieldmark-bench-") as folder:
+        for precision in PRECISIONS:
+            words = ("--precision", precision, "--report", "none", "--max-accuracy-loss", "100")
+            fieldmark("export", trained.parent / "run", "--out", Path(folder) / precision, *words)
+            bundle = Bundle.open(Path(folder) / precision)
+            result[precision] = {
+                name: {
+                    "bytes": bundle.model(name).stat().st_size,
+                    "parity": asdict(network.parity),
+                    "quality": {key: asdict(quality) for key, quality in network.quality.items()},
+                }
+                for name, network in bundle.manifest.networks.items()
+            }
+    return result
 
 
 def beside(measure: Callable[[Path], dict[str, Any]], *backbones: str) -> Callable[[Path], dict[str, Any]]:
@@ -63,11 +86,13 @@ MEASURES = {
     "detectors": measure_detectors,
     "detector_speed": alone(detector_speed.measure),
     "footprint": footprint,
+    "runtime": alone(runtime.measure),
+    "precisions": precisions,
     "training": alone(training.measure),
     "regulariser": alone(regulariser.measure),
     "attacks": alone(attacks.measure),
 }
-WITHOUT_BUNDLE = {"training", "regulariser", "attacks", "detector_speed"}
+WITHOUT_BUNDLE = {"runtime", "training", "regulariser", "attacks", "detector_speed"}
 
 
 def bench(

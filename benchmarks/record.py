@@ -6,12 +6,13 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bundle.files import write_text
 
@@ -44,23 +45,48 @@ def paired(first: Callable[[], Any], second: Callable[[], Any], *, rounds: int, 
 
     The ratio's spread is the 5th and 95th percentile over 200 bootstrap medians.
     """
-    for _ in range(warmup):
-        first(), second()
-    times = np.empty((rounds, 2))
-    for index in range(rounds):
-        for column, call in enumerate((first, second) if index % 2 else (second, first)):
-            started = time.perf_counter()
-            call()
-            times[index, column if index % 2 else 1 - column] = time.perf_counter() - started
-    times *= 1e3
-    rng = np.random.default_rng(0)
-    medians = np.median(times[rng.integers(0, rounds, (200, rounds))], axis=1)
-    ratios = medians[:, 1] / medians[:, 0]
+    times = _turns((first, second), rounds, warmup)
     return {
         "rounds": rounds,
         "first_ms": _percentiles(times[:, 0]),
         "second_ms": _percentiles(times[:, 1]),
-        "ratio": round(float(np.median(times[:, 1]) / np.median(times[:, 0])), 4),
+        **_ratio(times[:, 1], times[:, 0]),
+    }
+
+
+def side_by_side(calls: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 2) -> dict[str, Any]:
+    """Time any number of calls turn by turn: milliseconds of each, and how often it would run while the first runs once
+    (`ratio`, first / this), with the spread as `paired` has it.
+    """
+    times = _turns(tuple(calls.values()), rounds, warmup)
+    return {
+        "rounds": rounds,
+        **{
+            name: {"ms": _percentiles(times[:, column]), **_ratio(times[:, 0], times[:, column])}
+            for column, name in enumerate(calls)
+        },
+    }
+
+
+def _turns(calls: Sequence[Callable[[], Any]], rounds: int, warmup: int) -> npt.NDArray[np.float64]:
+    """Milliseconds, (rounds, calls); who comes first changes every round."""
+    for _ in range(warmup):
+        for call in calls:
+            call()
+    times = np.empty((rounds, len(calls)))
+    for index in range(rounds):
+        for column in np.roll(np.arange(len(calls)), index).tolist():
+            started = time.perf_counter()
+            calls[column]()
+            times[index, column] = time.perf_counter() - started
+    return times * 1e3
+
+
+def _ratio(above: npt.NDArray[np.float64], below: npt.NDArray[np.float64]) -> dict[str, Any]:
+    draws = np.random.default_rng(0).integers(0, len(above), (200, len(above)))
+    ratios = np.median(above[draws], axis=1) / np.median(below[draws], axis=1)
+    return {
+        "ratio": round(float(np.median(above) / np.median(below)), 4),
         "ratio_5_95": [round(float(value), 4) for value in np.percentile(ratios, (5, 95))],
     }
 

@@ -1,8 +1,10 @@
 """A bundle of the paper's size with random weights: speed does not depend on what a network has learned."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -20,30 +22,55 @@ from training.networks import Network, NetworkConfig
 CALIBRATION = 100  # scores; what comparing with them costs does not show beside a backbone
 
 
-def write_synthetic(folder: Path, backbone: str, *, size: int = 224, classes: int = 200) -> Path:
-    """Write a bundle of `backbone` with both networks for `size` x `size` pixels; returns its path."""
+@dataclass(frozen=True, kw_only=True)
+class Synthetic:
+    """A network with random weights, a detector for each head, and random images (n, H, W, 3)."""
+
+    network: Network
+    spec: ImageSpec
+    detectors: dict[str, Detector]
+    images: npt.NDArray[np.uint8]
+    labels: tuple[str, ...]
+
+
+def synthetic(backbone: str, *, size: int = 224, classes: int = 200) -> Synthetic:
+    """`backbone` with both heads for `size` x `size` pixels."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     network = Network(NetworkConfig(backbone=backbone, classes=classes)).eval().requires_grad_(False)
-    spec = ImageSpec(height=size, width=size)
     images = rng.integers(0, 256, (CALIBRATION, size, size, 3), dtype=np.uint8)
-    staged = folder / "staged"
-    (staged / "prototypes").mkdir(parents=True)
-    (staged / "detector").mkdir()
-    Image.fromarray(images[0]).save(staged / "prototypes" / "0.jpg")
-    labels = tuple(f"class {index}" for index in range(classes))
-    networks = {}
+    detectors = {}
     for served in tensors.NETWORKS:
         features, _ = measure(network, served, images[:2])
-        detector = Detector(
+        detectors[served] = Detector(
             layers=tuple(features),
             gaussians=tuple(_gaussians(values, classes, rng) for values in features.values()),
             combination=Combination(weights=np.ones(len(DISTANCES) * len(features), np.float32), bias=0.0),
             calibration=np.zeros(CALIBRATION, np.float32),
             alpha=0.05,
         )
-        networks[served] = stage_network(network, served, detector, spec, images, images, staged, labels, metadata={})
-    count = classes * network.config.prototypes_per_class
+    return Synthetic(
+        network=network,
+        spec=ImageSpec(height=size, width=size),
+        detectors=detectors,
+        images=images,
+        labels=tuple(f"class {index}" for index in range(classes)),
+    )
+
+
+def write_synthetic(folder: Path, backbone: str, *, size: int = 224, classes: int = 200) -> Path:
+    """Write a bundle of it; returns its path."""
+    made = synthetic(backbone, size=size, classes=classes)
+    images, spec, labels = made.images, made.spec, made.labels
+    staged = folder / "staged"
+    (staged / "prototypes").mkdir(parents=True)
+    (staged / "detector").mkdir()
+    Image.fromarray(images[0]).save(staged / "prototypes" / "0.jpg")
+    networks = {
+        served: stage_network(made.network, served, detector, spec, images, images, staged, labels, metadata={})
+        for served, detector in made.detectors.items()
+    }
+    count = classes * made.network.config.prototypes_per_class
     prototypes = [
         PrototypeInfo(
             label=index * classes // count,

@@ -105,7 +105,7 @@ class Parity:
 @dataclass(frozen=True, kw_only=True)
 class Quality:
     """A graph on `images` test images: the share answered rightly, the share flagged, and by attack the AUROC of
-    `instance_score` between these images attacked and clean. The attacks see the network in PyTorch, in float32.
+    `instance_score` between some of them attacked and all of them clean. Attacks see PyTorch's float32 network.
     """
 
     images: int

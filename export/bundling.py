@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from rich.console import Console
@@ -32,16 +31,17 @@ from export.graph import check_device, labels_digest
 from export.parity import BATCHES
 from export.quality import Trial
 from export.staging import GraphSettings, Narrowing, stage_network
-from robustness.fitting import DetectorSettings, Images, Lessons, Parts, attacked, fit_detector
+from robustness.fitting import DetectorSettings, Images, Labels, Lessons, Parts, attacked, fit_detector
 from robustness.report import headlines, make_report, require
 from robustness.suites import Suite
-from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset
+from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset, spread
 from training.data import Sample, check_outside
 from training.data.loading import images_array
 from training.networks import Network
 from training.run import PrototypeSource, Run, RunRecord, image_spec
 
 RANGE_IMAGES = 256  # training images that int8 takes its ranges from
+ATTACKED_IMAGES = 200  # test images on which a narrower precision's detection is compared
 REPORT = "report"  # the bundle's folder for it
 
 
@@ -133,7 +133,7 @@ def _export_network(
     parts: Parts,
     settings: DetectorSettings,
     graphs: GraphSettings,
-    test: tuple[Images, npt.NDArray[np.int64]] | None,
+    test: tuple[Images, Labels] | None,
     staged: Path,
     metadata: Mapping[str, str],
     labels: tuple[str, ...],
@@ -173,13 +173,19 @@ def _export_network(
     return info, lessons
 
 
-def _trial(
-    network: Network, served: str, test: tuple[Images, npt.NDArray[np.int64]], settings: DetectorSettings
-) -> Trial:
-    """The whole test part, clean and under the attacks that the detector learns from (or would, by default)."""
+def _trial(network: Network, served: str, test: tuple[Images, Labels], settings: DetectorSettings) -> Trial:
+    """The test part clean, and some of it under the attacks that the detector learns from (or would, by default)."""
     generator = torch.Generator().manual_seed(settings.seed)
-    names = (CLEAN, *(settings.attacks or DetectorSettings().attacks))
-    return Trial(images={name: attacked(name, network, served, test, generator) for name in names}, labels=test[1])
+    few = np.array(spread(tuple(range(len(test[1]))), ATTACKED_IMAGES))
+    part = test[0][few], test[1][few]
+    return Trial(
+        clean=test[0],
+        labels=test[1],
+        attacked={
+            name: attacked(name, network, served, part, generator)
+            for name in settings.attacks or DetectorSettings().attacks
+        },
+    )
 
 
 def _training_images(parts: Parts, count: int) -> Images:

@@ -280,7 +280,10 @@ def signals_postponed() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():  # no handler ever runs here
         yield stopped
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: handler for number, handler in handlers.items() if callable(handler)
+    }  # not those that are ignored
     for number in before:
         signal.signal(number, lambda number, _: stopped.append(number))
     try:

@@ -116,6 +116,7 @@ def build_engines(
         except BaseException:
             for written in {record.file for record in found.values()} - {record.file for record in old}:
                 (out / written).unlink(missing_ok=True)
+            _remove_empty(out)
             raise
         _sweep(out, engines)
         return EngineSet.open(out, bundle.bundle_id), tuple(dropped)
@@ -254,8 +255,13 @@ def _sweep(out: Path, listed: tuple[EngineRecord, ...]) -> None:
             is_engine = is_target(name.partition(".")[0]) and ".engine" in name
             if is_engine and f"{network}/{path.name}" not in keep and not path.is_dir():
                 path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not empty
-            folder.rmdir()
+    _remove_empty(out)
+
+
+def _remove_empty(out: Path) -> None:
+    for network in NETWORKS:
+        with contextlib.suppress(OSError):  # absent, or not empty
+            (out / network).rmdir()
 
 
 @contextlib.contextmanager
@@ -269,7 +275,7 @@ def _writing(out: Path) -> Iterator[None]:
                 raise
             raise EngineError(
                 f"cannot write {problem.filename or out} ({problem.strerror or problem})",
-                hint="The engines that were there before are still good; choose another --out, or mend the folder.",
+                hint="What was there before is still good; choose another --out, or mend the folder.",
             ) from None
 
 

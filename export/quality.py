@@ -13,30 +13,27 @@ from bundle.manifest import FP32, Quality
 from detector.model import Detector
 from export.graph import GraphSession
 from robustness.metrics import auroc
-from training.adversaries import CLEAN
 
 INTERVAL = 0.99  # of the share of clean images that a calibrated detector flags
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Test images clean and attacked, (n, H, W, 3) by attack, and their labels : (n,)."""
+    """Clean test images (n, H, W, 3) and their labels (n,); by attack some of them attacked, (m, H, W, 3)."""
 
-    images: dict[str, npt.NDArray[np.uint8]]
+    clean: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
+    attacked: dict[str, npt.NDArray[np.uint8]]
 
     def quality(self, session: GraphSession) -> Quality:
         """What a calibrated graph makes of them."""
-        clean = session.answers(self.images[CLEAN])
-        attacked = {name: session.answers(images) for name, images in self.images.items() if name != CLEAN}
+        clean = session.answers(self.clean)
+        scores = {name: session.scores(images)[0] for name, images in self.attacked.items()}
         return Quality(
             images=len(self.labels),
             accuracy=_share(clean[tensors.PROBABILITIES].argmax(1) == self.labels),
             flagged=_share(clean[tensors.IS_ADVERSARIAL]),
-            auroc={
-                name: round(auroc(clean[tensors.INSTANCE_SCORE], found[tensors.INSTANCE_SCORE]), 4)
-                for name, found in attacked.items()
-            },
+            auroc={name: round(auroc(clean[tensors.INSTANCE_SCORE], found), 4) for name, found in scores.items()},
         )
 
 

@@ -1,16 +1,19 @@
 """What is asked of `python -m benchmarks` is checked before minutes of measuring; what it compares is comparable."""
 
 import json
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import attacks, detection, detector_speed, detectors, pointing, record, regulariser, training
+from benchmarks import attacks, detection, detector_speed, detectors, pointing, record, regulariser, runtime, training
 from bundle.errors import OptionError, TrainingError
 from training.data import open_dataset
 from training.data.loading import images_array
@@ -477,3 +480,37 @@ def test_detection_is_summed_up_over_seeds_and_told_in_tables(tmp_path: Path) ->
     assert "| AP | – | – |" in text
     assert "75.0 (75 to 75)" in text
     assert "10.0 (0 to 20)" in text
+
+
+def test_turns_are_taken_and_ratios_are_to_the_first() -> None:
+    order: list[str] = []
+    calls = {name: partial(order.append, name) for name in "abc"}
+    found = record.side_by_side(calls, rounds=4, warmup=1)
+    assert order == [*"abc", *"abc", *"cab", *"bca", *"abc"]
+    assert (found["rounds"], found["a"]["ratio"]) == (4, 1.0)
+    slow = record.side_by_side({"slow": partial(time.sleep, 0.02), "fast": lambda: None}, rounds=3)
+    assert slow["fast"]["ratio"] > 1
+    assert slow["slow"]["ms"]["p50"] >= 20
+
+
+def test_floating_point_operations_by_hand() -> None:
+    layer = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5, bias=False))
+    images = np.zeros((3, 2, 2, 3), np.float32)
+    assert runtime.flop_of(layer, images) == 2 * 3 * 12 * 5
+
+
+def test_a_rehearsal_of_the_runtime_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        torch, "compile", lambda module, dynamic: module
+    )  # a minute of a compiler, and not ours to test
+    monkeypatch.setattr(runtime, "SIDE", 64)
+    setup = runtime.Setup(backbones=(("small", 32),), batches=(2,), classes=(4,), seconds=0.05, rounds=2)
+    result = runtime.measure(setup)
+    names = ["torch eager", "torch eager, channels last", "torch.compile", "onnxruntime fp32", "onnxruntime int8"]
+    found = result["small"]["batch2"]
+    assert [name for name in found if name != "rounds"] == names
+    for name in names:
+        rate = result["small"]["gflop_an_image"] * 2 / found[name]["ms"]["p50"] * 1e3
+        assert found[name]["gflops"] == pytest.approx(rate, rel=0.05)
+    assert set(result["small"]["heads"]["batch2"]) == {"rounds", "full", "attention"}
+    assert set(result["classes"]) == {"4"}

@@ -1,5 +1,6 @@
 """Engines, built for real by TensorRT for RTX, which needs no GPU for it: what is in them, and what is on disk when."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -29,7 +30,6 @@ from export.compiler import CONVOLUTION, Compiled, Compiler, inspected_layers, l
 from export.engine_check import check_engine, compare
 from export.engines import LOCK, build_engines
 
-ROOT = Path(__file__).parent.parent.parent
 PROFILE = Profile(min=1, opt=2, max=4)
 BOTH = tensors.NETWORKS
 ONE = (tensors.ATTENTION_ONLY,)
@@ -338,11 +338,44 @@ def test_ctrl_c_ends_a_build_and_the_process_lives(rtx: Compiler, exported: Bund
     stop = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     stop.start()
     with pytest.raises(KeyboardInterrupt):
-        for _ in range(1000):
+        for _ in range(20):
             build_engines(exported, own_set, rtx, networks=BOTH, targets=("sm_86",), profile=PROFILE, force=True)
             before = files(own_set)
     assert files(own_set) == before
     EngineSet.open(own_set)
+
+
+@needs_rtx
+def test_an_ignored_signal_stays_ignored(rtx: Compiler, exported: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `nohup`, or in the background of a script."""
+    graph = exported.model("full")
+    heard: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+        stop = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        stop.start()
+        rtx.compile(graph, hashlib.sha256(graph.read_bytes()).hexdigest(), "sm_86", PROFILE, None)
+        stop.join()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        with export.compiler.signals_postponed() as stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (heard, stopped) == ([], [signal.SIGTERM])
+        assert heard == [signal.SIGTERM]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@needs_rtx
+def test_a_build_that_nobody_wants_any_more_ends_early(
+    rtx: Compiler, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export.compiler, "signals_postponed", lambda: contextlib.nullcontext([signal.SIGINT]))
+    graph = toy_bundle.model("attention")
+    with pytest.raises(EngineError, match="cannot build"):  # where a signal came, nobody hears this sentence
+        rtx.compile(graph, hashlib.sha256(graph.read_bytes()).hexdigest(), "sm_86", PROFILE, None)
 
 
 # what is kept, and what is built anew
