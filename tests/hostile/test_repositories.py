@@ -35,11 +35,19 @@ def pair(make_toy_bundle: MakeToyBundle, tmp_path_factory: pytest.TempPathFactor
     return make_toy_bundle(folder / "old"), make_toy_bundle(folder / "new", alpha=0.5)
 
 
-@pytest.fixture
-def models(pair: tuple[Bundle, Bundle], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def original(pair: tuple[Bundle, Bundle], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with both, which serves the second."""
+    out = tmp_path_factory.mktemp("original") / "models"
     for bundle in pair:
-        roll_out(tmp_path / "models", bundle, {"cores": 2})
+        roll_out(out, bundle, {"cores": 2})
+    return out
+
+
+@pytest.fixture
+def models(original: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    shutil.copytree(original, tmp_path / "models")
     return tmp_path / "models"
 
 
@@ -350,15 +358,14 @@ def test_a_disk_that_fills_at_any_write(
     pair: tuple[Bundle, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each flush to disk, one after the other, finds no space."""
-    flush, flushes = os.fsync, 0
+    flushes = 0
 
     def full_at(fatal: int) -> Callable[[int], None]:
-        def fsync(descriptor: int) -> None:
+        def fsync(_: int) -> None:
             nonlocal flushes
             flushes += 1
             if flushes == fatal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            flush(descriptor)
 
         return fsync
 
@@ -375,7 +382,7 @@ def test_a_disk_that_fills_at_any_write(
         monkeypatch.setattr(os, "fsync", full_at(fatal))
         with pytest.raises(DiskFull, match="no space left on the disk"):
             roll_out(out, pair[1], {}, keep=1)
-        monkeypatch.setattr(os, "fsync", flush)
+        monkeypatch.setattr(os, "fsync", full_at(-1))
         assert not [*leftovers(out / "full"), *leftovers(out / "attention")]
         found = Repository.open(out)
         outcomes.add(found.served)
