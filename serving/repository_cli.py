@@ -9,7 +9,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from bundle import Bundle
 from bundle.engines import EngineSet
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def repository(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The repository; made if it is not there.")],
     bundle: Annotated[
-        Path | None, typer.Argument(metavar="[BUNDLE]", help="Serve it, as the next version if it is none yet.")
+        Path | None, typer.Argument(metavar="BUNDLE", help="Serve it, as the next version if it is none yet.")
     ] = None,
     backend: Annotated[
         str | None,
@@ -132,9 +132,8 @@ def facts(repository: "Repository") -> dict[str, Any]:
 def _show(found: dict[str, Any]) -> None:
     # What is written to a file or a pipe must not be cut to the width of a terminal that is not there.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
-    table = Table(
-        "model", "version", "backend", "device", "instances x threads", "batches", "queue", "warm-up", box=SIMPLE_HEAD
-    )
+    names = ("model", "version", "backend", "device", "instances x threads", "batches", "queue", "warm-up")
+    table = Table(*(Column(name, no_wrap=name in ("model", "backend")) for name in names), box=SIMPLE_HEAD)
     for model in found["models"]:
         threads = f" x {model['threads']}" if model["threads"] else ""
         accelerated = "" if model["accelerator"] == "none" else f" + {model['accelerator']}"
