@@ -52,13 +52,16 @@ def engine(
         opened.model(network)
     check_out(out, opened)
     console = Console(stderr=json)
+    waiting = Console(stderr=True).status("building")
     outcomes: list[Outcome] = []
 
     def tell(outcome: Outcome) -> None:
         outcomes.append(outcome)
+        waiting.stop()  # its line is not to stand before ours
         console.print(_line(outcome), highlight=False, markup=False, soft_wrap=True)
+        waiting.start()
 
-    with Console(stderr=True).status("building"):
+    with waiting:
         engines, dropped = build_engines(
             opened, out, compiler, networks=networks, targets=targets, profile=batches, force=force, tell=tell
         )

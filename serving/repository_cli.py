@@ -9,7 +9,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from bundle import Bundle
 from bundle.engines import EngineSet
@@ -18,6 +18,8 @@ from serving.score_cli import readable
 
 if TYPE_CHECKING:
     from serving.repository import Repository
+
+RANDOM = "random data"
 
 
 def repository(
@@ -108,7 +110,7 @@ def facts(repository: "Repository") -> dict[str, Any]:
                 "max_batch": config.max_batch_size,
                 "preferred_batches": list(batching.preferred_batch_size),
                 "queue_size": batching.default_queue_policy.max_queue_size,
-                "warm_up": warm_up.input_data_file or "random data",
+                "warm_up": warm_up.input_data_file or RANDOM,
             }
         )
     history = [
@@ -132,11 +134,10 @@ def facts(repository: "Repository") -> dict[str, Any]:
 def _show(found: dict[str, Any]) -> None:
     # What is written to a file or a pipe must not be cut to the width of a terminal that is not there.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
-    names = ("model", "version", "backend", "device", "instances x threads", "batches", "queue", "warm-up")
-    table = Table(*(Column(name, no_wrap=name in ("model", "backend")) for name in names), box=SIMPLE_HEAD)
+    table = Table("model", "version", "backend", "device", "instances x threads", "batches", box=SIMPLE_HEAD)
     for model in found["models"]:
         threads = f" x {model['threads']}" if model["threads"] else ""
-        accelerated = "" if model["accelerator"] == "none" else f" + {model['accelerator']}"
+        accelerated = "" if model["accelerator"] == "none" else f"\n+ {model['accelerator']}"
         table.add_row(
             model["model"],
             str(model["version"]),
@@ -144,8 +145,6 @@ def _show(found: dict[str, Any]) -> None:
             model["device"],
             f"{model['instances']}{threads}",
             " ".join(map(str, model["preferred_batches"])),
-            str(model["queue_size"] or "any"),
-            model["warm_up"],
         )
     console.print(table)
     known = any(any(entry["precision"].values()) for entry in found["history"])  # older manifests do not say
@@ -156,6 +155,9 @@ def _show(found: dict[str, Any]) -> None:
         served = "[bold green]served[/]" if entry["served"] else ""
         table.add_row(str(entry["version"]), entry["bundle_id"][:12], *([precision] if known else []), served)
     console.print(table)
+    queue = found["models"][0]["queue_size"]
+    warm_up = RANDOM if any(model["warm_up"] == RANDOM for model in found["models"]) else "an image of the bundle"
+    console.print(f"requests that may wait: {queue or 'any number'}; warm-up with {warm_up}")
     console.print(f"repository: {escape(found['path'])}", soft_wrap=True)
 
 

@@ -225,7 +225,8 @@ def test_what_the_verb_prints(
         verb(bundle.path, "--out", out, "--cores", "8")
     printed = capsys.readouterr().out
     words = [" ".join(line.split()) for line in printed.splitlines()]
-    assert "full 2 python cpu 2 x 4 8 16 32 64 any 2.raw" in words
+    assert "full 2 python cpu 2 x 4 8 16 32 64" in words
+    assert "requests that may wait: any number; warm-up with an image of the bundle" in words
     assert f"2 {bundles[1].bundle_id[:12]} fp32 served" in words
     verb("--version", "1", "--out", out, "--json")
     facts = json.loads(capsys.readouterr().out)
