@@ -14,6 +14,8 @@ FieldmarkError                what was wrong, where, what to do; the CLI prints 
 ├── TrainingError             training cannot go on (a loss that is not finite)
 ├── DetectorError             features or scores that no detector can be fitted on
 ├── ExportError               a graph that cannot be exported, or does not equal its source
+├── EngineError               an engine that cannot be built, or must not be used
+├── RepositoryError           a model repository that is damaged, or does not fit what is to be added
 ├── ServerError               the server could not start, or died
 ├── EndpointError             the endpoint cannot be reached, is not ready, or serves another bundle
 ├── DiskFull                  no space left; nothing half-written stays behind
@@ -112,6 +114,14 @@ class DetectorError(FieldmarkError):
 
 class ExportError(FieldmarkError):
     """A graph that cannot be exported, or does not equal its source."""
+
+
+class EngineError(FieldmarkError):
+    """An engine that cannot be built, or must not be used."""
+
+
+class RepositoryError(FieldmarkError):
+    """A model repository that is damaged, or does not fit what is to be added; what it served before, it serves."""
 
 
 class ServerError(FieldmarkError):

@@ -214,8 +214,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Canonical form: sorted keys, no spaces, UTF-8, a newline at the end."""
-        plain = to_plain(self)
-        return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
+        return canonical_json(to_plain(self))
 
     @property
     def main_network(self) -> str:
@@ -231,10 +230,7 @@ class Manifest:
 def parse_manifest(text: str, where: str) -> Manifest:
     """Read a manifest; raises BundleUnsupported for another schema, BundleCorrupt for anything malformed."""
     try:
-        document = json.loads(
-            text, object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_float
-        )
-        _check_depth(document)
+        document = read_json(text)
     except (ValueError, RecursionError) as problem:
         raise BundleCorrupt(f"{where} is not valid JSON ({problem})", hint=AGAIN) from None
     schema = document.get("schema") if isinstance(document, dict) else None
@@ -254,6 +250,22 @@ def parse_manifest(text: str, where: str) -> Manifest:
     except RecordError as problem:
         raise BundleCorrupt(f"{where}: {problem}", hint=AGAIN) from None
     return manifest
+
+
+def canonical_json(plain: Any) -> str:
+    """Sorted keys, no spaces, UTF-8, a newline at the end: one text for one value."""
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_json(text: str) -> Any:
+    """JSON that every reader understands alike: no key twice, no number that is not finite or beyond 64 bits, not too
+    deep; raises ValueError or RecursionError.
+    """
+    document = json.loads(
+        text, object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_float
+    )
+    _check_depth(document)
+    return document
 
 
 def _check_depth(document: Any) -> None:

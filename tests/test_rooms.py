@@ -20,7 +20,7 @@ pytestmark = pytest.mark.walls
 ROOT = Path(__file__).parent.parent
 TORCH = {"torch", "torchvision", "lightning_fabric", "lightning"}
 FITTING = {"sklearn", "scipy"}
-GRAPHS = {"onnx", "onnxscript", "onnx_ir", "tensorrt"}
+GRAPHS = {"onnx", "onnxscript", "onnx_ir", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"}
 CALLS = {"grpc", "tritonclient", "pytriton", "onnxruntime", "pyarrow"}
 DRAWING = {"matplotlib"}
 

@@ -1,0 +1,369 @@
+"""ONNX graph -> engine, over what TensorRT 10, TensorRT 11 and TensorRT for RTX have in common.
+
+Networks are strongly typed: each layer computes in the types that the graph names, and no flag changes them. TF32,
+which the builder would use for float32 unasked, is turned off: the detector's squared distances need all their bits.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import importlib
+import json
+import re
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle import tensors
+from bundle.engines import BUILDER, INSPECTOR, NETWORK, RUNTIMES, TENSORRT, TENSORRT_RTX, Evidence, Profile, is_target
+from bundle.errors import BundleCorrupt, EngineError, MissingExtra, OptionError, first_line
+from bundle.files import open_regular
+from bundle.manifest import AGAIN
+
+LOCAL = "local"
+CONVOLUTION = "CONVOLUTION"
+# runtime -> the extra that brings it and the modules that may hold it, the first one preferred
+MODULES = {TENSORRT: ("gpu", ("tensorrt",)), TENSORRT_RTX: ("tensorrt-rtx", ("tensorrt_rtx", "tensorrt_rtx_bindings"))}
+# What runtimes call a type -> what the format calls it.
+DTYPES = {
+    "float": "FLOAT",
+    "fp32": "FLOAT",
+    "half": "HALF",
+    "fp16": "HALF",
+    "bfloat16": "BF16",
+    "bf16": "BF16",
+    "int8": "INT8",
+    "fp8": "FP8",
+    "uint8": "UINT8",
+    "int32": "INT32",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
+_LAYER = re.compile(r"^Name: .*?, LayerType: (?P<kind>\S+?), Inputs: (?P<rest>.*)$", re.MULTILINE)
+_DATATYPE = re.compile(r"Datatype: (\w+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """An engine's bytes, what its layers compute in, and the builder's timings for the next build, if it keeps any."""
+
+    data: bytes
+    evidence: Evidence
+    timings: bytes | None
+
+
+class Compiler:
+    """One runtime's builder. Use `Compiler.open`; `trt` is the runtime's module."""
+
+    def __init__(self, runtime: str, trt: Any) -> None:
+        self.runtime = runtime
+        self.trt = trt
+        self.version = str(trt.__version__)
+        self.messages = Messages()
+        self._logger = _logger(trt, self.messages)  # a runtime keeps the first logger it sees for as long as it lives
+
+    @classmethod
+    def open(cls, runtime: str) -> "Compiler":
+        """Load a runtime by name; raises OptionError for an unknown one, MissingExtra for one not installed."""
+        if runtime not in RUNTIMES:
+            raise OptionError(f"unknown runtime {runtime!r}", hint=f"Choose from: {', '.join(RUNTIMES)}.")
+        extra, modules = MODULES[runtime]
+        for name in modules:
+            try:
+                return cls(runtime, importlib.import_module(name))
+            except ModuleNotFoundError as problem:
+                missing = problem
+            except Exception as problem:  # libraries that are there and do not load: of another CUDA, of no platform
+                raise EngineError(f"{runtime} is installed and cannot be loaded ({first_line(problem)})") from None
+        raise MissingExtra.named(extra, f"fieldmark engine --runtime {runtime}", missing) from None
+
+    @property
+    def builds_anywhere(self) -> bool:
+        """TensorRT for RTX compiles for any GPU on any machine; TensorRT times its kernels on the GPU that is here."""
+        return self.runtime == TENSORRT_RTX
+
+    def targets(self) -> tuple[str, ...]:
+        """Compute capabilities that it builds for here, ascending, such as sm_86."""
+        if self.builds_anywhere:
+            names = re.findall(r"\bSM(\d+)\b", " ".join(self.trt.ComputeCapability.__members__))
+            return tuple(f"sm_{number}" for number in sorted(map(int, names)))
+        here = local_target()
+        return () if here is None else (here,)
+
+    def resolve(self, target: str) -> str:
+        """The target that a text names, `local` included; raises OptionError for what it cannot build here."""
+        known = self.targets()
+        hint = f"It builds here for: {', '.join(known)}." if known else "Run this on a machine with the GPU."
+        if target == LOCAL:
+            here = local_target()
+            if here is None:
+                raise OptionError("there is no GPU here that --target local could mean", hint=hint)
+            target = here
+        if not is_target(target):
+            raise OptionError(f"--target {target!r} is no compute capability such as sm_86", hint=hint)
+        if target not in known:
+            where = "" if self.builds_anywhere else ", since it builds for the GPU of its own machine alone"
+            raise OptionError(f"{self.runtime} {self.version} cannot build for {target} here{where}", hint=hint)
+        return target
+
+    def compile(self, graph: Path, sha256: str, target: str, profile: Profile, timings: bytes | None) -> Compiled:
+        """Build an engine of the ONNX file `graph`, whose digest is known; raises EngineError naming what is refused.
+
+        `timings` are those of an earlier build on this machine.
+        """
+        trt = self.trt
+        builder = trt.Builder(self._logger)
+        typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # TensorRT 11 knows nothing else
+        network = builder.create_network(0 if typed is None else 1 << int(typed))
+        self._parse(network, graph, sha256)
+        config = builder.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else neither builder nor inspector tell types
+        config.clear_flag(trt.BuilderFlag.TF32)
+        if self.builds_anywhere:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(trt.ComputeCapability.__members__[target.upper().replace("_", "")], 0)
+        else:  # a timing cache makes TensorRT for RTX ask for a GPU, and changes nothing in its engines
+            _use_timings(config, timings)
+        config.add_optimization_profile(_profile(builder, network, graph, profile))
+        self.messages.clear()
+        with signals_postponed() as stopped:
+            monitor = _monitor(trt, stopped)  # must outlive the build
+            config.progress_monitor = monitor
+            made = builder.build_serialized_network(network, config)
+        if made is None:
+            raise EngineError(
+                f"{self.runtime} {self.version} cannot build {graph} for {target} ({self.messages.error()})",
+                hint="Choose another target, another precision of the bundle, or another version of the runtime.",
+            )
+        data = bytes(made)
+        cache = None if self.builds_anywhere else config.get_timing_cache()
+        return Compiled(
+            data=data,
+            evidence=self._evidence(network, data, target),
+            timings=None if cache is None else bytes(cache.serialize()),
+        )
+
+    def load(self, data: bytes) -> Any:
+        """An engine on the GPU of this machine; raises EngineError."""
+        self.messages.clear()
+        try:
+            engine = self.trt.Runtime(self._logger).deserialize_cuda_engine(data)
+        except Exception as problem:  # the bindings raise many kinds
+            raise EngineError(f"{self.runtime} cannot load its engine ({first_line(problem)})") from None
+        if engine is None:
+            raise EngineError(f"{self.runtime} cannot load its engine ({self.messages.error()})")
+        return engine
+
+    def _parse(self, network: Any, graph: Path, sha256: str) -> None:
+        parser = self.trt.OnnxParser(network, self._logger)
+        with open_regular(graph) as stream:  # from memory: a graph must read no file beside it
+            model = stream.read()
+        if hashlib.sha256(model).hexdigest() != sha256:
+            raise BundleCorrupt(f"{graph} has changed since the bundle was verified", hint=AGAIN)
+        self.messages.clear()
+        if not parser.parse(model):
+            raise EngineError(
+                f"{self.runtime} {self.version} cannot read {graph}: {_refusal(parser)}",
+                hint="Use a newer version of the runtime, or serve this network with ONNX Runtime.",
+            )
+
+    def _evidence(self, network: Any, data: bytes, target: str) -> Evidence:
+        if local_target() == target:
+            inspector = self.load(data).create_engine_inspector()
+            text = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
+            if layers := inspected_layers(text):
+                return Evidence(source=INSPECTOR, layers=layers)
+        if layers := listed_layers(self.messages.layers):
+            return Evidence(source=BUILDER, layers=layers)
+        return Evidence(source=NETWORK, layers=network_layers(network))
+
+
+class Messages:
+    """What a runtime has said since `clear`, as far as it is worth keeping."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.errors: list[str] = []
+        self.layers = ""
+
+    def add(self, text: str, *, is_error: bool) -> None:
+        if is_error:
+            self.errors.append(text)
+        elif text.startswith("Layers:"):
+            self.layers = text
+
+    def error(self) -> str:
+        """The first complaint in one line; what follows it is the runtime's own unwinding."""
+        return plain(self.errors[0]) if self.errors else "it does not say why"
+
+
+def plain(text: str) -> str:
+    """A runtime's complaint in one line, without places in its source and without the GPU that it missed meanwhile."""
+    lines = [line for line in text.splitlines() if "cudaError" not in line]
+    words = " ".join(" ".join(lines or [text]).split())
+    for noise in (
+        r"\(?\bIn \w+ at \S+:\d+\)?",
+        r"\[\w+\.\w+:\d+: \w+\] ?",
+        r"\b\w+::\w+: Error Code \d+: ",
+        r"\bMyelin \(",
+    ):
+        words = re.sub(noise, "", words)
+    return words.strip(" .")[:400]
+
+
+def listed_layers(text: str) -> dict[str, dict[str, int]]:
+    """Layers of an engine from the list that its builder logs, one a line; empty where the list has another form."""
+    pairs = []
+    for line in _LAYER.finditer(text):
+        if found := _DATATYPE.search(line["rest"]):  # of the first input, or, without inputs, of the first output
+            pairs.append((line["kind"], found[1]))
+    return _count(pairs)
+
+
+def inspected_layers(text: str) -> dict[str, dict[str, int]]:
+    """The same from the inspector's JSON; empty where it names no types."""
+    pairs = []
+    for layer in json.loads(text).get("Layers", []):
+        if isinstance(layer, dict):
+            for tensor in (*layer.get("Inputs", []), *layer.get("Outputs", []))[:1]:
+                # "Datatype"; "Format/Datatype" in TensorRT 10, split in two in TensorRT 11
+                words = [str(value) for key, value in tensor.items() if key.lower().endswith("datatype")]
+                pairs.append((str(layer.get("LayerType", "")), " ".join(words)))
+    return _count(pairs)
+
+
+def network_layers(network: Any) -> dict[str, dict[str, int]]:
+    """The same from a parsed, strongly typed network: types of first outputs. A convolution of dequantised values is
+    counted as what they were before, since that is what the builder is asked to compute in.
+    """
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    quantised = {
+        layer.get_output(0).name: layer.get_input(0).dtype.name for layer in layers if layer.type.name == "DEQUANTIZE"
+    }
+    pairs = []
+    for layer in layers:
+        if layer.num_outputs:
+            own = layer.get_output(0).dtype.name
+            source = layer.get_input(0).name if layer.type.name == CONVOLUTION else ""
+            pairs.append((layer.type.name, quantised.get(source, own)))
+    return _count(pairs)
+
+
+def local_target() -> str | None:
+    """The compute capability of this machine's first GPU, such as sm_86, or None; asks the driver alone."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    for attribute, value in ((75, major), (76, minor)):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+            return None
+    return f"sm_{major.value}{minor.value}"
+
+
+@contextlib.contextmanager
+def signals_postponed() -> Iterator[list[int]]:
+    """Keep Ctrl-C and SIGTERM until the end of the block, and list them meanwhile.
+
+    Python runs its handlers inside the runtime's callbacks, and an exception that left one would abort the process.
+    """
+    stopped: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # no handler ever runs here
+        yield stopped
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: handler for number, handler in handlers.items() if callable(handler)
+    }  # not those that are ignored
+    for number in before:
+        signal.signal(number, lambda number, _: stopped.append(number))
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if stopped:
+            signal.raise_signal(stopped[0])
+
+
+def _logger(trt: Any, messages: Messages) -> Any:
+    errors = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
+
+    class Logger(trt.ILogger):
+        """Nothing is printed: what matters goes into our sentences."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            messages.add(text, is_error=severity in errors)
+
+    return Logger()
+
+
+def _monitor(trt: Any, stopped: list[int]) -> Any:
+    class Monitor(trt.IProgressMonitor):
+        """Ends a build early when somebody wants to stop."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None: ...
+
+        def phase_finish(self, phase_name: str) -> None: ...
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return not stopped
+
+    return Monitor()
+
+
+def _use_timings(config: Any, timings: bytes | None) -> None:
+    """Start from an earlier build's timings; those of another version or GPU, or damaged ones, are left aside."""
+    cache = config.create_timing_cache(timings or b"")
+    if cache is None or not config.set_timing_cache(cache, False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _profile(builder: Any, network: Any, graph: Path, profile: Profile) -> Any:
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    if [tensor.name for tensor in inputs] != [tensors.IMAGE] or inputs[0].shape[0] != -1:
+        raise EngineError(f"{graph} does not have the one input {tensors.IMAGE!r} with a free batch", hint=AGAIN)
+    size = tuple(inputs[0].shape)[1:]
+    made = builder.create_optimization_profile()
+    made.set_shape(tensors.IMAGE, (profile.min, *size), (profile.opt, *size), (profile.max, *size))
+    return made
+
+
+def _refusal(parser: Any) -> str:
+    """Why a graph was refused, from the parser's first error: node, operator, reason."""
+    if not parser.num_errors:
+        return "it does not say why"
+    error = parser.get_error(0)
+    reason = plain(str(error.desc()))
+    if reason in ("", "false"):  # the condition of a check that failed, and no word about it
+        reason = error.code().name.lower().replace("_", " ")
+    if not error.node_operator():
+        return reason
+    return f"node {error.node_name() or error.node()} of type {error.node_operator()}: {reason}"
+
+
+def _count(pairs: list[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    """Layers by type and data type, leaving out what names none; every way to say convolution is one type."""
+    counts: dict[str, Counter[str]] = {}
+    for kind, text in pairs:
+        words = re.findall(r"[a-z]+\d*", text.lower())
+        dtype = next((DTYPES[word] for word in words if word in DTYPES), None)
+        if dtype is not None and kind:
+            is_convolution = ("conv" in kind.lower() and "deconv" not in kind.lower()) or kind == "correlation"
+            counts.setdefault(CONVOLUTION if is_convolution else kind, Counter())[dtype] += 1
+    return {kind: dict(sorted(found.items())) for kind, found in sorted(counts.items())}
