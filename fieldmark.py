@@ -23,8 +23,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "attack": ("training.cli", "Attack a trained classifier; write the attacked images as 8-bit files."),
     "export": ("export.cli", "Turn a training run into a bundle: ONNX graphs with preprocessing and detector inside."),
     "engine": ("export.engine_cli", "Compile a bundle's graphs for GPUs: TensorRT or TensorRT for RTX engines."),
-    "bundle": ("bundle.cli", "Show or verify a bundle."),
+    "bundle": ("bundle.cli", "Show, verify or sign a bundle."),
     "serve": ("serving.cli", "Serve a bundle on a real Triton."),
+    "repository": ("serving.cli", "Write a Triton model repository: roll a bundle out, or back."),
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
     "score": ("serving.cli", "Score a folder of images into Parquet shards."),
     "drift": ("serving.cli", "Compare scored images with clean data: an attack, a broken camera?"),
@@ -48,6 +49,7 @@ EXTRAS: dict[str, str] = {
     "onnxruntime": "scoring",
     "pyarrow": "scoring",
     "matplotlib": "figures",
+    "cryptography": "signing",
 }
 VERSION = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""`fieldmark bundle show|verify`."""
+"""`fieldmark bundle show|verify|sign`."""
 
 import json as jsonlib
 import sys
@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from bundle.errors import printable
-from bundle.folder import Bundle, describe
+from bundle.folder import Bundle, describe, sign_bundle
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-verbs = typer.Typer(no_args_is_help=True, help="Show or verify a bundle.")
+verbs = typer.Typer(no_args_is_help=True, help="Show, verify or sign a bundle.")
 app.add_typer(verbs, name="bundle")
 
 
@@ -38,6 +38,7 @@ def show(
     # A bundle comes from elsewhere: what it says of itself is text, neither markup nor control characters.
     console.print(f"[bold]{escape(manifest.name)}[/]  {len(manifest.labels)} labels, {size}", highlight=False)
     console.print(f"bundle id  {bundle.bundle_id}", highlight=False, soft_wrap=True)
+    console.print(_signature(bundle), highlight=False, markup=False, soft_wrap=True)
     for key, value in manifest.training.items():
         if key == "config":  # every number of the training run; --json has it
             continue
@@ -73,23 +74,50 @@ def show(
     table = Table("network", "precision", "test images", "accuracy", "clean flagged", "AUROC by attack")
     for name, network in manifest.networks.items():
         for precision, quality in network.quality.items():
-            areas = ", ".join(f"{printable(attack)} {area:.3f}" for attack, area in quality.auroc.items())
+            areas = "\n".join(f"{printable(attack)} {area:.3f}" for attack, area in quality.auroc.items())
             shares = (f"{share:.1%}" for share in (quality.accuracy, quality.flagged))
             table.add_row(name, escape(printable(precision)), str(quality.images), *shares, escape(areas))
     console.print(table)
 
 
 @verbs.command()
-def verify(path: Annotated[Path, typer.Argument(metavar="BUNDLE")]) -> None:
-    """Check every file of a bundle against its manifest."""
-    bundle = Bundle.open(path)
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PUBLIC.pem",
+            help="Require a signature by this Ed25519 key. Default: $FIELDMARK_PUBLIC_KEY, else none is required.",
+        ),
+    ] = None,
+) -> None:
+    """Check every file of a bundle against its manifest, and the manifest's signature."""
+    bundle = Bundle.open(path, key=key)
     total = sum(entry.bytes for entry in bundle.manifest.files.values())
     Console().print(
-        f"{path}: {len(bundle.manifest.files)} files, {total / 1e6:.1f} MB, all match. id {bundle.bundle_id}",
+        f"{path}: {len(bundle.manifest.files)} files, {total / 1e6:.1f} MB, all match; {_signature(bundle)}. "
+        f"id {bundle.bundle_id}",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
+
+
+@verbs.command()
+def sign(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    key: Annotated[Path, typer.Option(metavar="PRIVATE.pem", help="Ed25519 private key, not encrypted.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a signature that is there already.")] = False,
+) -> None:
+    """Verify a bundle and write the signature of its manifest into it, as manifest.sig. Its id stays the same."""
+    bundle = sign_bundle(path, key, replace=force)
+    Console().print(f"{path}: signed. id {bundle.bundle_id}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _signature(bundle: Bundle) -> str:
+    if bundle.key is not None:
+        return f"signed by the key {printable(str(bundle.key))}"
+    return "signed (not checked: no key was given)" if bundle.signed else "not signed"
 
 
 def _plain(value: object) -> str:

@@ -8,12 +8,14 @@ FieldmarkError                what was wrong, where, what to do; the CLI prints 
 ├── BundleError               an artifact on disk that must not be used
 │   ├── BundleMissing         no bundle, or a file of it, at this path
 │   ├── BundleCorrupt         a checksum, a size or a path does not match the manifest
-│   └── BundleUnsupported     a schema or a feature that this version does not know
+│   ├── BundleUnsupported     a schema or a feature that this version does not know
+│   └── BundleUntrusted       not signed, or not by the key that is required
 ├── CheckpointError           a training run that cannot be resumed or exported
 ├── TrainingError             training cannot go on (a loss that is not finite)
 ├── DetectorError             features or scores that no detector can be fitted on
 ├── ExportError               a graph that cannot be exported, or does not equal its source
 ├── EngineError               an engine that cannot be built, or must not be used
+├── RepositoryError           a model repository that is damaged, or does not fit what is to be added
 ├── ServerError               the server could not start, or died
 ├── EndpointError             the endpoint cannot be reached, is not ready, or serves another bundle
 ├── DiskFull                  no space left; nothing half-written stays behind
@@ -94,6 +96,10 @@ class BundleUnsupported(BundleError):
     """The bundle asks for something that this version does not know."""
 
 
+class BundleUntrusted(BundleError):
+    """The bundle is not signed, or not by the key that is required."""
+
+
 class CheckpointError(FieldmarkError):
     """A training run that cannot be resumed or exported."""
 
@@ -112,6 +118,10 @@ class ExportError(FieldmarkError):
 
 class EngineError(FieldmarkError):
     """An engine that cannot be built, or must not be used."""
+
+
+class RepositoryError(FieldmarkError):
+    """A model repository that is damaged, or does not fit what is to be added; what it served before, it serves."""
 
 
 class ServerError(FieldmarkError):

@@ -4,16 +4,19 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from bundle.errors import DiskFull, OptionError
 
 CHUNK_BYTES = 1 << 20
+_TEMPORARY = re.compile(r"\..+\.\d{10,}\.tmp", re.DOTALL)  # what `_beside` makes
 
 
 def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
@@ -31,10 +34,16 @@ def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a regular file's bytes, read in chunks."""
-    digest = hashlib.sha256()
     with open_regular(path) as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
+        return sha256_of_stream(stream)
+
+
+def sha256_of_stream(stream: BinaryIO, most: int = sys.maxsize) -> str:
+    """Hex digest of the next `most` bytes at most, since a file may grow while it is read."""
+    digest = hashlib.sha256()
+    while most > 0 and (chunk := stream.read(min(most, CHUNK_BYTES))):
+        digest.update(chunk)
+        most -= len(chunk)
     return digest.hexdigest()
 
 
@@ -73,6 +82,21 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def exchange_texts(texts: Mapping[Path, str]) -> None:
+    """Write UTF-8 texts to several files of one disk: all are made whole first, then take their names in this order,
+    one right after the other. Each is the old or the new one at any moment, and a full disk leaves the old."""
+    with contextlib.ExitStack() as cleanup:
+        temporaries = {path: _beside(path) for path in texts}
+        for path, temporary in temporaries.items():
+            cleanup.callback(temporary.unlink, missing_ok=True)
+            temporary.write_text(texts[path], encoding="utf-8")
+            flush(temporary)
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+        for folder in {path.parent for path in texts}:
+            flush(folder)
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, replace: bool = False, marker: str = "") -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes the name, else it is removed with all it holds.
@@ -94,6 +118,19 @@ def atomic_folder(path: Path, *, replace: bool = False, marker: str = "") -> Ite
             flush(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that nobody who looks for its name finds a part of it."""
+    aside = _beside(path)
+    path.rename(aside)
+    shutil.rmtree(aside)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What killed processes left in `folder` of the temporary files and folders above; none of a living one's, if the
+    caller keeps others from writing there."""
+    return [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
 
 
 def _beside(path: Path) -> Path:

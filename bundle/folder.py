@@ -1,4 +1,6 @@
-"""A bundle on disk: opened only when it holds exactly the files that its manifest names, byte for byte."""
+"""A bundle on disk: opened only when it holds exactly the files that its manifest names, byte for byte, and is signed
+by the key that is asked for, if one is.
+"""
 
 import json
 import os
@@ -6,44 +8,41 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bundle.errors import BundleCorrupt, BundleMissing, ExportError
-from bundle.files import atomic_folder, flush, open_regular, sha256_of, write_text
-from bundle.manifest import AGAIN, MANIFEST, FileEntry, Manifest, parse_manifest
+from bundle import signing
+from bundle.errors import BundleCorrupt, BundleMissing, ExportError, OptionError
+from bundle.files import (
+    atomic_file,
+    atomic_folder,
+    check_place,
+    flush,
+    open_regular,
+    sha256_of,
+    sha256_of_stream,
+    write_text,
+)
+from bundle.manifest import AGAIN, MANIFEST, MAX_PARTS, SIGNATURE, FileEntry, Manifest, parse_manifest
 
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+MAX_FOLDERS = 10_000
 
 
 class Bundle:
     """A verified bundle. Use `Bundle.open`; attributes are read-only by convention."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, *, signed: bool = False, key: Path | None = None) -> None:
         self.path = path
         self.manifest = manifest
         self.bundle_id = manifest.bundle_id
+        self.signed = signed  # a signature is there
+        self.key = key  # the public key that it was checked with, or None
 
     @classmethod
-    def open(cls, path: Path) -> "Bundle":
-        """Read the manifest, verify size and SHA-256 of every file, refuse every other file; raises BundleError."""
-        try:
-            if not path.is_dir():
-                raise BundleMissing(f"there is no bundle at {path}", hint="Make one: fieldmark export RUN --out BUNDLE")
-            manifest = parse_manifest(_read_manifest(path / MANIFEST), str(path / MANIFEST))
-            waiting = set(manifest.files)
-            for name in _walk(path):
-                if name == MANIFEST:
-                    continue
-                if name not in waiting:
-                    raise BundleCorrupt(
-                        f"{path / name} is not listed in the manifest",
-                        hint="A bundle holds nothing else: move it elsewhere, or fetch the bundle again.",
-                    )
-                _verify(path / name, manifest.files[name])
-                waiting.remove(name)
-            if waiting:
-                raise BundleMissing(f"{path / min(waiting)} is missing", hint=AGAIN)
-        except OSError as problem:
-            raise BundleMissing(f"{problem.filename or path} cannot be read ({problem.strerror})", hint=AGAIN) from None
-        return cls(path, manifest)
+    def open(cls, path: Path, *, key: Path | None = None) -> "Bundle":
+        """Read the manifest, verify size and SHA-256 of every file, refuse every other file; raises BundleError.
+
+        The public key in the file `key`, or in the one that FIELDMARK_PUBLIC_KEY names, must have signed the manifest.
+        """
+        return _open(path, key or signing.required_key())
 
     def file(self, name: str) -> Path:
         """Path of a file that the manifest lists."""
@@ -59,8 +58,51 @@ class Bundle:
         return self.file(self.manifest.networks[network].model)
 
 
+def _open(path: Path, key: Path | None) -> Bundle:
+    """Without a key, signed or not: for those who write a bundle or are about to sign it."""
+    try:
+        if not path.is_dir():
+            raise BundleMissing(f"there is no bundle at {path}", hint="Make one: fieldmark export RUN --out BUNDLE")
+        data, signature = _read_manifest(path / MANIFEST), _read_signature(path / SIGNATURE)
+        if key is not None:  # before anything looks into what a stranger may have written
+            signing.check(data, signature, key, path)
+        manifest = parse_manifest(_decode(data, path / MANIFEST), str(path / MANIFEST))
+        waiting = set(manifest.files)
+        for name in _walk(path):
+            if name in (MANIFEST, SIGNATURE):
+                continue
+            if name not in waiting:
+                raise BundleCorrupt(
+                    f"{path / name} is not listed in the manifest",
+                    hint="A bundle holds nothing else: move it elsewhere, or fetch the bundle again.",
+                )
+            _verify(path / name, manifest.files[name])
+            waiting.remove(name)
+        if waiting:
+            raise BundleMissing(f"{path / min(waiting)} is missing", hint=AGAIN)
+    except OSError as problem:
+        raise BundleMissing(f"{problem.filename or path} cannot be read ({problem.strerror})", hint=AGAIN) from None
+    return Bundle(path, manifest, signed=signature is not None, key=key)
+
+
+def sign_bundle(path: Path, key: Path, *, replace: bool = False) -> Bundle:
+    """Verify a bundle and sign its manifest with the private key in the file `key`; the id stays what it is.
+
+    Raises OptionError for a key that cannot sign, and where there is a signature already, unless `replace`.
+    """
+    private = signing.read_private_key(key)
+    bundle = _open(path, None)
+    if bundle.signed and not replace:
+        raise OptionError(f"{path} is signed already", hint="Pass --force to replace its signature.")
+    check_place(path / SIGNATURE)
+    signature = private.sign(bundle.manifest.to_json().encode("utf-8"))
+    with atomic_file(path / SIGNATURE) as temporary:
+        temporary.write_bytes(signature)
+    return Bundle(path, bundle.manifest, signed=True)
+
+
 def write_bundle(path: Path, staged: Path, manifest_fields: Mapping[str, object], *, replace: bool = False) -> Bundle:
-    """Copy what lies in `staged` into a new bundle at `path`, whole or not at all.
+    """Copy what lies in `staged` into a new bundle at `path`, whole or not at all. It is not signed.
 
     `manifest_fields` are Manifest's fields except `files`, which is computed here from what is staged.
     """
@@ -80,17 +122,17 @@ def write_bundle(path: Path, staged: Path, manifest_fields: Mapping[str, object]
             shutil.copyfile(staged / name, target)
             flush(target)
         write_text(folder / MANIFEST, text)
-        Bundle.open(folder)
+        _open(folder, None)
     return Bundle(path, manifest)
 
 
 def describe(bundle: Bundle) -> str:
     """The manifest as indented JSON with the bundle id on top, for machines (`fieldmark bundle show --json`)."""
-    document = {"bundle_id": bundle.bundle_id, **json.loads(bundle.manifest.to_json())}
+    document = {"bundle_id": bundle.bundle_id, "signed": bundle.signed, **json.loads(bundle.manifest.to_json())}
     return json.dumps(document, indent=2, ensure_ascii=False)
 
 
-def _read_manifest(path: Path) -> str:
+def _read_manifest(path: Path) -> bytes:
     try:
         with open_regular(path, follow=False) as stream:
             data = stream.read(MAX_MANIFEST_BYTES + 1)
@@ -101,17 +143,45 @@ def _read_manifest(path: Path) -> str:
         ) from None
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleCorrupt(f"{path} is larger than {MAX_MANIFEST_BYTES:,} bytes", hint=AGAIN)
+    return data
+
+
+def _read_signature(path: Path) -> bytes | None:
+    try:
+        with open_regular(path, follow=False) as stream:
+            data = stream.read(signing.SIGNATURE_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise BundleCorrupt(f"{path} cannot be read ({problem.strerror})", hint="Do not use this bundle.") from None
+    if len(data) != signing.SIGNATURE_BYTES:
+        raise BundleCorrupt(
+            f"{path} is no signature: it has not {signing.SIGNATURE_BYTES} bytes",
+            hint="Fetch the bundle again, or remove the file and have the bundle signed again.",
+        )
+    return data
+
+
+def _decode(data: bytes, where: Path) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as problem:
-        raise BundleCorrupt(f"{path} is not UTF-8 ({problem.reason} at byte {problem.start})", hint=AGAIN) from None
+        raise BundleCorrupt(f"{where} is not UTF-8 ({problem.reason} at byte {problem.start})", hint=AGAIN) from None
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Names of all files below `root`, relative and with slashes; a link or anything that is no file is refused."""
-    folders = [""]
+    """Names of all files below `root`, relative and with slashes; a link or anything that is no file is refused, and so
+    is a tree of folders that no manifest could need.
+    """
+    folders, seen = [""], 0
     while folders:
-        folder = folders.pop()
+        folder, seen = folders.pop(), seen + 1
+        if seen > MAX_FOLDERS:
+            raise BundleCorrupt(f"{root} holds more than {MAX_FOLDERS:,} folders", hint="Do not use this bundle.")
+        if folder.count("/") >= MAX_PARTS:
+            raise BundleCorrupt(
+                f"{root} holds folders nested more than {MAX_PARTS - 1} deep", hint="Do not use this bundle."
+            )
         with os.scandir(root / folder) as entries:
             for entry in entries:
                 name = f"{folder}{entry.name}"
@@ -125,7 +195,8 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def _verify(path: Path, entry: FileEntry) -> None:
-    if (size := path.stat(follow_symlinks=False).st_size) != entry.bytes:
-        raise BundleCorrupt(f"{path} has {size:,} bytes, and the manifest says {entry.bytes:,}", hint=AGAIN)
-    if sha256_of(path) != entry.sha256:
-        raise BundleCorrupt(f"{path} does not match its SHA-256 in the manifest", hint=AGAIN)
+    with open_regular(path, follow=False) as stream:
+        if (size := os.fstat(stream.fileno()).st_size) != entry.bytes:
+            raise BundleCorrupt(f"{path} has {size:,} bytes, and the manifest says {entry.bytes:,}", hint=AGAIN)
+        if sha256_of_stream(stream, entry.bytes + 1) != entry.sha256:
+            raise BundleCorrupt(f"{path} does not match its SHA-256 in the manifest", hint=AGAIN)

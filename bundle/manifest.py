@@ -22,9 +22,13 @@ from bundle.tensors import TensorSpec
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
 AGAIN = "Fetch or export the bundle again."
 MAX_INTEGER = 2**63 - 1
 MAX_DEPTH = 32
+MAX_FILES = 100_000
+MAX_TOTAL_BYTES = 2**36  # of all files together: 64 GiB, a minute or two of hashing
+MAX_PARTS = 16  # of one path
 MARGINAL, PER_CLASS = "marginal", "per-class"
 PRECISIONS = FP32, FP16, BF16, INT8 = "fp32", "fp16", "bf16", "int8"
 _HEX64 = re.compile(r"[0-9a-f]{64}")
@@ -182,6 +186,10 @@ class Manifest:
         for path in self.files:
             if not _safe(path):
                 raise ValueError(f"files: unsafe path {path[:80]!r}")
+        if len(self.files) > MAX_FILES:
+            raise ValueError(f"files: {len(self.files):,} of them are more than the limit of {MAX_FILES:,}")
+        if (total := sum(entry.bytes for entry in self.files.values())) > MAX_TOTAL_BYTES:
+            raise ValueError(f"files: {total:,} bytes are more than the limit of {MAX_TOTAL_BYTES:,}")
         if not self.networks:
             raise ValueError("no networks")
         if unknown := sorted(set(self.networks) - set(tensors.NETWORKS)):
@@ -231,7 +239,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
     if schema != SCHEMA:
         raise BundleUnsupported(
             f"{where} has schema {schema}, and this version reads schema {SCHEMA}",
-            hint="Upgrade fieldmark, or export the bundle with this version.",
+            hint="Upgrade fieldmark." if schema > SCHEMA else "Export the run again with this version.",
         )
     try:
         manifest = from_plain(Manifest, document)
@@ -315,7 +323,8 @@ def _safe(path: str) -> bool:
         and not pure.is_absolute()
         and ".." not in pure.parts
         and path == pure.as_posix() != "."
-        and path != MANIFEST
+        and pure.parts[0] not in (MANIFEST, SIGNATURE)
+        and len(pure.parts) <= MAX_PARTS
         and all(len(part.encode("utf-8")) <= 255 for part in pure.parts)
         and len(path.encode("utf-8")) <= 1024
     )

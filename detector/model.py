@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from bundle.arrays import read_arrays
 from bundle.errors import BundleCorrupt, DetectorError
 from bundle.files import atomic_file
 from detector.combination import Combination
@@ -113,29 +113,64 @@ class Detector:
 
     @classmethod
     def load(cls, path: Path) -> "Detector":
-        """Read what `save` wrote; never unpickles."""
+        """Read what `save` wrote; never unpickles. Raises BundleCorrupt for anything else."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                layers = tuple(str(name) for name in arrays["layers"])
-                return cls(
-                    layers=layers,
-                    gaussians=tuple(
-                        ClassGaussians(
-                            whitening=arrays[f"{layer}/whitening"],
-                            center=arrays[f"{layer}/center"],
-                            means=arrays[f"{layer}/means"],
-                            shrinkage=float(arrays[f"{layer}/shrinkage"]),
-                            overall=arrays[f"{layer}/overall"],
-                        )
-                        for layer in layers
-                    ),
-                    combination=Combination(weights=arrays["weights"], bias=float(arrays["bias"])),
-                    calibration=arrays["calibration"],
-                    alpha=float(arrays["alpha"]),
-                    calibration_classes=arrays.get("calibration_classes"),
-                )
-        except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, BadZipFile) as problem:
+            arrays = read_arrays(path)
+            layers = tuple(str(name) for name in arrays["layers"])
+            loaded = cls(
+                layers=layers,
+                gaussians=tuple(
+                    ClassGaussians(
+                        whitening=arrays[f"{layer}/whitening"],
+                        center=arrays[f"{layer}/center"],
+                        means=arrays[f"{layer}/means"],
+                        shrinkage=float(arrays[f"{layer}/shrinkage"]),
+                        overall=arrays[f"{layer}/overall"],
+                    )
+                    for layer in layers
+                ),
+                combination=Combination(weights=arrays["weights"], bias=float(arrays["bias"])),
+                calibration=arrays["calibration"],
+                alpha=float(arrays["alpha"]),
+                calibration_classes=arrays.get("calibration_classes"),
+            )
+            _check(loaded)
+        except (OSError, ValueError, KeyError, TypeError) as problem:
             raise BundleCorrupt(f"{path} is not a detector ({problem})", hint="Export the bundle again.") from None
+        return loaded
+
+
+def _check(detector: Detector) -> None:
+    """Raise ValueError unless the parts fit each other, so that scoring cannot fail on them."""
+    layers, gaussians = detector.layers, detector.gaussians
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError("its layers are none, or one is there twice")
+    classes = len(gaussians[0].means) if gaussians[0].means.ndim else 0
+    for layer, fitted in zip(layers, gaussians, strict=True):
+        width = fitted.center.size
+        _check_numbers(f"{layer}/center", fitted.center, (width,))
+        _check_numbers(f"{layer}/whitening", fitted.whitening, (width, width))
+        _check_numbers(f"{layer}/means", fitted.means, (classes, width))
+        _check_numbers(f"{layer}/overall", fitted.overall, (width, width))
+        _check_numbers(f"{layer}/shrinkage", np.asarray(fitted.shrinkage), ())
+    _check_numbers("weights", detector.combination.weights, (len(detector.columns),))
+    _check_numbers("bias", np.asarray(detector.combination.bias), ())
+    _check_numbers("calibration", detector.calibration, (detector.calibration.size,))
+    if not 0 < detector.alpha < 1 or (np.diff(detector.calibration) < 0).any():
+        raise ValueError("its alpha is not between 0 and 1, or its calibration is not in ascending order")
+    if (answers := detector.calibration_classes) is not None and (
+        answers.dtype.kind != "i" or answers.shape != detector.calibration.shape or not _within(answers, classes)
+    ):
+        raise ValueError("its calibration_classes are not the position of a class for each score")
+
+
+def _check_numbers(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.dtype.kind != "f" or array.shape != shape or not array.size or not np.isfinite(array).all():
+        raise ValueError(f"its {name[:80]} is not {list(shape)} finite numbers")
+
+
+def _within(answers: npt.NDArray[np.integer], classes: int) -> bool:
+    return bool((answers >= 0).all() and (answers < classes).all())
 
 
 def layer_scores(

@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bundle.errors import BundleUnsupported, DetectorError
+from bundle.errors import BundleCorrupt, BundleUnsupported, DetectorError
 from bundle.folder import Bundle
 from bundle.image import ImageSpec
-from bundle.manifest import MARGINAL, PER_CLASS
+from bundle.manifest import AGAIN, MARGINAL, PER_CLASS
 from detector.combination import Combination, fit_combination, relative_combination
 from detector.gaussian import ClassGaussians
 from detector.model import Detector, layer_scores
@@ -133,7 +133,10 @@ def lessons_of(bundle: Path, network: Network, served: str, parts: Parts) -> tup
         raise BundleUnsupported(
             f"{bundle} does not say how the detector of {served!r} was taught", hint="Export the run again."
         )
-    detector = Detector.load(opened.path / opened.manifest.networks[served].detector.file)
+    info = opened.manifest.networks[served].detector
+    detector = Detector.load(opened.file(info.file))
+    if detector.columns != info.layers or len(detector.gaussians[0].means) != len(opened.manifest.labels):
+        raise BundleCorrupt(f"{opened.path / info.file} is not the detector of {served!r}", hint=AGAIN)
     gaussians = dict(zip(detector.layers, detector.gaussians, strict=True))
     return detector, teach(network, served, gaussians, parts.validation, told["attacks"], told["seed"])
 

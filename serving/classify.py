@@ -87,9 +87,13 @@ def prototype_images(
     if bundle is None or bundle.bundle_id != manifest.bundle_id:
         return lambda index: None
 
+    image = bundle.manifest.image
+    # They are kept at the input size. A bundle sets the limits of images itself, so it could hold enormous ones.
+    limits = dataclasses.replace(image, max_pixels=image.width * image.height)
+
     def look_up(index: int) -> npt.NDArray[np.uint8] | None:
         try:
-            return bundle.manifest.image.read(bundle.file(bundle.manifest.prototypes[index].image))
+            return limits.read(bundle.file(bundle.manifest.prototypes[index].image))
         except (IndexError, BundleError, ImageError):
             return None
 

@@ -1,4 +1,4 @@
-"""`fieldmark serve`, `fieldmark classify`; `fieldmark score` and `fieldmark drift` from files of their own."""
+"""`fieldmark serve`, `fieldmark classify`; `repository`, `score` and `drift` from files of their own."""
 
 import contextlib
 import json as jsonlib
@@ -20,6 +20,7 @@ from rich.table import Table
 from bundle import Bundle
 from bundle.errors import OptionError
 from serving.drift_cli import drift
+from serving.repository_cli import repository
 from serving.score_cli import readable, score
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from serving.server import TritonServer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(repository)
 app.command()(score)
 app.command()(drift)
 

@@ -18,7 +18,7 @@ from bundle.errors import BundleCorrupt, EndpointError, InputError
 from bundle.manifest import parse_manifest
 from bundle.tensors import TensorSpec
 from serving.prediction import Outputs
-from serving.repository import BUNDLE_ID, BUNDLE_PATH, MANIFEST
+from serving.triton_config import BUNDLE_ID, BUNDLE_PATH, MANIFEST
 
 DEFAULT_PORT = 8001
 _ADDRESS = re.compile(r"(?:grpc://)?(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(?::(?P<port>\d{1,5}))?/?")

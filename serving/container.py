@@ -1,7 +1,7 @@
 """What the production image starts: `python -m serving.container BUNDLE` verifies a bundle and becomes tritonserver.
 
-The image's Triton has the native ONNX Runtime backend, which the wheel of `fieldmark serve` lacks. The model repository
-is the same but for three things: the backend, no adapter, and one instance on each GPU, or one on the processor.
+The image's Triton has the native ONNX Runtime backend, which the wheel of `fieldmark serve` lacks: one instance on each
+GPU, or one on the processor. The graphs are links into the verified bundle, not copies in the container's memory.
 """
 
 import argparse
@@ -9,43 +9,14 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ServerError, printable
-from bundle.files import write_text
-from serving.repository import available_cores, model_config
+from serving.repository import write_repository
 from serving.server import restriction
+from serving.triton_config import ONNXRUNTIME, Settings, available_cores
 
 SERVER = "tritonserver"
-
-
-def native_config(bundle: Bundle, network: str, cores: int) -> Any:
-    """The ModelConfig message of one network for Triton's native ONNX Runtime backend."""
-    from tritonclient.grpc import model_config_pb2 as protobuf
-
-    config = model_config(bundle, network, cores)
-    config.backend = "onnxruntime"
-    config.default_model_filename = "model.onnx"
-    del config.instance_group[:]
-    config.instance_group.add(count=1, kind=protobuf.ModelInstanceGroup.KIND_AUTO)
-    config.parameters["intra_op_thread_count"].string_value = str(cores)
-    return config
-
-
-def write_native_repository(bundle: Bundle, folder: Path, *, cores: int | None = None) -> Path:
-    """Write a repository whose graphs are links into the verified bundle; returns `folder`."""
-    from google.protobuf import text_format
-
-    cores = available_cores() if cores is None else cores
-    for network in bundle.manifest.networks:
-        version = folder / network / "1"
-        version.mkdir(parents=True)
-        (version / "model.onnx").symlink_to(bundle.model(network).resolve())
-        write_text(version.parent / "labels.txt", "".join(f"{label}\n" for label in bundle.manifest.labels))
-        config = native_config(bundle, network, cores)
-        write_text(version.parent / "config.pbtxt", str(text_format.MessageToString(config, as_utf8=True)))
-    return folder
 
 
 def command(models: Path) -> list[str]:
@@ -71,7 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         bundle = Bundle.open(options.bundle)
-        models = write_native_repository(bundle, Path(tempfile.mkdtemp(prefix="fieldmark-models-")))
+        settings = Settings(backend=ONNXRUNTIME, cores=available_cores())
+        models = write_repository(bundle, Path(tempfile.mkdtemp(prefix="fieldmark-models-")), settings, link=True)
         sys.stdout.write(f"bundle {bundle.bundle_id}: {', '.join(bundle.manifest.networks)}\n")
         sys.stdout.flush()
         try:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from bundle import Bundle
+from bundle.arrays import read_arrays
 from bundle.errors import BundleCorrupt, ScoringError
 from bundle.manifest import AGAIN, PER_CLASS
 from serving.jobs import read_state
@@ -90,9 +90,8 @@ def read_calibration(bundle: Bundle, network: str) -> Calibration:
     info = bundle.manifest.networks[network].detector
     path = bundle.file(info.file)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            scores = np.asarray(arrays["calibration"], np.float32)
-            classes = np.asarray(arrays["calibration_classes"]) if "calibration_classes" in arrays else None
+        arrays = read_arrays(path)
+        scores, classes = np.asarray(arrays["calibration"], np.float32), arrays.get("calibration_classes")
         if scores.ndim != 1 or not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
             raise ValueError("its calibration is not a row of ascending numbers")
         if classes is not None:
@@ -106,6 +105,6 @@ def read_calibration(bundle: Bundle, network: str) -> Calibration:
             raise ValueError("its calibration is per class and has no calibration_classes")
         if (behind := fewest if info.calibration == PER_CLASS else len(scores)) != info.calibration_n:
             raise ValueError(f"{behind:,} scores are behind a p-value, and the manifest says {info.calibration_n:,}")
-    except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile) as problem:
+    except (OSError, ValueError, KeyError, TypeError) as problem:
         raise BundleCorrupt(f"{path} is not a detector ({problem})", hint=AGAIN) from None
     return Calibration(scores=scores, classes=classes)

@@ -28,6 +28,7 @@ from serving.client import TritonInference
 from serving.environment import TritonEnvironment, find_environment
 from serving.processes import alive, end_group, exited, exits_within, group, launch
 from serving.repository import write_repository
+from serving.triton_config import Settings, available_cores
 from serving.workspace import Workspace, sweep
 
 START_SECONDS = 120.0
@@ -130,12 +131,9 @@ class TritonServer:
         self.stop()
 
     def _fill(self, folder: Path, environment: TritonEnvironment) -> None:
-        """The model repository, and the Python backend with the stub of the environment's Python."""
-        backend = folder / "backends" / "python"
-        shutil.copytree(environment.backend, backend, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copyfile(environment.stub, backend / environment.stub.name)
-        (backend / environment.stub.name).chmod(0o755)  # installers do not always keep the executable bit
-        write_repository(self.bundle, folder / "models")
+        """The model repository, and the backend that runs it."""
+        copy_backend(folder / "backends", environment)
+        write_repository(self.bundle, folder / "models", Settings(cores=available_cores()))
 
     def _choose_ports(self, address: str) -> None:
         """Turn 0 into a free port; raise ServerError for a port that is taken, before anything is started."""
@@ -236,6 +234,14 @@ class TritonServer:
             self._reader.join(timeout=1)
         line = useful_line(self._log)
         return f": {line}" if line else ""
+
+
+def copy_backend(folder: Path, environment: TritonEnvironment) -> None:
+    """The Python backend with the stub of the environment's Python, into a folder of backends."""
+    backend = folder / "python"
+    shutil.copytree(environment.backend, backend, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(environment.stub, backend / environment.stub.name)
+    (backend / environment.stub.name).chmod(0o755)  # installers do not always keep the executable bit
 
 
 def restriction() -> str:

@@ -1,6 +1,7 @@
 """Files and folders that exist whole or not at all: under exceptions, a full disk, Ctrl-C and somebody faster."""
 
 import errno
+import hashlib
 import os
 import shutil
 import signal
@@ -14,7 +15,17 @@ import pytest
 
 import bundle.files
 from bundle.errors import DiskFull, OptionError
-from bundle.files import atomic_file, atomic_folder, open_regular, sha256_of, write_text
+from bundle.files import (
+    atomic_file,
+    atomic_folder,
+    exchange_texts,
+    leftovers,
+    open_regular,
+    remove_folder,
+    sha256_of,
+    sha256_of_stream,
+    write_text,
+)
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
 
@@ -35,6 +46,16 @@ def test_sha256(tmp_path: Path) -> None:
     assert (
         sha256_of(tmp_path / "large") == subprocess.run(command, capture_output=True, check=True).stdout.decode()[:64]
     )
+
+
+@pytest.mark.timeout(20)
+def test_a_digest_of_no_more_than_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(3_000_000))
+    for most in (0, 1, 2**20, 2**20 + 1, 2_999_999, 3_000_000, 4_000_000):
+        with open_regular(tmp_path / "file") as stream:
+            assert sha256_of_stream(stream, most) == hashlib.sha256(bytes(min(most, 3_000_000))).hexdigest()
+    with open("/dev/zero", "rb") as endless:
+        assert sha256_of_stream(endless, 3_000_000) == sha256_of(tmp_path / "file")
 
 
 @pytest.mark.timeout(20)
@@ -370,3 +391,58 @@ with atomic_folder(pathlib.Path(sys.argv[1])) as folder:
 def test_temporary_names_differ() -> None:
     made = {bundle.files._beside(Path("a/b")).name for _ in range(100)}
     assert len(made) == 100
+
+
+def test_texts_are_exchanged_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever flush finds a full disk; the last two are of the folders, when all is exchanged."""
+    paths = [tmp_path / "a" / "text", tmp_path / "b" / "text"]
+    flush, flushes, seen = os.fsync, 0, set()
+
+    def fsync(handle: int) -> None:
+        nonlocal flushes
+        flushes += 1
+        if flushes == fatal:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for path in paths:
+        path.parent.mkdir()
+    for fatal in (0, 1, 2, 3, 4):
+        flushes = 0
+        for path in paths:
+            path.write_text("old")
+        if fatal:
+            with pytest.raises(OSError, match="No space left"):
+                exchange_texts(dict.fromkeys(paths, "nëw"))
+        else:
+            exchange_texts(dict.fromkeys(paths, "nëw"))
+        found = {path.read_text(encoding="utf-8") for path in paths}
+        seen |= {(fatal, *found)}
+        assert [names(path.parent) for path in paths] == [["text"], ["text"]]
+    assert seen == {(0, "nëw"), (1, "old"), (2, "old"), (3, "nëw"), (4, "nëw")}
+
+
+def test_a_folder_that_cannot_be_removed_whole_has_lost_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(Stop()))
+    with pytest.raises(Stop):
+        remove_folder(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    monkeypatch.undo()
+    (left,) = leftovers(tmp_path)
+    assert (left / "b").is_dir()
+    remove_folder(left)
+    assert names(tmp_path) == []
+
+
+def test_leftovers_are_temporary_names_and_no_others(tmp_path: Path) -> None:
+    for name in (".hidden", "a.tmp", ".a.tmp", ".a.123.tmp", "..a", "folder"):
+        (tmp_path / name).touch()
+    with pytest.raises(Stop), atomic_file(tmp_path / "a\nb") as temporary:
+        temporary.touch()
+        assert leftovers(tmp_path) == [temporary]
+        raise Stop
+    assert leftovers(tmp_path) == []

@@ -1,20 +1,25 @@
 """Every way a bundle can be damaged or forged ends in one sentence, and in no other exception."""
 
+import hashlib
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+import bundle.folder
 from bundle import Bundle, tensors, write_bundle
 from bundle.errors import BundleCorrupt, BundleError, BundleMissing, ExportError, OptionError
+from serving.classify import prototype_images
 from tests.bundle import golden
 
 pytestmark = [pytest.mark.hostile, pytest.mark.timeout(60)]
@@ -248,6 +253,132 @@ def test_files_without_permission(copy: Path) -> None:
         Bundle.open(copy)
 
 
+# Sizes that nobody needs, and files that change under the reader's eyes
+
+
+def described(copy: Path, **entries: dict[str, object]) -> None:
+    """Write into the manifest, in canonical form, what `files` says of more paths; `/` is spelt `__`."""
+    document = json.loads((copy / "manifest.json").read_text("utf-8"))
+    document["files"] |= {name.replace("__", "/"): entry for name, entry in entries.items()}
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+    (copy / "manifest.json").write_text(text, "utf-8")
+
+
+def never(*_: object) -> str:
+    raise AssertionError("a file was hashed that should have been refused before")
+
+
+def test_a_file_of_one_terabyte_is_refused_before_it_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        os.truncate(copy / name, 2**40)
+    monkeypatch.setattr("bundle.folder.sha256_of_stream", never)
+    with pytest.raises(BundleCorrupt, match="has 1,099,511,627,776 bytes, and the manifest says"):
+        Bundle.open(copy)
+
+
+@pytest.mark.parametrize("size", [2**36, 2**40, 2**63 - 1])
+def test_a_terabyte_that_the_manifest_owns_up_to(copy: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse files cost an attacker nothing, and whoever checks their sums an hour."""
+    (copy / "big").touch()
+    os.truncate(copy / "big", min(size, 2**40))
+    described(copy, big={"bytes": size, "sha256": "0" * 64})
+    monkeypatch.setattr("bundle.folder.sha256_of_stream", never)
+    with pytest.raises(BundleCorrupt, match=r"files: [0-9,]+ bytes are more than the limit of 68,719,476,736"):
+        Bundle.open(copy)
+
+
+def test_more_files_than_any_bundle_needs(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bundle.manifest.MAX_FILES", 100)
+    entry = {"bytes": 0, "sha256": "0" * 64}
+    described(copy, **{f"f{index}": entry for index in range(95)})
+    with pytest.raises(BundleCorrupt, match="files: 101 of them are more than the limit of 100"):
+        Bundle.open(copy)
+
+
+def test_paths_as_deep_as_the_limit_and_deeper(copy: Path) -> None:
+    for depth in (16, 17):
+        path = "/".join("d" * (depth - 1)) + "/file"
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
+        (copy / path).write_bytes(b"")
+        described(copy, **{path.replace("/", "__"): {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}})
+        if depth == 16:
+            Bundle.open(copy)
+    with pytest.raises(BundleCorrupt, match="unsafe path 'd/d/d"):
+        Bundle.open(copy)
+
+
+def test_folders_nested_deeper_than_any_path_may_be(copy: Path) -> None:
+    """Three thousand levels: longer than any path that could be opened, and empty."""
+    home = os.getcwd()
+    os.chdir(copy)
+    try:
+        for _ in range(3000):
+            os.mkdir("d")
+            os.chdir("d")
+    finally:
+        os.chdir(home)
+    try:
+        with pytest.raises(BundleCorrupt, match=r"holds folders nested more than 15 deep\. Do not use"):
+            Bundle.open(copy)
+    finally:
+        subprocess.run(["rm", "-rf", copy], check=True)  # deeper than Python's own recursion
+
+
+def test_more_folders_than_any_bundle_needs(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bundle.folder.MAX_FOLDERS", 100)
+    for index in range(100):
+        (copy / f"empty{index}").mkdir()
+    with pytest.raises(BundleCorrupt, match="holds more than 100 folders"):
+        Bundle.open(copy)
+
+
+def swap_for_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def swap_for_link(path: Path) -> None:
+    """To the same bytes, which are no longer the bundle's own."""
+    shutil.move(path, path.parent.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent.parent / "elsewhere")
+
+
+def swap_for_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("swap", [swap_for_pipe, swap_for_link, swap_for_folder, Path.unlink])
+def test_a_file_exchanged_between_the_look_and_the_reading(
+    copy: Path, swap: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_walk = bundle.folder._walk
+
+    def walk(root: Path) -> Iterator[str]:
+        names = list(real_walk(root))
+        swap(root / "full/model.onnx")
+        yield from names
+
+    monkeypatch.setattr("bundle.folder._walk", walk)
+    with pytest.raises(BundleMissing, match=r"full/model\.onnx cannot be read \((not a regular file|No such file)"):
+        Bundle.open(copy)
+
+
+def test_a_file_that_grows_while_it_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who appends as fast as we read would otherwise keep us for ever."""
+    digest = bundle.folder.sha256_of_stream
+
+    def grow(stream: BinaryIO, most: int) -> str:
+        if most == len(golden.FILES["full/model.onnx"]) + 1:
+            os.truncate(copy / "full/model.onnx", 2**40)
+        return digest(stream, most)
+
+    monkeypatch.setattr("bundle.folder.sha256_of_stream", grow)
+    with pytest.raises(BundleCorrupt, match=r"model\.onnx does not match its SHA-256"):
+        Bundle.open(copy)
+    assert (copy / "full/model.onnx").stat().st_size == 2**40
+
+
 # What a bundle hands out
 
 
@@ -259,6 +390,20 @@ def test_names_that_the_manifest_does_not_list(copy: Path) -> None:
     with pytest.raises(BundleMissing, match=r"carries no network 'third'\. It carries: attention, full\."):
         bundle.model("third")
     assert bundle.model(tensors.FULL).read_bytes() == golden.FILES["full/model.onnx"]
+
+
+def test_a_prototype_larger_than_the_input_is_not_decoded(toy_bundle: Bundle, tmp_path: Path) -> None:
+    """A bundle names its own limits of images, so its pictures could be as large as it likes."""
+    path = Path(shutil.copytree(toy_bundle.path, tmp_path / "toy"))
+    name = toy_bundle.manifest.prototypes[0].image
+    Image.new("RGB", (5000, 5000)).save(path / name)
+    data = (path / name).read_bytes()
+    described(path, **{name.replace("/", "__"): {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}})
+    opened = Bundle.open(path)
+    assert opened.manifest.image.max_pixels > 5000 * 5000
+    images = prototype_images(opened, "", opened.manifest)
+    assert images(0) is None
+    assert images(1) is not None
 
 
 # Writing
@@ -316,13 +461,13 @@ def fieldmark(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_verify_and_show(copy: Path) -> None:
     verify = fieldmark("bundle", "verify", copy)
     assert (verify.returncode, verify.stderr) == (0, "")
-    assert verify.stdout == f"{copy}: 6 files, 0.0 MB, all match. id {golden.BUNDLE_ID}\n"
+    assert verify.stdout == f"{copy}: 6 files, 0.0 MB, all match; not signed. id {golden.BUNDLE_ID}\n"
     show = fieldmark("bundle", "show", copy)
     assert (show.returncode, show.stderr) == (0, "")
     for text in ("golden birds", golden.BUNDLE_ID, "224", "layer3 layer4", "0.05", "1.2e-07", "not measured"):
         assert text in show.stdout
     document = json.loads(fieldmark("bundle", "show", "--json", copy).stdout)
-    assert document.pop("bundle_id") == golden.BUNDLE_ID
+    assert (document.pop("bundle_id"), document.pop("signed")) == (golden.BUNDLE_ID, False)
     assert document == json.loads((copy / "manifest.json").read_text("utf-8"))
 
 

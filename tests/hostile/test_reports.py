@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bundle.errors import BundleUnsupported, CheckpointError, DetectorError, MissingExtra, OptionError
+from bundle.errors import BundleCorrupt, BundleUnsupported, CheckpointError, DetectorError, MissingExtra, OptionError
 from bundle.files import check_free
 from bundle.folder import Bundle
 from export.bundling import export_run
@@ -95,6 +95,16 @@ def test_a_bundle_that_does_not_tell_its_lessons(bundle, tiny_run, tmp_path, mon
     silent = Bundle(bundle, replace(opened.manifest, training={}))
     monkeypatch.setattr("robustness.fitting.Bundle.open", lambda _: silent)
     with pytest.raises(BundleUnsupported, match="does not say how the detector"):
+        lessons_of(bundle, Run(tiny_run).load_network()[1], "full", None)
+
+
+def test_a_bundle_whose_detector_has_other_layers(tiny_run, bundle, monkeypatch):
+    opened = Bundle.open(bundle)
+    full = opened.manifest.networks["full"]
+    other = replace(full, detector=replace(full.detector, layers=full.detector.layers[::-1]))
+    told = Bundle(bundle, replace(opened.manifest, networks=opened.manifest.networks | {"full": other}))
+    monkeypatch.setattr("robustness.fitting.Bundle.open", lambda _: told)
+    with pytest.raises(BundleCorrupt, match=r"full\.npz is not the detector of 'full'"):
         lessons_of(bundle, Run(tiny_run).load_network()[1], "full", None)
 
 

@@ -14,9 +14,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from bundle import Bundle, tensors
 from bundle.errors import BundleUnsupported, EndpointError, FieldmarkError, InputError
-from serving import repository
 from serving.client import TritonInference, explain, parse_url
 from serving.local import LocalInference
+from serving.triton_config import Served, Settings, model_config
 
 
 class PlayedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -24,7 +24,9 @@ class PlayedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, bundle: Bundle) -> None:
         self.local = LocalInference(bundle)
-        self.configs = {name: repository.model_config(bundle, name, 1) for name in bundle.manifest.networks}
+        served = Served(number=1, manifest=bundle.manifest, bundle_path=str(bundle.path))
+        settings, versions = Settings(cores=1), {1: bundle.bundle_id}
+        self.configs = {name: model_config(name, settings, served, versions) for name in bundle.manifest.networks}
         self.batches: list[int] = []
         self.before: Callable[[Any], None] = lambda context: None
         self.change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda outputs: outputs
