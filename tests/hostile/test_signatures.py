@@ -294,8 +294,15 @@ OPENERS = {name: each for name, each in COMMANDS.items() if takes_a_bundle(each[
 OPENERS.pop("bundle sign")  # it makes the signature that the others ask for
 
 
+CHOICES = {
+    "--runtime": "tensorrt-rtx",
+    "--target": "sm_86",
+    "--profile": "1:1:1",
+}  # what is looked at before any bundle
+
+
 def filled(name: str, bundle: Path, tmp: Path, run: Path) -> list[str | Path]:
-    """A command line of a verb that opens `bundle`; whatever else is required is a place where nothing is."""
+    """A command line of a verb that opens `bundle`; what else is required is a choice, or a place where nothing is."""
     words, command = OPENERS[name]
     line: list[str | Path] = list(words)
     for each in command.params:
@@ -303,12 +310,12 @@ def filled(name: str, bundle: Path, tmp: Path, run: Path) -> list[str | Path]:
         if each.param_type_name == "argument":
             line.append(value)
         elif each.required or value == bundle:
-            line += [each.opts[0], value]
+            line += [each.opts[0], CHOICES.get(each.opts[0], value)]
     return [*line, "--run", run] if name == "evaluate" else line
 
 
 def test_the_verbs_that_open_a_bundle_are_found() -> None:
-    known = {"bundle show", "bundle verify", "serve", "classify", "score", "drift", "evaluate"}
+    known = {"bundle show", "bundle verify", "serve", "classify", "score", "drift", "evaluate", "engine", "repository"}
     assert known <= set(OPENERS)
 
 
