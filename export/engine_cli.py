@@ -46,8 +46,8 @@ def engine(
     if network is not None and network not in NETWORKS:
         raise OptionError(f"unknown network {network!r}", hint=f"Choose from: {', '.join(NETWORKS)}.")
     compiler = Compiler.open(runtime)
-    targets = _targets(compiler, target)
     opened = Bundle.open(bundle)
+    targets = _targets(compiler, target)
     networks = tuple(name for name in NETWORKS if network in (None, name) and name in opened.manifest.networks)
     if network is not None:
         opened.model(network)
