@@ -13,6 +13,7 @@ from rich.table import Table
 from bundle import tensors
 from bundle.files import write_text
 from bundle.folder import Bundle
+from bundle.manifest import SCHEMA
 from demo.archive import make_archive, score_archive
 from demo.endpoint import Answers, ask, served
 from demo.figure import Panel, draw
@@ -56,7 +57,7 @@ def demo(
     resume = "--resume" if stages.interrupted("train", key) else "--force"
     train: tuple[str | Path, ...] = ("train", data, "--out", run, *settings, resume)
     stages.run("train", key, run / "model.pt", lambda: fieldmark(*train))
-    key = f"{key} {stages.stamp('train')}"
+    key = f"{key} {stages.stamp('train')} schema {SCHEMA}"  # a bundle of an earlier version is made again
     stages.run(
         "export", key, bundle_path, lambda: fieldmark("export", run, "--out", bundle_path, "--data", data, "--force")
     )
