@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bundle.errors import BundleUnsupported, MissingExtra, ScoringError, first_line
 from bundle.folder import Bundle
 from bundle.tensors import IMAGE
-from serving.prediction import Outputs
+from serving.prediction import Outputs, check_processor
 
 # Azure's provider calls a remote service, and TensorRT's compiles for minutes at every start: neither is taken unasked.
 NOT_BY_DEFAULT = ("AzureExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
@@ -64,6 +64,8 @@ class LocalInference:
         import onnxruntime
 
         path = self.bundle.model(network)
+        if self.providers == ("CPUExecutionProvider",):
+            check_processor(self.manifest, network)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         # Spinning threads would take the cores away from image decoding, which runs at the same time.

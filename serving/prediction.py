@@ -8,9 +8,20 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle import tensors
-from bundle.manifest import Manifest
+from bundle.errors import BundleUnsupported
+from bundle.manifest import BF16, Manifest
 
 Outputs = Mapping[str, npt.NDArray[Any]]
+
+
+def check_processor(manifest: Manifest, network: str) -> None:
+    """Raise BundleUnsupported for a graph that needs a GPU: ONNX Runtime has no bfloat16 kernels for processors."""
+    if (precision := manifest.networks[network].precision) == BF16:
+        raise BundleUnsupported(
+            f"the network {network!r} computes in {precision}, which no processor runs here",
+            hint="Serve it on a GPU (fieldmark repository --backend onnxruntime, fieldmark engine), "
+            "or export it with --precision fp32, fp16 or int8.",
+        )
 
 
 class Inference(Protocol):

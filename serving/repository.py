@@ -30,6 +30,7 @@ from bundle.errors import EngineError, ImageError, OptionError, RepositoryError
 from bundle.files import atomic_file, exchange_texts, flush, open_regular, sha256_of, write_text
 from bundle.manifest import MANIFEST, Manifest, parse_manifest
 from bundle.records import RecordError, from_plain
+from serving.prediction import check_processor
 from serving.triton_config import (
     BUNDLE_ID,
     BUNDLE_PATH,
@@ -147,7 +148,9 @@ def fill_version(
     *,
     link: bool = False,
 ) -> None:
-    """What one version of one network holds, into its empty folder."""
+    """What one version of one network holds, into its empty folder; BundleUnsupported if nothing could run it."""
+    if settings.on_cpu:
+        check_processor(bundle.manifest, network)
     if settings.backend == TENSORRT and engines is not None:
         records = engines_of(engines, network)
         for target, name in plan_files(records).items():

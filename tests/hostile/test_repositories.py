@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -11,15 +12,18 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fieldmark
 from bundle import Bundle, write_bundle
-from bundle.errors import DiskFull
+from bundle.errors import BundleUnsupported, DiskFull
 from bundle.files import leftovers
 from bundle.tensors import TensorSpec
+from serving.local import LocalInference
 from serving.repository import Repository
 from serving.rollout import roll_out
+from serving.server import TritonServer
 from tests.conftest import MakeToyBundle
 from tests.serving.engine_sets import write_engines
 
@@ -407,3 +411,24 @@ def test_an_empty_mount_point(toy_bundle: Bundle, disk: Callable[[str], Path], r
     place = disk("size=400k")
     sentence = refused(toy_bundle.path, "--out", place, code=2)
     assert sentence == f"{place} is a mount point. Choose a folder in it: --out {place}/models."
+
+
+def test_bfloat16_is_refused_where_only_processors_are(toy_bundle: Bundle, tmp_path: Path) -> None:
+    """By every way that would run it on one; a repository for a GPU is written."""
+    path = Path(shutil.copytree(toy_bundle.path, tmp_path / "bundle"))
+    document = json.loads((path / "manifest.json").read_text("utf-8"))
+    quality = {"images": 9, "accuracy": 1.0, "flagged": 0.0, "auroc": {}}
+    document["networks"]["full"] |= {"precision": "bf16", "quality": {"fp32": quality, "bf16": quality}}
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+    (path / "manifest.json").write_text(text, "utf-8")
+    bundle = Bundle.open(path)
+    sentence = r"the network 'full' computes in bf16, which no processor runs here.*--precision fp32, fp16 or int8"
+    with pytest.raises(BundleUnsupported, match=sentence):
+        LocalInference(bundle, providers=["CPUExecutionProvider"]).infer(np.zeros((1, 32, 32, 3), np.uint8), "full")
+    with pytest.raises(BundleUnsupported, match=sentence):
+        TritonServer(bundle, grpc_port=0, http_port=0, metrics_port=0).start()
+    for asked in ({}, {"backend": "onnxruntime", "device": "cpu"}):
+        with pytest.raises(BundleUnsupported, match=sentence):
+            roll_out(tmp_path / "models", bundle, asked)
+        assert not (tmp_path / "models").exists()
+    assert roll_out(tmp_path / "models", bundle, {"backend": "onnxruntime", "device": "gpu"}).served == 1
