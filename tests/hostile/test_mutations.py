@@ -27,8 +27,8 @@ from bundle.errors import BundleError, FieldmarkError
 from bundle.folder import describe, sign_bundle
 from detector.model import Detector
 from serving.classify import prototype_images
-from serving.repository import config_text
 from serving.scored import read_calibration
+from serving.triton_config import Served, Settings, config_text
 from tests.keys import write_keys
 
 pytestmark = [pytest.mark.hostile, pytest.mark.timeout(120)]
@@ -120,7 +120,9 @@ def use(bundle: Bundle) -> None:
     for network, info in bundle.manifest.networks.items():
         for reader in (
             lambda network=network: bundle.model(network),
-            lambda network=network: config_text(bundle, network, 2),
+            lambda network=network: config_text(
+                network, Settings(cores=2), Served(number=1, manifest=bundle.manifest), {1: bundle.bundle_id}
+            ),
             lambda network=network: read_calibration(bundle, network),
             lambda info=info: Detector.load(bundle.file(info.detector.file)),
         ):
