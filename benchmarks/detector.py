@@ -1,6 +1,5 @@
 """What the detector costs: the served graph against the same graph cut before the detector."""
 
-import os
 import tempfile
 import time
 from functools import partial
@@ -14,6 +13,7 @@ from onnx.utils import extract_model
 from benchmarks.record import paired
 from bundle import tensors
 from bundle.folder import Bundle
+from export.graph import quiet_onnxruntime
 
 DETECTOR_OUTPUTS = (tensors.INSTANCE_SCORE, tensors.P_VALUE, tensors.IS_ADVERSARIAL, tensors.LAYER_SCORES)
 ROUNDS = {1: 200, 8: 60}
@@ -52,7 +52,4 @@ def measure(bundle_path: Path) -> dict[str, Any]:
 
 
 def _session(path: Path) -> Any:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import, or it reports its use to its makers
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return quiet_onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -21,7 +21,7 @@ from benchmarks.record import side_by_side
 from benchmarks.synthetic import Synthetic, synthetic
 from bundle import tensors
 from bundle.manifest import INT8
-from export.graph import CPU, IR_VERSION, OPSET, PROVIDERS, GraphSession, to_onnx
+from export.graph import CPU, IR_VERSION, OPSET, PROVIDERS, GraphSession, quiet_onnxruntime, to_onnx
 from export.precision import narrowed
 from export.served import ServedNetwork
 
@@ -143,8 +143,6 @@ def peak(repeats: int = 10) -> dict[str, float]:
 
 
 def _product() -> Any:
-    import onnxruntime
-
     float32 = onnx.TensorProto.FLOAT
     left, right, found = (
         onnx.helper.make_tensor_value_info(name, float32, [SIDE, SIDE]) for name in ("left", "right", "found")
@@ -152,4 +150,4 @@ def _product() -> Any:
     node = onnx.helper.make_node("MatMul", ["left", "right"], ["found"])
     graph = onnx.helper.make_graph([node], "product", [left, right], [found])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=[PROVIDERS[CPU]])
+    return quiet_onnxruntime().InferenceSession(model.SerializeToString(), providers=[PROVIDERS[CPU]])

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from bundle.errors import DiskFull, OptionError
+from bundle.errors import DiskFull, FieldmarkError, OptionError
 
 CHUNK_BYTES = 1 << 20
 _TEMPORARY = re.compile(r"\..+\.\d{10,}\.tmp", re.DOTALL)  # what `_beside` makes
@@ -30,6 +31,16 @@ def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
         stream.close()
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return stream
+
+
+def lock_for_this_process(handle: int, busy: FieldmarkError) -> None:
+    """Lock an open file or folder until it is closed; raises `busy` if another process holds it, or OSError where there
+    are no locks. The kernel lets go however the process ends.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise busy from None
 
 
 def sha256_of(path: Path) -> str:

@@ -6,7 +6,6 @@ that: whenever this process dies, the folder holds the old set or the new one.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import time
@@ -28,7 +27,7 @@ from bundle.engines import (
     verify,
 )
 from bundle.errors import BundleCorrupt, EngineError, OptionError
-from bundle.files import atomic_file, check_place, full_disk, open_regular, write_text
+from bundle.files import atomic_file, check_place, full_disk, lock_for_this_process, open_regular, write_text
 from bundle.folder import Bundle
 from bundle.manifest import AGAIN, BF16, FP16, INT8
 from bundle.tensors import NETWORKS
@@ -296,10 +295,8 @@ def _locked(out: Path) -> Iterator[None]:
     """Make the folder and hold its lock; the kernel lets go of it however this process ends."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK).open("ab") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EngineError(
-                f"another fieldmark engine is building into {out}", hint="Wait until it ends, or use another --out."
-            ) from None
+        busy = EngineError(
+            f"another fieldmark engine is building into {out}", hint="Wait until it ends, or use another --out."
+        )
+        lock_for_this_process(stream.fileno(), busy)
         yield

@@ -90,7 +90,7 @@ def labels_digest(labels: Sequence[str]) -> str:
 
 def check_device(device: str) -> None:
     """Raise OptionError if this ONNX Runtime has no provider for it."""
-    available = _onnxruntime().get_available_providers()
+    available = quiet_onnxruntime().get_available_providers()
     if PROVIDERS[device] not in available:
         raise OptionError(
             f"this ONNX Runtime has no {PROVIDERS[device]}, so nothing can be calibrated on {device!r}",
@@ -116,7 +116,7 @@ class GraphSession:
     """ONNX Runtime on a graph in memory; `device` is one of PROVIDERS, what cannot run there runs on the processor."""
 
     def __init__(self, model: onnx.ModelProto, device: str = CPU) -> None:
-        onnxruntime = _onnxruntime()
+        onnxruntime = quiet_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         providers = list(dict.fromkeys((PROVIDERS[device], PROVIDERS[CPU])))
@@ -142,8 +142,8 @@ class GraphSession:
         return found[tensors.INSTANCE_SCORE], found[tensors.PROBABILITIES].argmax(1)
 
 
-def _onnxruntime() -> Any:
-    # It reports its use to its makers over the internet unless this is set before it is imported.
+def quiet_onnxruntime() -> Any:
+    """ONNX Runtime's module. It reports its use to its makers over the internet unless told before its import."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 

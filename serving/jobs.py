@@ -1,7 +1,6 @@
 """The state of a scoring job, in `_fieldmark.json`: what it is pinned to, what is finished, and who may write now."""
 
 import contextlib
-import fcntl
 import functools
 import importlib.metadata
 import json
@@ -10,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bundle.errors import ScoringError
-from bundle.files import full_disk, write_text
+from bundle.files import full_disk, lock_for_this_process, write_text
 from bundle.records import RecordError, from_plain, to_plain
 
 STATE = "_fieldmark.json"
@@ -127,13 +126,9 @@ def lock(path: Path) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
         stream = (path / LOCK).open("ab")
     with stream:
+        busy = ScoringError(f"another process is scoring into {path}", hint="Wait until it ends, or use another --out.")
         with disk_errors(path):
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ScoringError(
-                    f"another process is scoring into {path}", hint="Wait until it ends, or use another --out."
-                ) from None
+            lock_for_this_process(stream.fileno(), busy)
         yield
 
 

@@ -8,7 +8,6 @@ network serves a whole version, though not of the same bundle (our clients refus
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from bundle import Bundle
 from bundle.engines import TENSORRT as RUNTIME
 from bundle.engines import EngineSet
 from bundle.errors import EngineError, OptionError, RepositoryError
-from bundle.files import atomic_folder, check_place, full_disk, leftovers, remove_folder
+from bundle.files import atomic_folder, check_place, full_disk, leftovers, lock_for_this_process, remove_folder
 from bundle.manifest import Manifest
 from bundle.tensors import TensorSpec
 from serving.repository import (
@@ -232,9 +231,8 @@ def _locked(path: Path) -> Iterator[None]:
         raise OptionError(f"{path} cannot be written to", hint="Check its permissions, or choose another --out.")
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        busy = RepositoryError(f"another process is changing {path}", hint="Wait until it ends.")
+        lock_for_this_process(handle, busy)
         yield
-    except BlockingIOError:
-        raise RepositoryError(f"another process is changing {path}", hint="Wait until it ends.") from None
     finally:
         os.close(handle)

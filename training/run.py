@@ -8,7 +8,6 @@ tensorboard/    the curves of the run, for `tensorboard --logdir`
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 
 from bundle.errors import CheckpointError, OptionError, first_line
-from bundle.files import atomic_file, write_text
+from bundle.files import atomic_file, lock_for_this_process, write_text
 from bundle.image import ImageSpec
 from bundle.records import RecordError, from_plain, to_plain
 from training.config import TrainingConfig
@@ -94,14 +93,12 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CheckpointError(
-                    f"another fieldmark train is writing to {self.path}", hint="Wait for it, or choose another --out."
-                ) from None
-            except OSError:  # network file systems cannot lock a folder; a run there is not refused for that
-                pass
+            busy = CheckpointError(
+                f"another fieldmark train is writing to {self.path}", hint="Wait for it, or choose another --out."
+            )
+            # network file systems cannot lock a folder; a run there is not refused for that
+            with contextlib.suppress(OSError):
+                lock_for_this_process(handle, busy)
             yield
         finally:
             os.close(handle)
