@@ -25,13 +25,13 @@ from bundle.errors import MissingExtra, TrainingError
 from training.attack_losses import judge_of, loss_of
 from training.attacks import Attack, attack_named, from_bytes, run_attack, worst_case
 from training.autoattack import HeadLogits
-from training.config import preset
 from training.data import open_dataset
 from training.data.cub_writer import Recipe, write_birds
 from training.data.loading import images_array
 from training.fit import Trainer
 from training.networks import Network
 from training.parallel import Devices
+from training.presets import preset
 from training.run import Run, image_spec
 
 OURS = "ours"

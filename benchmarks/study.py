@@ -23,7 +23,7 @@ from demo.stages import fieldmark
 from fieldmark import guarded
 from robustness.accuracy import WORST, wilson
 from training.backbones import BACKBONES
-from training.config import preset
+from training.presets import preset
 
 SYSTEMS = ("ap", "ap-triplet", "ap-pcl", "protopnet", "maxsep")
 SOURCES = {"bb-v": "vgg16", "bb-d": "densenet121"}
@@ -34,7 +34,7 @@ LONGER = ("maxsep", "ap")  # twice the epochs, for the two systems whose order t
 # One change at a time of our recipe of adversarial training, screened with one seed.
 RECIPES = {
     "sum": ("--set", "adversarial_climbs=sum"),
-    "rise": ("--set", "adversarial_rise=4"),
+    "rise": ("--set", "adversarial_full=0.4"),
     "n-fgsm": ("--set", "adversarial=n-fgsm"),
     "ema": ("--set", "ema=0.99"),
     "smoothing": ("--set", "loss.label_smoothing=0.1"),

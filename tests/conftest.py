@@ -261,7 +261,7 @@ def tiny_birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_config() -> Any:
     """A training config that runs in seconds."""
-    from training.config import preset
+    from training.presets import preset
 
     return preset(
         "small", image_size=32, epochs=3, batch_size=16, prototypes_per_class=2, prototype_channels=16, seed=3

@@ -14,8 +14,8 @@ from benchmarks import page, study
 from bundle.errors import OptionError
 from robustness.accuracy import wilson
 from training.backbones import BACKBONES
-from training.config import preset
 from training.networks import HEADS
+from training.presets import preset
 
 
 @pytest.mark.parametrize("backbone", ["small", "vgg16", "vgg19", "resnet34"])

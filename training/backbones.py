@@ -6,6 +6,8 @@ H, W: image pixels. Every stage map is [B, C_s, H_s, W_s] and non-negative (afte
 import pickle
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,13 +19,24 @@ _DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 class Backbone(nn.Module):
-    """A chain of stages. `channels` holds C_s of each stage, `stride` the pixels per cell of the last map."""
+    """A chain of stages. `channels` holds C_s of each stage, `stride` the pixels per cell of the last map (the output
+    stride).
+    """
 
     def __init__(self, stages: Sequence[nn.Module], channels: tuple[int, ...], stride: int) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.channels = channels
         self.stride = stride
+
+    def learn_from(self, stage: int | None) -> None:
+        """Let stages learn from this one on (0: all); the ones before it, or with None all, stay as they are, their
+        statistics too.
+        """
+        for index, each in enumerate(self.stages):
+            learns = stage is not None and index >= stage
+            each.train(learns)
+            each.requires_grad_(learns)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images : [B, 3, H, W], normalised -> one map per stage."""
@@ -52,34 +65,47 @@ class Residual(nn.Module):
         return torch.relu(self.body(maps) + self.shortcut(maps))
 
 
-def _small() -> Backbone:
+def _small(stride: int) -> Backbone:
     """Four stages of total stride 8: 64 px give an 8x8 map. About 0.1 GMAC at 64 px, for training on a CPU."""
     stem = nn.Sequential(nn.Conv2d(3, 24, 3, 1, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU())
-    return Backbone([stem, Residual(24, 48, 2), Residual(48, 96, 2), Residual(96, 128, 2)], (24, 48, 96, 128), 8)
+    return Backbone([stem, Residual(24, 48, 2), Residual(48, 96, 2), Residual(96, 128, 2)], (24, 48, 96, 128), stride)
 
 
-def _vgg(depth: int) -> Backbone:
+def _vgg(depth: int, stride: int) -> Backbone:
+    """All five blocks, at stride 32 with the last max-pool (7x7x512 at 224 px), at 16 without it."""
     import torchvision
 
     layers = list(getattr(torchvision.models, f"vgg{depth}")(weights=None).features)
     stages, block = [], []
     for layer in layers:
         block.append(layer)
-        if isinstance(layer, nn.MaxPool2d):  # all five blocks with the last max-pool: 7x7x512 at 224 px
-            stages.append(nn.Sequential(*block))
+        if isinstance(layer, nn.MaxPool2d):
+            stages.append(block)
             block = []
-    return Backbone(stages, (64, 128, 256, 512, 512), 32)
+    if stride == 16:
+        stages[-1].pop()
+    return Backbone([nn.Sequential(*each) for each in stages], (64, 128, 256, 512, 512), stride)
 
 
-def _resnet34() -> Backbone:
+def _resnet34(stride: int) -> Backbone:
+    """At stride 16 the last stage does not step, and its other convolutions reach twice as far, as their weights are
+    used to (a dilation of 2).
+    """
     import torchvision
 
     net = torchvision.models.resnet34(weights=None)
+    if stride == 16:
+        for name, layer in net.layer4.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.stride = (1, 1)
+                if layer.kernel_size == (3, 3) and name != "0.conv1":
+                    layer.dilation = layer.padding = (2, 2)
     stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1)
-    return Backbone([stem, net.layer2, net.layer3, net.layer4], (64, 128, 256, 512), 32)
+    return Backbone([stem, net.layer2, net.layer3, net.layer4], (64, 128, 256, 512), stride)
 
 
-def _densenet121() -> Backbone:
+def _densenet121(stride: int) -> Backbone:
+    """At stride 16 the last transition does not pool."""
     import torchvision
 
     features = torchvision.models.densenet121(weights=None).features
@@ -89,24 +115,46 @@ def _densenet121() -> Backbone:
         block += [features.get_submodule(f"denseblock{index}"), transition.norm, transition.relu]
         stages.append(nn.Sequential(*block))
         block = [transition.conv, transition.pool]
+    if stride == 16:
+        block.pop()
     stages.append(nn.Sequential(*block, features.denseblock4, features.norm5, nn.ReLU()))
-    return Backbone(stages, (256, 512, 1024, 1024), 32)
+    return Backbone(stages, (256, 512, 1024, 1024), stride)
 
 
-BACKBONES: dict[str, Callable[[], Backbone]] = {
-    "small": _small,
-    "vgg16": lambda: _vgg(16),
-    "vgg19": lambda: _vgg(19),
-    "resnet34": _resnet34,
-    "densenet121": _densenet121,
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """`make(stride)` gives the backbone with random weights; `strides` are the output strides it can have, the first as
+    it was published.
+    """
+
+    make: Callable[[int], Backbone]
+    strides: tuple[int, ...]
+
+
+BACKBONES = {
+    "small": Architecture(make=_small, strides=(8,)),
+    "vgg16": Architecture(make=partial(_vgg, 16), strides=(32, 16)),
+    "vgg19": Architecture(make=partial(_vgg, 19), strides=(32, 16)),
+    "resnet34": Architecture(make=_resnet34, strides=(32, 16)),
+    "densenet121": Architecture(make=_densenet121, strides=(32, 16)),
 }
 
 
-def make_backbone(name: str) -> Backbone:
-    """A backbone with random weights; raises OptionError that lists the valid names."""
+def check_backbone(name: str, stride: int) -> None:
+    """Raise OptionError for a backbone that is not there, or not with this output stride (0: as it was published)."""
     if name not in BACKBONES:
         raise OptionError(f"unknown backbone {name!r}", hint=f"Choose one of: {', '.join(BACKBONES)}.")
-    return BACKBONES[name]()
+    strides = BACKBONES[name].strides
+    if stride and stride not in strides:
+        raise OptionError(
+            f"{name} has no output stride of {stride}", hint=f"Choose one of: {', '.join(map(str, strides))}."
+        )
+
+
+def make_backbone(name: str, stride: int = 0) -> Backbone:
+    """A backbone with random weights and an output stride, by default the published one."""
+    check_backbone(name, stride)
+    return BACKBONES[name].make(stride or BACKBONES[name].strides[0])
 
 
 def load_weights(backbone: Backbone, name: str, weights: str) -> None:

@@ -54,10 +54,10 @@ def train(
 ) -> None:
     """Train a system's heads, project its prototypes, and keep the best epoch on validation."""
     try:
-        from training.config import preset as preset_named
         from training.data import check_outside, open_dataset
         from training.fit import train_run
         from training.parallel import Devices
+        from training.presets import preset as preset_named
         from training.run import Run
     except ImportError as problem:
         raise MissingExtra.named("training", "fieldmark train", problem) from None

@@ -1,20 +1,20 @@
-"""What a training run is made of: one frozen record, made from a preset and changed by options.
+"""What a training run is made of: one frozen record, and how its fields are set by name.
 
-A preset is named [SYSTEM-]BACKBONE[-fast]: the objective and heads of a system, the recipe of a backbone, and fast
-adversarial training if asked for. `small`, `ap-vgg16`, `protopnet-resnet34-fast`, `gap-densenet121`.
+`training.presets` has the records to start from.
 """
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from bundle.errors import OptionError
+from bundle.image import ImageSpec
 from training.attacks import Attack
 from training.augment import Augmentation
-from training.backbones import BACKBONES
+from training.backbones import check_backbone
 from training.losses import LossWeights
-from training.systems import DEFAULT, SYSTEMS
+from training.networks import ADD_ON_STARTS
+from training.systems import SYSTEMS
 
 ADVERSARIAL = ("none", "fast", "n-fgsm")
 CLIMBS = ("sum", "turns")
@@ -30,19 +30,33 @@ class TrainingConfig:
     image_size: int
     epochs: int  # warm-up included
     batch_size: int
-    warmup_epochs: int = 0  # heads only, backbone frozen, regulariser off
+    output_stride: int = 0  # pixels per cell of the map that the heads read; 0: as the backbone was published
+    max_pixels: int = ImageSpec.max_pixels  # of an image that is decoded, here and wherever the bundle is served
+    copies: int = 1  # augmented copies of every training image in an epoch
+    # Heads alone, before the first epoch: steps on features of this many augmented copies, which are computed once.
+    warmup_steps: int = 0
+    warmup_copies: int = 3
+    learning_rate_warmup: float = 1e-3
+    warmup_epochs: int = 0  # epochs of heads alone: backbone frozen, regulariser off
     last_layer_epochs: int = 3  # after the projection, only the last layer
+    last_layer_drop: int = 0  # a tenth of its rate every so many of them; 0: never
+    last_layer_attacked: bool = False  # fitted to attacked images, where the run trains on such
     prototypes_per_class: int = 10
     prototype_channels: int = 128
     attention_dropout: float = 0.8
+    add_on_start: str = "uniform"  # of the add-on convolutions: "uniform", or "kaiming" as in the authors' code
+    frozen_stages: int = 0  # of the backbone, from the image on, that keep the weights they came with
     learning_rate_backbone: float = 1e-4
     learning_rate_heads: float = 3e-3
     learning_rate_last_layer: float = 1e-4
     weight_decay: float = 1e-3  # on everything but the prototypes
-    schedule: str = "step"  # "step": a tenth every 10 epochs; "cosine": one cycle with a linear start
+    schedule: str = "step"  # "step": a tenth before joint epochs 10, 20, ...; "cosine": one cycle with a linear start
+    clip: float = 0.0  # largest L2 norm of a step's gradient; 0: any
+    regularise_from: float = 0.0  # share of all epochs after which the terms beside cross-entropy take part
     loss: LossWeights = field(default_factory=LossWeights)
     augmentation: Augmentation = field(default_factory=Augmentation)
     ema: float = 0.0  # decay of an average over the weights, which is then what is validated and kept; 0: none
+    start: str | None = None  # a finished run whose weights this one begins with
     # "fast": single-step adversarial training from a random start (Wong et al. 2020); "n-fgsm": from noise of twice
     # eps, unclipped (de Jorge et al. 2022)
     adversarial: str = "none"
@@ -51,12 +65,16 @@ class TrainingConfig:
     # whose loss that step climbs: the "sum" of all heads', as in the authors' code, or in "turns" one head's, drawn for
     # each batch
     adversarial_climbs: str = "sum"
-    adversarial_rise: int = 0  # epochs over which eps and step rise to their full size
+    adversarial_dropout: bool = False  # the attacker meets the network as it trains, dropout and all
+    adversarial_warmup: bool = False  # warm-up epochs are attacked too
+    # Shares of all epochs: eps and step are 0 until the first and rise to their full size at the second.
+    adversarial_from: float = 0.0
+    adversarial_full: float = 0.0
     weights: str | None = None  # "imagenet", a file in torchvision's names, or none: random
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "prototypes_per_class", "prototype_channels")
+        positive = ("epochs", "batch_size", "copies", "warmup_copies", "prototypes_per_class", "prototype_channels")
         if self.batch_size == 1:
             raise OptionError("a batch of one image has no statistics to normalise by", hint="Choose at least 2.")
         for name in positive:
@@ -68,7 +86,10 @@ class TrainingConfig:
         if not 32 <= self.image_size <= 1024:
             raise OptionError(f"image size {self.image_size} is outside 32..1024 pixels")
         if not 0 <= self.warmup_epochs < self.epochs:
-            raise OptionError(f"{self.warmup_epochs} warm-up epochs do not fit into {self.epochs} epochs")
+            raise OptionError(
+                f"{self.warmup_epochs} warm-up epochs do not fit into {self.epochs} epochs",
+                hint="Choose more epochs, or fewer of them: --set warmup_epochs=0",
+            )
         if self.schedule not in ("step", "cosine"):
             raise OptionError(f"unknown schedule {self.schedule!r}", hint="Choose one of: step, cosine.")
         if self.adversarial not in ADVERSARIAL:
@@ -80,17 +101,27 @@ class TrainingConfig:
                 f"adversarial training cannot climb {self.adversarial_climbs!r}",
                 hint=f"Choose one of: {', '.join(CLIMBS)}.",
             )
+        if self.add_on_start not in ADD_ON_STARTS:
+            raise OptionError(
+                f"unknown start {self.add_on_start!r} of the add-on", hint=f"Choose one of: {', '.join(ADD_ON_STARTS)}."
+            )
         if self.system not in SYSTEMS:
             raise OptionError(f"unknown system {self.system!r}", hint=f"Choose one of: {', '.join(SYSTEMS)}.")
-        if self.backbone not in BACKBONES:
-            raise OptionError(f"unknown backbone {self.backbone!r}", hint=f"Choose one of: {', '.join(BACKBONES)}.")
+        check_backbone(self.backbone, self.output_stride)
+        if self.adversarial_full < self.adversarial_from:
+            raise OptionError(
+                f"adversarial_full {self.adversarial_full:g} comes before adversarial_from {self.adversarial_from:g}"
+            )
         if not 0 <= self.seed < 2**32:
             raise OptionError(f"seed {self.seed} is outside 0..{2**32 - 1}")
         self.training_attack()
 
-    def training_attack(self, epoch: int = 10**6, caution: float = 1.0) -> Attack:
-        """The single step of adversarial training in an epoch; `caution` is a factor on the step, not on eps."""
-        rise = min(1.0, (epoch + 1 - self.warmup_epochs) / self.adversarial_rise) if self.adversarial_rise else 1.0
+    def training_attack(self, progress: float = 1.0, caution: float = 1.0) -> Attack:
+        """The single step of adversarial training after a share `progress` of all epochs; `caution` is a factor on the
+        step, not on eps.
+        """
+        low, high = self.adversarial_from, self.adversarial_full
+        rise = min(1.0, max(0.0, (progress - low) / (high - low))) if high > low else float(progress >= low)
         return Attack(
             name="training",
             eps=self.adversarial_eps * rise,
@@ -102,96 +133,36 @@ class TrainingConfig:
 
 LARGEST = 100_000
 _RANGES: dict[str, tuple[float, float]] = {
+    "max_pixels": (1, 10**9),
+    "warmup_steps": (0, LARGEST),
+    "frozen_stages": (0, 100),
+    "clip": (0, 1e6),
+    "learning_rate_warmup": (0, 100),
     "attention_dropout": (0, 0.99),
     "learning_rate_backbone": (0, 100),
     "learning_rate_heads": (0, 100),
     "learning_rate_last_layer": (0, 100),
     "weight_decay": (0, 100),
     "last_layer_epochs": (0, LARGEST),
+    "last_layer_drop": (0, LARGEST),
     "ema": (0, 0.999999),
     "adversarial_eps": (0, 1),
     "adversarial_step": (0, 1),
-    "adversarial_rise": (0, LARGEST),
+    "regularise_from": (0, 1),
+    "adversarial_from": (0, 1),
+    "adversarial_full": (0, 1),
 }
 
 
-def small(system: str) -> TrainingConfig:
-    """The built-in birds at 64 px on a CPU, in about four minutes on two cores."""
-    loss = SYSTEMS[system].loss
-    return TrainingConfig(
-        preset="",
-        system=system,
-        backbone="small",
-        image_size=64,
-        epochs=16,
-        batch_size=64,
-        learning_rate_backbone=3e-3,
-        learning_rate_heads=3e-3,
-        weight_decay=1e-4,
-        schedule="cosine",
-        attention_dropout=0.2,
-        last_layer_epochs=20,
-        learning_rate_last_layer=1e-3,
-        # A network from scratch: the weights for ImageNet features would hold every image to one point before it can
-        # tell birds apart.
-        loss=replace(
-            loss, cluster=min(loss.cluster, 1.0), proximity=loss.proximity / 100, contrast=loss.contrast / 100
-        ),
-    )
-
-
-def paper(system: str, backbone: str) -> TrainingConfig:
-    """The reference's recipe at 224 px, from ImageNet weights."""
-    return TrainingConfig(
-        preset="",
-        system=system,
-        backbone=backbone,
-        image_size=224,
-        epochs=31,
-        warmup_epochs=5,
-        last_layer_epochs=20,
-        batch_size=80,
-        weights="imagenet",
-        loss=SYSTEMS[system].loss,
-    )
-
-
-def _fast(config: TrainingConfig) -> TrainingConfig:
-    if config.backbone != "small":
-        return replace(config, adversarial="fast")
-    # Gentler than the reference, so that it does not collapse from scratch; a tenth of the regulariser leaves room for
-    # robustness, and a step that climbs one head's loss is a stronger attack on it (docs/results.md has both ablated).
-    loss = replace(config.loss, cluster=config.loss.cluster / 10, separation=config.loss.separation / 10)
-    return replace(
-        config, epochs=24, adversarial="fast", adversarial_step=8 / 255, adversarial_climbs="turns", loss=loss
-    )
-
-
-_PRESET = re.compile(rf"(?:({'|'.join(SYSTEMS)})-)?({'|'.join(BACKBONES)})(-fast)?")
-
-
-def preset(name: str, *, system: str | None = None, texts: Iterable[str] = (), **changes: Any) -> TrainingConfig:
-    """The named preset, of another `system` if one is given, with `changes` that are not None and with settings by
-    NAME=VALUE `texts`; a dotted name reaches into a part (`loss.cluster=0`). OptionError says how both are named.
+def changed(config: TrainingConfig, texts: Iterable[str], changes: Mapping[str, Any]) -> TrainingConfig:
+    """`config` with `changes` by field name, those that are not None, and with settings by NAME=VALUE `texts`; a dotted
+    name reaches into a part (`loss.cluster=0`). OptionError says which names there are.
     """
-    match = _PRESET.fullmatch(name)
-    if match is None:
-        raise OptionError(
-            f"unknown preset {name!r}",
-            hint=f"Presets are named [SYSTEM-]BACKBONE[-fast]; systems: {', '.join(SYSTEMS)}; "
-            f"backbones: {', '.join(BACKBONES)}.",
-        )
-    chosen, backbone, fast = system or match[1] or DEFAULT, match[2], match[3] or ""
-    if chosen not in SYSTEMS:
-        raise OptionError(f"unknown system {chosen!r}", hint=f"Choose one of: {', '.join(SYSTEMS)}.")
-    config = small(chosen) if backbone == "small" else paper(chosen, backbone)
-    config = _fast(config) if fast else config
-    canonical = f"{'' if chosen == DEFAULT else chosen + '-'}{backbone}{fast}"
     given = {key: value for key, value in changes.items() if value is not None}
     pairs = _pairs(texts)
     if twice := sorted(set(given) & set(pairs)):
         raise OptionError(f"{twice[0]} is set twice, by its own option and by --set")
-    return replace(config, preset=canonical, **{**given, **_values(config, pairs)})
+    return replace(config, **{**given, **_values(config, pairs)})
 
 
 def _pairs(texts: Iterable[str]) -> dict[str, str]:

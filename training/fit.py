@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from bundle import tensors
 from bundle.errors import CheckpointError, Interrupted, OptionError, TrainingError, first_line
 from training.adversaries import spread
 from training.attack_losses import loss_of
@@ -30,12 +32,13 @@ from training.curves import Silent, curves
 from training.data import Dataset
 from training.data.loading import ImageParts, Share, image_loader, load_part
 from training.hardening import ROBUST, WATCHED, Hardening
-from training.losses import Objective
+from training.losses import Objective, divergence
 from training.networks import Network
 from training.optimiser import parameter_groups, rate_factor
 from training.parallel import Devices, gathered, in_parallel, share_statistics
 from training.projection import fit_last_layer, project
-from training.run import SCHEMA, DatasetRecord, Run, RunRecord, image_spec, network_config
+from training.run import SCHEMA, DatasetRecord, Run, RunRecord, image_spec, network_config, start_from
+from training.warmup import warm_up
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -52,10 +55,15 @@ class Learner(nn.Module):
         super().__init__()
         self.network, self.objective = network, objective
 
-    def forward(self, images: Tensor, labels: Tensor, joint: bool) -> Tensor:
-        """The loss, [], of images [B, 3, H, W] in [0, 1] and labels [B]."""
-        loss: Tensor = self.objective(self.network(images), labels, joint=joint)
-        return loss
+    def forward(self, images: Tensor, labels: Tensor, joint: bool, clean: Tensor | None = None) -> Tensor:
+        """The loss, [], of images [B, 3, H, W] in [0, 1] and labels [B]; `clean` are the same before an attack."""
+        found = self.network(images)
+        loss: Tensor = self.objective(found, labels, joint=joint)
+        weight = self.objective.weights.consistency
+        if clean is None or not weight:
+            return loss
+        head = next((name for name in found.logits if name == tensors.ATTENTION_ONLY), next(iter(found.logits)))
+        return loss + weight * divergence(self.network(clean, head).logits[head], found.logits[head])
 
 
 def train_run(
@@ -71,7 +79,7 @@ def train_run(
     if devices.devices == 1:
         return Trainer(run, dataset, config, devices, console).fit(resume=resume)
     work = partial(_train, run, dataset, config, devices, console.stderr, console.quiet, resume)
-    in_parallel(devices, work, frozen_parts=config.warmup_epochs > 0)
+    in_parallel(devices, work, frozen_parts=config.warmup_epochs + config.frozen_stages > 0)
     return run.read_record()
 
 
@@ -117,6 +125,8 @@ class Trainer:
         objective = Objective(config.loss, self.network.config, self.network.backbone.channels[-1])
         if config.weights:
             load_weights(self.network.backbone, config.backbone, config.weights)
+        if config.start:
+            start_from(self.network, Path(config.start))
         if self.share.processes > 1:
             share_statistics(self.network, self.fabric.device)
             objective.gather = gathered
@@ -131,7 +141,7 @@ class Trainer:
             ).requires_grad_(False)
         self.history: list[dict[str, float]] = []
         self.best = -1.0
-        self.steps_per_epoch = math.ceil(len(self.parts["train"]) / config.batch_size)
+        self.steps_per_epoch = math.ceil(len(self.parts["train"]) * config.copies / config.batch_size)
 
     @property
     def kept(self) -> Network:
@@ -194,17 +204,20 @@ class Trainer:
         started = time.perf_counter()
         joint = epoch >= self.config.warmup_epochs
         generator = self._seed(epoch)
+        if epoch == 0 and self.config.warmup_steps:
+            self._warm_up(generator)
         self.network.train()
-        self.network.backbone.train(joint)
-        self.network.backbone.requires_grad_(joint)
+        self.network.backbone.learn_from(self.config.frozen_stages if joint else None)
         total, seen = 0.0, 0
         for step, (images, labels, _) in enumerate(self._batches("train", epoch)):
             self._set_rates(epoch * self.steps_per_epoch + step)
-            inputs = augment(from_bytes(images), self.config.augmentation, generator)
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-            if self.hardening.active and joint:
-                inputs = self.hardening.attacked(self.network, inputs, labels, epoch, generator)
-            loss = self.model(inputs, labels, joint)
+            progress = (epoch + step / self.steps_per_epoch) / self.config.epochs
+            clean = augment(from_bytes(images), self.config.augmentation, generator)
+            clean = inputs = clean.contiguous(memory_format=torch.channels_last)
+            if self.hardening.active and (joint or self.config.adversarial_warmup):
+                inputs = self.hardening.attacked(self.network, clean, labels, progress, generator)
+            regular = joint and progress >= self.config.regularise_from
+            loss = self.model(inputs, labels, regular, None if inputs is clean else clean)
             value = self._summed(loss.detach()).item() / self.share.processes
             if not math.isfinite(value):
                 raise TrainingError(
@@ -213,6 +226,8 @@ class Trainer:
                 )
             self.fabric_optimizer.zero_grad()
             self.fabric.backward(loss)
+            if self.config.clip:
+                self.fabric.clip_gradients(self.model, self.fabric_optimizer, max_norm=self.config.clip)
             self.fabric_optimizer.step()
             if self.average is not None:
                 self.average.update_parameters(self.network)
@@ -229,13 +244,28 @@ class Trainer:
         collapsed = self.best >= 0 and self.hardening.collapsed(row, self.history, len(self.dataset.labels))
         self.history.append(row)
         score = sum(value for name, value in row.items() if name not in NO_SHARES)
-        if score >= self.best and joint and not collapsed:
+        whole = self.hardening.whole((epoch + 1) / self.config.epochs)
+        if whole and score >= self.best and joint and not collapsed:
             self.best = score
             self._write("best.pt", self.kept.state_dict())
         if collapsed:
             self._return_to_best()
         self._write("state.pt", self._state())
         return row
+
+    def _warm_up(self, generator: torch.Generator) -> None:
+        """The heads alone, for `warmup_steps`: every process takes the same steps, on all images."""
+        batches = partial(self._batches, "train", None, Share())
+        with self.fabric.autocast():
+            loss = warm_up(self.network, self.learner.objective, batches, self.config, generator)
+        if self.average is not None:
+            self.average.module.load_state_dict(self.network.state_dict())
+        shares = "  ".join(f"{head} {share:6.1%}" for head, share in self.accuracy("validation").items())
+        self.console.print(
+            f"warm-up, {self.config.warmup_steps} steps of the heads  loss {loss:8.4f}  validation: {shares}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def _after_failure(self) -> str:
         kept = f"{self.run.path} keeps epoch {len(self.history)}. " if self.history else ""
@@ -272,7 +302,10 @@ class Trainer:
             samples = self.dataset.parts["train"]
             sources = project(network, lambda: self._batches("train", None, Share()), samples, self.fabric.device)
             results["validation_after_projection"] = self.accuracy("validation")
-            fit_last_layer(network, lambda: self._batches("train", None, Share()), self.config)
+            attacked = None
+            if self.hardening.active and self.config.last_layer_attacked:
+                attacked = partial(self._attacked, generator=self._seed(self.config.epochs))
+            fit_last_layer(network, lambda: self._batches("train", None, Share()), self.config, attacked)
             if self.share.rank == 0:
                 self.run.write_prototypes(sources)
         results["validation"] = self.accuracy("validation")
@@ -281,6 +314,9 @@ class Trainer:
             self.run.write_record(record)
         self._write("model.pt", network.state_dict())
         return record
+
+    def _attacked(self, images: Tensor, labels: Tensor, *, generator: torch.Generator) -> Tensor:
+        return self.hardening.attacked(self.network, images, labels, 1.0, generator)
 
     @torch.no_grad()
     def accuracy(self, part: str, attack: Attack | None = None) -> dict[str, float]:
@@ -318,6 +354,7 @@ class Trainer:
             shuffle_seed=shuffle,
             workers=self.workers,
             share=share or self.share,
+            copies=1 if epoch is None else self.config.copies,
         )
         for images, labels, positions in loader:
             yield images.to(self.fabric.device), labels.to(self.fabric.device), positions

@@ -5,8 +5,8 @@ under that step stays, accuracy under any longer attack is gone. A short PGD aft
 to go back to the best epoch and to halve the step.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -33,23 +33,39 @@ class Hardening:
         """Whether this run trains on attacked images."""
         return self.config.adversarial != "none"
 
+    def whole(self, progress: float) -> bool:
+        """Whether a run that has come so far, a share of all epochs, has met its attacker at full strength."""
+        return not self.active or progress > self.config.adversarial_full
+
     def attacked(
-        self, network: Network, images: Tensor, labels: Tensor, epoch: int, generator: torch.Generator
+        self, network: Network, images: Tensor, labels: Tensor, progress: float, generator: torch.Generator
     ) -> Tensor:
-        """A training batch, [B, 3, H, W] in [0, 1], after the single step."""
-        network.eval()  # the attacker sees the network as it will be used: no dropout, fixed statistics
-        attack, head = self.config.training_attack(epoch, self.caution), None
+        """A training batch, [B, 3, H, W] in [0, 1], after the single step that is due at a share `progress` of all
+        epochs.
+        """
+        attack, head = self.config.training_attack(progress, self.caution), None
+        if attack.eps == 0:
+            return images
         if self.config.adversarial_climbs == "turns":
             heads = network.config.heads
             head = heads[int(torch.randint(len(heads), (), generator=generator))]
         loss = loss_of(network, head)
-        with self.autocast():
+        with self._as_attacked(network), self.autocast():
             if self.config.adversarial == "n-fgsm":
-                images = noisy_step(attack.eps, attack.step, loss, images, labels, generator)
-            else:
-                images = run_attack(attack, loss, images, labels, generator)
-        network.train()
-        return images
+                return noisy_step(attack.eps, attack.step, loss, images, labels, generator)
+            return run_attack(attack, loss, images, labels, generator)
+
+    @contextmanager
+    def _as_attacked(self, network: Network) -> Iterator[None]:
+        """The network as it will be used, without dropout and with fixed statistics; or as it trains."""
+        modes = {module: module.training for module in network.modules()}
+        if not self.config.adversarial_dropout:
+            network.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
     def watch(self) -> Attack:
         """Five steps of PGD."""

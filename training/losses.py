@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from bundle.errors import MissingExtra, OptionError
 from training.networks import Forward, NetworkConfig, PrototypeHead
 
-# How locations count in the prototype terms: each by the batch's attention (Eq. 3), or the closest alone (ProtoPNet).
-LOCATIONS = ("attention", "nearest")
+# How locations count in the prototype terms: each by the batch's attention (Eq. 3), each by its own image's (Eqs. 1-2),
+# or the closest alone (ProtoPNet).
+LOCATIONS = ("attention", "own", "nearest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,9 @@ class LossWeights:
     proximity: float = 0.0  # PCL: an embedding to the centre of its class
     contrast: float = 0.0  # PCL: away from the other centres
     label_smoothing: float = 0.0
+    # Adversarial training: divergence of the answer to the attacked image from that to the clean one, as in TRADES
+    # (Zhang et al. 2019), of the attention head where there is one.
+    consistency: float = 0.0
 
     def __post_init__(self) -> None:
         if self.over not in LOCATIONS:
@@ -64,6 +68,17 @@ def regulariser(distances: Tensor, attention: Tensor, labels: Tensor, classes: i
     own, others = nearest_prototypes(distances, labels, classes)
     shared = attention.mean(dim=0)
     return (own * shared).mean(), (others * shared).mean()
+
+
+def own_regulariser(distances: Tensor, attention: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Eqs. 1 and 2, each the mean over i and t of a_i^t * min_l ||x_i^t - p_l||^2: every image by its own attention."""
+    own, others = nearest_prototypes(distances, labels, classes)
+    return (own * attention).mean(), (others * attention).mean()
+
+
+def divergence(clean: Tensor, attacked: Tensor) -> Tensor:
+    """KL(p || q) of the answers to clean and attacked images, logits [B, K] each: the mean over images, []."""
+    return F.kl_div(attacked.log_softmax(1), clean.log_softmax(1), log_target=True, reduction="batchmean")
 
 
 def closest_patches(distances: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -124,9 +139,11 @@ class Objective(nn.Module):
         if not joint:
             return loss
         if forward.distances is not None and (weights.cluster or weights.separation):
-            if weights.over == "attention" and forward.attention is not None:
+            if forward.attention is not None and weights.over == "attention":
                 attention = self.gather(forward.attention)
                 cluster, separation = regulariser(forward.distances, attention, labels, self.classes)
+            elif forward.attention is not None and weights.over == "own":
+                cluster, separation = own_regulariser(forward.distances, forward.attention, labels, self.classes)
             else:
                 cluster, separation = closest_patches(forward.distances, labels, self.classes)
             loss = loss + weights.cluster * cluster - weights.separation * separation

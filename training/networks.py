@@ -20,6 +20,8 @@ from training.backbones import make_backbone
 
 POOLED = "pooled"
 HEADS = (*tensors.NETWORKS, POOLED)
+# The add-on convolutions' first weights: PyTorch's own, or the authors', normal by fan-out (He et al. 2015), no biases.
+ADD_ON_STARTS = ("uniform", "kaiming")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -29,11 +31,13 @@ class NetworkConfig:
     """What the state dict needs around it."""
 
     backbone: str  # a name in training.backbones.BACKBONES
+    output_stride: int = 0  # pixels per cell of the map that the heads read; 0: as the backbone was published
     classes: int  # K
     heads: tuple[str, ...] = tensors.NETWORKS  # some of HEADS
     prototypes_per_class: int = 10  # c
     prototype_channels: int = 128  # D
     attention_dropout: float = 0.8  # on the class-specific branch only
+    add_on_start: str = "uniform"  # of the add-on convolutions, one of ADD_ON_STARTS
     gamma: float = 1e-4  # floor of the similarity log((d + 1) / (d + gamma)); the paper prints 1e-5, its code 1e-4
 
 
@@ -80,6 +84,11 @@ class PrototypeHead(nn.Module):
         count, depth = config.classes * config.prototypes_per_class, config.prototype_channels
         self.gamma = config.gamma
         self.add_on = nn.Sequential(nn.Conv2d(channels, depth, 1), nn.ReLU(), nn.Conv2d(depth, depth, 1), nn.Sigmoid())
+        if config.add_on_start == "kaiming":
+            for layer in self.add_on:
+                if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                    nn.init.zeros_(layer.bias)
         self.prototypes = nn.Parameter(torch.rand(count, depth))
         self.classifier = nn.Linear(count, config.classes, bias=False)
         own = self.own_class(config.classes, config.prototypes_per_class)
@@ -162,7 +171,7 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = make_backbone(config.backbone)
+        self.backbone = make_backbone(config.backbone, config.output_stride)
         channels, wanted = self.backbone.channels[-1], config.heads
         attention = tensors.ATTENTION_ONLY in wanted
         self.attention_head = AttentionHead(channels, config.classes, config.attention_dropout) if attention else None
@@ -173,13 +182,17 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor, head: str | None = None) -> Forward:
         """[B, 3, H, W] in [0, 1] -> everything, or what one head needs: `attention` leaves the prototypes out."""
-        stages = self.backbone((images - self.mean) / self.std)
+        stages = self.backbone(self.normalised(images))
         prototype_head = None if head in (tensors.ATTENTION_ONLY, POOLED) else self.prototype_head
         attention_head = None if head == POOLED else self.attention_head
         pooled_head = self.pooled_head if head in (None, POOLED) else None
         # In mixed precision the heads stay in float32: near zero, where similarity is steepest, distances need digits.
         with torch.autocast(images.device.type, enabled=False):
             return read_heads([_at_least_float32(maps) for maps in stages], attention_head, prototype_head, pooled_head)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in [0, 1] as the backbone takes them."""
+        return (images - self.mean) / self.std
 
 
 def detector_features(forward: Forward) -> dict[str, Tensor]:

@@ -28,9 +28,13 @@ def parameter_groups(network: Network, objective: Objective, config: TrainingCon
 
 
 def rate_factor(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
-    """What every base rate is multiplied by: a pure function of the step, so a resumed run has no scheduler to lose."""
+    """What every base rate is multiplied by: a pure function of the step, so a resumed run has no scheduler to lose.
+
+    "step" is the authors': their scheduler moves at the start of each joint epoch, so a tenth is due before the tenth.
+    """
     if config.schedule == "step":
-        return float(0.1 ** (step // (10 * steps_per_epoch)))
+        joint = step // steps_per_epoch - config.warmup_epochs + 1  # 1 in the first joint epoch
+        return float(0.1 ** (max(joint, 0) // 10))
     total = config.epochs * steps_per_epoch
     warm = max(1, total // 10)
     if step < warm:

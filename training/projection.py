@@ -17,6 +17,8 @@ from training.run import PrototypeSource
 
 # uint8 images [B, H, W, 3], labels [B], positions in the part [B]
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
+# images [B, 3, H, W] in [0, 1] and labels [B] -> attacked images
+Attacked = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -55,22 +57,24 @@ def project(
     ]
 
 
-def fit_last_layer(network: Network, batches: Callable[[], Batches], config: TrainingConfig) -> None:
+def fit_last_layer(
+    network: Network, batches: Callable[[], Batches], config: TrainingConfig, attacked: Attacked | None = None
+) -> None:
     """Fit only the last layer on the projected prototypes' similarities, which are computed once; batches come on the
-    network's device.
+    network's device. `attacked` changes images before they are looked at, anew in every pass.
     """
-    head, similar, truth = network.prototype_head, [], []
+    head = network.prototype_head
     if head is None:
         return
-    with torch.no_grad():
-        network.eval()
-        for images, labels, _ in batches():
-            similar.append(network(from_bytes(images)).similarities)
-            truth.append(labels)
-    similarities, labels = torch.cat(similar), torch.cat(truth)
     optimizer = torch.optim.Adam(head.classifier.parameters(), lr=config.learning_rate_last_layer)
     generator = torch.Generator().manual_seed(config.seed * 100_003 + config.epochs)
-    for _ in range(config.last_layer_epochs):
+    similarities, labels = _similarities(network, batches(), attacked)
+    for epoch in range(config.last_layer_epochs):
+        if attacked is not None and epoch:
+            similarities, labels = _similarities(network, batches(), attacked)
+        drops = epoch // config.last_layer_drop if config.last_layer_drop else 0
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate_last_layer * 0.1**drops
         order = torch.randperm(len(labels), generator=generator).to(labels.device)
         for chosen in order.split(config.batch_size):
             loss = F.cross_entropy(head.classifier(similarities[chosen]), labels[chosen])
@@ -78,3 +82,17 @@ def fit_last_layer(network: Network, batches: Callable[[], Batches], config: Tra
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+
+
+def _similarities(network: Network, batches: Batches, attacked: Attacked | None) -> tuple[Tensor, Tensor]:
+    """[n, m] of all images, and their labels [n]."""
+    network.eval()
+    similar, truth = [], []
+    for images, labels, _ in batches:
+        inputs = from_bytes(images)
+        if attacked is not None:
+            inputs = attacked(inputs, labels)
+        with torch.no_grad():
+            similar.append(network(inputs).similarities)
+        truth.append(labels)
+    return torch.cat(similar), torch.cat(truth)

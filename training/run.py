@@ -28,7 +28,7 @@ from training.config import TrainingConfig
 from training.networks import Network, NetworkConfig
 from training.systems import SYSTEMS
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,14 +206,28 @@ def network_config(config: TrainingConfig, classes: int) -> NetworkConfig:
     """The network's part of a training config."""
     return NetworkConfig(
         backbone=config.backbone,
+        output_stride=config.output_stride,
         classes=classes,
         heads=SYSTEMS[config.system].heads,
         prototypes_per_class=config.prototypes_per_class,
         prototype_channels=config.prototype_channels,
         attention_dropout=config.attention_dropout,
+        add_on_start=config.add_on_start,
     )
 
 
 def image_spec(config: TrainingConfig) -> ImageSpec:
     """How images of this run become tensors, in training and in serving alike."""
-    return ImageSpec(height=config.image_size, width=config.image_size)
+    return ImageSpec(height=config.image_size, width=config.image_size, max_pixels=config.max_pixels)
+
+
+def start_from(network: Network, path: Path) -> None:
+    """Give `network` the weights of the finished run at `path`; raises CheckpointError when it has another shape."""
+    _, finished = Run(path).load_network()
+    try:
+        network.load_state_dict(finished.state_dict())
+    except RuntimeError as problem:
+        raise CheckpointError(
+            f"the run {path} cannot be started from ({str(problem).splitlines()[-1].strip()})",
+            hint="Start from a run of the same system, backbone and classes.",
+        ) from None

@@ -16,7 +16,6 @@ from bundle.image import ImageSpec
 from training.attack_losses import loss_of
 from training.attacks import from_bytes, run_attack
 from training.backbones import BACKBONES
-from training.config import preset
 from training.data import open_dataset
 from training.data.loading import images_array
 from training.fit import Trainer
@@ -24,6 +23,7 @@ from training.hardening import Hardening
 from training.losses import sparsity
 from training.networks import HEADS, NetworkConfig, PrototypeHead
 from training.parallel import Devices
+from training.presets import preset
 from training.run import Run, network_config
 from training.systems import SYSTEMS
 
@@ -165,15 +165,18 @@ def test_after_the_projection_only_the_last_layer_is_fitted(tiny_run, tiny_birds
         assert fitted < objective()
 
 
-STEP = {0: 1, 49: 1, 50: 0.1, 99: 0.1, 100: 0.01}
+STEP = {0: 1, 49: 1, 54: 1, 55: 0.1, 99: 0.1, 104: 0.1, 105: 0.01}
 COSINE = {0: 0.1, 4: 0.5, 9: 1, 10: 1, 40: 0.75, 55: 0.5, 70: 0.25, 99: (1 + math.cos(math.pi * 89 / 90)) / 2}
 
 
 @pytest.mark.parametrize(("schedule", "factors"), [("step", STEP), ("cosine", COSINE)])
 def test_learning_rates_at_chosen_steps(tiny_birds, tiny_config, tmp_path, schedule, factors):
-    """Twenty epochs of five steps. step: a tenth every ten epochs; cosine: ten steps up, then half a wave down."""
+    """Epochs of five steps. step: two to warm up, then a tenth before the tenth and twentieth joint epoch; cosine, of
+    twenty epochs: ten steps up, then half a wave down.
+    """
     rates = {"learning_rate_backbone": 1e-3, "learning_rate_heads": 5e-3}
-    config = replace(tiny_config, epochs=20, schedule=schedule, **rates)
+    lengths = {"epochs": 31, "warmup_epochs": 2} if schedule == "step" else {"epochs": 20}
+    config = replace(tiny_config, schedule=schedule, **lengths, **rates)
     trainer = make_trainer(tmp_path / "run", tiny_birds, config)
     trainer.steps_per_epoch = 5
     for step, factor in factors.items():
@@ -240,7 +243,7 @@ def test_in_turns_the_step_climbs_one_heads_loss_and_every_head_has_its_turn(tin
 
     def made(climbs, seed):
         hardening = Hardening(replace(config, adversarial_climbs=climbs), nullcontext)
-        return hardening.attacked(network, pixels, labels, 0, torch.Generator().manual_seed(seed))
+        return hardening.attacked(network, pixels, labels, 0.0, torch.Generator().manual_seed(seed))
 
     def climbing(head, seed, turns):
         generator = torch.Generator().manual_seed(seed)
@@ -335,10 +338,14 @@ def test_presets_exist_for_every_backbone_of_the_paper_and_unknown_ones_list_the
             fast = preset(f"{system}-{backbone}-fast")
             assert fast.adversarial == "fast"
             assert preset(fast.preset) == fast
+            reference = preset(f"{system}-{backbone}-reference-fast")
+            assert (reference.epochs, reference.copies, reference.adversarial_warmup) == (31, 30, True)
+            assert preset(f"{system}-{backbone}-96").image_size == 96
+            assert preset(f"{system}-{backbone}-96-fast").preset.endswith(f"{backbone}-96-fast")
         assert preset(backbone) == preset(f"maxsep-{backbone}") == preset(f"ap-{backbone}", system="maxsep")
     assert preset("vgg16").image_size == 224
-    assert preset("vgg16").loss.cluster == 100
-    with pytest.raises(OptionError, match=r"\[SYSTEM-\]BACKBONE\[-fast\]; systems: maxsep, ap,"):
+    assert preset("vgg16-reference").loss.cluster == 100
+    with pytest.raises(OptionError, match=r"BACKBONE\[-SIZE\]\[-reference\]\[-fast\]; systems: maxsep, ap,"):
         preset("vgg")
     with pytest.raises(OptionError, match=r"unknown system 'ours'.*protopnet"):
         preset("small", system="ours")
@@ -427,7 +434,16 @@ def test_weights_that_are_not_finite_are_never_written(tiny_birds, tiny_config, 
         ("learning_rate_last_layer=inf", "learning_rate_last_layer"),
         ("weight_decay=-1", "weight_decay"),
         ("adversarial_step=-1", "adversarial_step"),
-        ("adversarial_rise=-3", "adversarial_rise"),
+        ("adversarial_full=-3", "adversarial_full"),
+        ("adversarial_from=nan", "adversarial_from"),
+        ("regularise_from=2", "regularise_from"),
+        ("clip=-1", "clip"),
+        ("copies=0", "copies"),
+        ("warmup_steps=-1", "warmup_steps"),
+        ("frozen_stages=-1", "frozen_stages"),
+        ("max_pixels=0", "max_pixels"),
+        ("augmentation.crop=0", "crop"),
+        ("augmentation.skew=1", "skew"),
         ("last_layer_epochs=-3", "last_layer_epochs"),
         ("prototype_channels=1000000000000", "prototype channels"),
         ("augmentation.rotate=nan", "rotate"),

@@ -42,7 +42,7 @@ def test_two_processes_give_the_loss_curve_of_one_with_the_same_batch(
     tiny_birds, tiny_config, tmp_path, system, terms, warm_up
 ):
     """Without draws that differ by process (augmentation, dropout), and with batches that divide by two."""
-    from training.config import preset
+    from training.presets import preset
 
     config = replace(
         tiny_config,

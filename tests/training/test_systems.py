@@ -15,11 +15,11 @@ from robustness.fitting import DetectorSettings
 from training.attack_losses import judge_of, losses_against
 from training.attacks import attack_named, worst_case
 from training.backbones import load_weights, make_backbone
-from training.config import preset
 from training.data import open_dataset
 from training.fit import Trainer
 from training.networks import POOLED, detector_features
 from training.parallel import Devices
+from training.presets import preset
 from training.run import Run
 from training.systems import SYSTEMS
 
@@ -182,16 +182,23 @@ def test_a_collapse_goes_back_to_the_best_epoch_with_half_the_step(tiny_birds, t
     best = trainer.run.read_state("best.pt")
     assert len(weights) == 1
     assert all(torch.equal(weights[0][key], best[key]) for key in best)  # the first epoch stayed the best
-    assert trainer.config.training_attack(2, 0.5).step == trainer.config.adversarial_step / 2
+    assert trainer.config.training_attack(1.0, 0.5).step == trainer.config.adversarial_step / 2
 
 
 @pytest.mark.parametrize("adversarial", ["fast", "n-fgsm"])
-def test_eps_rises_over_the_first_epochs(tiny_config, adversarial):
-    config = replace(tiny_config, adversarial=adversarial, adversarial_rise=4, warmup_epochs=1, epochs=9)
-    shares = [config.training_attack(epoch).eps / config.adversarial_eps for epoch in range(1, 8)]
-    assert shares == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1])
-    steps = [config.training_attack(epoch).step / config.adversarial_step for epoch in range(1, 8)]
+def test_eps_is_nothing_then_rises_then_is_whole(tiny_config, adversarial):
+    config = replace(tiny_config, adversarial=adversarial, adversarial_from=0.25, adversarial_full=0.75)
+    places = [0, 0.2, 0.25, 0.375, 0.5, 0.75, 0.9, 1]
+    shares = [config.training_attack(place).eps / config.adversarial_eps for place in places]
+    assert shares == pytest.approx([0, 0, 0, 0.25, 0.5, 1, 1, 1])
+    steps = [config.training_attack(place).step / config.adversarial_step for place in places]
     assert steps == pytest.approx(shares)
+    at_once = replace(config, adversarial_from=0.0, adversarial_full=0.0)
+    assert at_once.training_attack(0.0).eps == config.adversarial_eps
+    late = replace(config, adversarial_from=0.5, adversarial_full=0.5)
+    assert [late.training_attack(place).eps > 0 for place in (0.49, 0.5)] == [False, True]
+    with pytest.raises(OptionError, match="adversarial_full 0.25 comes before adversarial_from 0.5"):
+        replace(config, adversarial_from=0.5, adversarial_full=0.25)
 
 
 def test_the_average_over_weights_is_the_recursion_it_is_named_for(tiny_birds, tiny_config, tmp_path):

@@ -76,20 +76,23 @@ def load_part(samples: Samples, spec: ImageSpec, *, cache_bytes: int = CACHE_BYT
 
 
 class EpochOrder(Sampler[int]):
-    """A new order each pass, which depends on the seed and the number of the pass alone."""
+    """A new order each pass, which depends on the seed and the number of the pass alone; every image comes `copies`
+    times in a pass.
+    """
 
-    def __init__(self, length: int, seed: int) -> None:
+    def __init__(self, length: int, seed: int, copies: int = 1) -> None:
         self.length = length
         self.seed = seed
+        self.copies = copies
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.length
+        return self.length * self.copies
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         self.epoch += 1
-        return iter(torch.randperm(self.length, generator=generator).tolist())
+        return iter((torch.randperm(len(self), generator=generator) % self.length).tolist())
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,9 @@ class Batches(Sampler[list[int]]):
     and their mean is the batch's. Unshuffled ones are for measuring and keep every image.
     """
 
-    def __init__(self, length: int, batch_size: int, shuffle_seed: int | None, share: Share) -> None:
+    def __init__(self, length: int, batch_size: int, shuffle_seed: int | None, share: Share, copies: int = 1) -> None:
         self.order: Sampler[int] = (
-            SequentialSampler(range(length)) if shuffle_seed is None else EpochOrder(length, shuffle_seed)
+            SequentialSampler(range(length)) if shuffle_seed is None else EpochOrder(length, shuffle_seed, copies)
         )
         self.batch_size, self.shuffled, self.share = batch_size, shuffle_seed is not None, share
 
@@ -142,17 +145,19 @@ def image_loader(
     shuffle_seed: int | None,
     workers: int = 0,
     share: Share = Share(),
+    copies: int = 1,
     cache_bytes: int = CACHE_BYTES,
 ) -> ImageLoader:
     """Batches (images [B, H, W, 3] uint8, labels [B] int64, indices [B] int64), deterministic by `shuffle_seed`.
 
-    None keeps the order of the samples. `workers` is used only where the part does not fit into memory. An ImageParts
-    that was loaded before may stand for its samples, so that several loaders share one decoding.
+    None keeps the order of the samples; shuffled, every image comes `copies` times. `workers` is used only where the
+    part does not fit into memory. An ImageParts that was loaded before may stand for its samples, so that several
+    loaders share one decoding.
     """
     part = samples if isinstance(samples, ImageParts) else load_part(samples, spec, cache_bytes=cache_bytes)
     return ImageLoader(
         _Guarded(part),
-        batch_sampler=Batches(len(part), batch_size, shuffle_seed, share),
+        batch_sampler=Batches(len(part), batch_size, shuffle_seed, share, copies),
         num_workers=0 if part.in_memory else workers,
         collate_fn=_collate,
     )
