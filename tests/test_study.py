@@ -35,7 +35,7 @@ def test_options_that_fit_no_row_are_told_before_anything_is_trained(tmp_path: P
     for options, message in (
         ({"backbone": "foo"}, "unknown backbone 'foo'"),
         ({"backbone": "../x"}, "unknown backbone"),
-        ({"backbone": "vgg16", "epochs": 3, "data": tmp_path}, "warm-up"),
+        ({"backbone": "vgg16", "image_size": 2000, "data": tmp_path}, "image size 2000"),
         ({"image_size": 9, "data": tmp_path}, "image size 9"),
     ):
         given = {name: default for name, default in _defaults().items() if name != "out"}

@@ -46,7 +46,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation and data division.")] = None,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Devices to train on together; a batch is divided.")] = 1,
-    precision: Annotated[str, typer.Option(help="Lightning Fabric's names: 32-true or bf16-mixed.")] = "32-true",
+    precision: Annotated[
+        str, typer.Option(help="Lightning Fabric's names: 32-true or bf16-mixed; auto: what is fast here.")
+    ] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes for sets larger than memory.")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is there already.")] = False,
@@ -56,7 +58,7 @@ def train(
     try:
         from training.data import check_outside, open_dataset
         from training.fit import train_run
-        from training.parallel import Devices
+        from training.parallel import AUTO, Devices, default_precision
         from training.presets import preset as preset_named
         from training.run import Run
     except ImportError as problem:
@@ -92,12 +94,15 @@ def train(
     counts = ", ".join(f"{len(samples)} {name}" for name, samples in dataset.parts.items())
     console.print(f"{dataset.name}: {len(dataset.labels)} classes; {counts}", highlight=False)
     started = time.perf_counter()
+    precision = default_precision(config.backbone) if precision == AUTO else precision
     using = Devices(accelerator=accelerator, precision=precision, devices=devices, workers=workers)
     record = train_run(run, dataset, config, using, console, resume=resume)
     seconds = time.perf_counter() - started
     if json:
         _print_json(run, record, seconds)
         return
+    for sentence in record.results["outcome"]:
+        console.print(f"warning: {sentence}", highlight=False, markup=False, soft_wrap=True)
     shares = ", ".join(f"{head} {share:.1%}" for head, share in record.results["validation"].items())
     served = set(record.results["validation"]) <= set(tensors.NETWORKS)
     following = f"fieldmark export {out} --out BUNDLE" if served else f"fieldmark evaluate RUN --source sub={out}"
@@ -110,7 +115,8 @@ def train(
 
 
 def _print_json(run: "Run", record: "RunRecord", seconds: float) -> None:
-    facts = {"run": str(run.path), "seconds": seconds, "validation": record.results["validation"]}
+    told = {key: record.results[key] for key in ("validation", "outcome")}
+    facts = {"run": str(run.path), "seconds": seconds, **told}
     sys.stdout.write(jsonlib.dumps(facts) + "\n")
 
 

@@ -35,6 +35,7 @@ from training.hardening import ROBUST, WATCHED, Hardening
 from training.losses import Objective, divergence
 from training.networks import Network
 from training.optimiser import parameter_groups, rate_factor
+from training.outcome import exploded, fallen, guessing
 from training.parallel import Devices, gathered, in_parallel, share_statistics
 from training.projection import fit_last_layer, project
 from training.run import SCHEMA, DatasetRecord, Run, RunRecord, image_spec, network_config, start_from
@@ -140,6 +141,7 @@ class Trainer:
                 self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
             ).requires_grad_(False)
         self.history: list[dict[str, float]] = []
+        self.warmed: dict[str, float] = {}
         self.best = -1.0
         self.steps_per_epoch = math.ceil(len(self.parts["train"]) * config.copies / config.batch_size)
 
@@ -176,6 +178,7 @@ class Trainer:
                 row = self._epoch(epoch, lambda task=task: progress.advance(task))
                 progress.remove_task(task)
                 self._tell(epoch, row)
+                self._warn(row)
                 for name, value in {**row, "learning rate": self.optimizer.param_groups[0]["lr"]}.items():
                     shown.add_scalar(name, value, epoch + 1)
             return self._finish(record)
@@ -199,6 +202,13 @@ class Trainer:
             highlight=False,
             soft_wrap=True,
         )
+
+    def _warn(self, row: dict[str, float]) -> None:
+        """Say at once what is going wrong."""
+        if len(self.history) > self.config.warmup_epochs:
+            found = [*fallen(self.warmed, row), exploded(self.history, self.config.warmup_epochs)]
+            for sentence in filter(None, found):
+                self.console.print(f"warning: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
     def _epoch(self, epoch: int, advance: Any) -> dict[str, float]:
         started = time.perf_counter()
@@ -236,6 +246,8 @@ class Trainer:
         if not torch.stack([value.isfinite().all() for value in self.learner.state_dict().values()]).all():
             raise TrainingError(f"the weights are no longer finite after epoch {epoch + 1}", hint=self._after_failure())
         right = self.accuracy("validation")
+        if epoch + 1 == self.config.warmup_epochs:
+            self.warmed = right
         row = {"loss": total / seen, **right}
         if self.hardening.active:
             robust = self.accuracy("watched", self.hardening.watch())
@@ -260,7 +272,8 @@ class Trainer:
             loss = warm_up(self.network, self.learner.objective, batches, self.config, generator)
         if self.average is not None:
             self.average.module.load_state_dict(self.network.state_dict())
-        shares = "  ".join(f"{head} {share:6.1%}" for head, share in self.accuracy("validation").items())
+        self.warmed = self.accuracy("validation")
+        shares = "  ".join(f"{head} {share:6.1%}" for head, share in self.warmed.items())
         self.console.print(
             f"warm-up, {self.config.warmup_steps} steps of the heads  loss {loss:8.4f}  validation: {shares}",
             highlight=False,
@@ -309,11 +322,22 @@ class Trainer:
             if self.share.rank == 0:
                 self.run.write_prototypes(sources)
         results["validation"] = self.accuracy("validation")
+        results["outcome"] = self._outcome(results["validation"])
         record = replace(record, results=results)
         if self.share.rank == 0:
             self.run.write_record(record)
         self._write("model.pt", network.state_dict())
         return record
+
+    def _outcome(self, shares: dict[str, float]) -> list[str]:
+        """What speaks against the finished run."""
+        found = [
+            *fallen(self.warmed, shares),
+            *guessing(shares, len(self.parts["validation"]), len(self.dataset.labels)),
+        ]
+        if (rise := exploded(self.history, self.config.warmup_epochs)) is not None:
+            found.append(rise)
+        return found
 
     def _attacked(self, images: Tensor, labels: Tensor, *, generator: torch.Generator) -> Tensor:
         return self.hardening.attacked(self.network, images, labels, 1.0, generator)
@@ -332,6 +356,8 @@ class Trainer:
                 inputs = run_attack(attack, loss_of(network), inputs, labels, generator)
             logits = network(inputs).logits
             right += torch.stack([(logits[head].argmax(1) == labels).sum() for head in heads])
+        if not len(self.parts[part]):
+            return {}
         shares = (self._summed(right) / len(self.parts[part])).tolist()
         return dict(zip(heads, shares, strict=True))
 
@@ -384,6 +410,7 @@ class Trainer:
             "learner": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
+            "warmed": self.warmed,
             "best": self.best,
             "caution": self.hardening.caution,
         }
@@ -404,6 +431,7 @@ class Trainer:
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
             self.history, self.best = list(state["history"]), float(state["best"])
+            self.warmed = dict(state["warmed"])
             self.hardening.caution = float(state["caution"])
         except _UNFIT as problem:
             raise CheckpointError(

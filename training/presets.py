@@ -26,7 +26,8 @@ _PRESET = re.compile(
 
 def preset(name: str, *, system: str | None = None, texts: Iterable[str] = (), **changes: Any) -> TrainingConfig:
     """The named preset, of another `system` if one is given, with `changes` that are not None and with settings by
-    NAME=VALUE `texts`; a dotted name reaches into a part (`loss.cluster=0`). OptionError says how both are named.
+    NAME=VALUE `texts`; a dotted name reaches into a part (`loss.cluster=0`). OptionError says how both are named. An
+    `image_size` among the changes stands for the size in the name, since a recipe may depend on it.
     """
     match = _PRESET.fullmatch(name)
     if match is None:
@@ -35,12 +36,19 @@ def preset(name: str, *, system: str | None = None, texts: Iterable[str] = (), *
             hint=f"Presets are named [SYSTEM-]BACKBONE[-SIZE][-reference][-fast]; systems: {', '.join(SYSTEMS)}; "
             f"backbones: {', '.join(BACKBONES)}.",
         )
-    chosen, backbone, size = system or match[1] or DEFAULT, match[2], match[3]
+    chosen, backbone = system or match[1] or DEFAULT, match[2]
+    size = changes.get("image_size") or (int(match[3]) if match[3] else None)
     reference, fast = bool(match[4]), bool(match[5])
     if chosen not in SYSTEMS:
         raise OptionError(f"unknown system {chosen!r}", hint=f"Choose one of: {', '.join(SYSTEMS)}.")
-    config = _recipe(chosen, backbone, int(size) if size else None, reference, fast)
-    words = ("" if chosen == DEFAULT else f"{chosen}-", backbone, f"-{size}" if size else "", match[4], match[5])
+    config = _recipe(chosen, backbone, size, reference, fast)
+    words = (
+        "" if chosen == DEFAULT else f"{chosen}-",
+        backbone,
+        f"-{match[3]}" if match[3] else "",
+        match[4],
+        match[5],
+    )
     return changed(replace(config, preset="".join(word or "" for word in words)), texts, changes)
 
 
@@ -103,20 +111,21 @@ def photographs(system: str, backbone: str, size: int) -> TrainingConfig:
         backbone=backbone,
         image_size=size,
         output_stride=stride,
-        epochs=12,
-        warmup_steps=2000,
+        epochs=10,
+        warmup_steps=1000,
+        warmup_copies=2,
         last_layer_epochs=20,
         learning_rate_last_layer=1e-3,
         batch_size=32,
         attention_dropout=0.2,
         frozen_stages=2,
-        learning_rate_backbone=3e-5,
+        learning_rate_backbone=1e-4,
         learning_rate_heads=1e-3,
         schedule="cosine",
         clip=1.0,
         augmentation=Augmentation(crop=0.6, scale=0.05, brightness=0.3, contrast=0.3, saturation=0.3, color=0.1),
         weights="imagenet",
-        loss=replace(loss, cluster=min(loss.cluster, 1.0)),
+        loss=replace(loss, cluster=min(loss.cluster, 1.0), label_smoothing=0.1),
     )
 
 

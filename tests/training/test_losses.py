@@ -152,7 +152,11 @@ def test_label_smoothing_mixes_all_heads_targets_with_the_uniform_distribution()
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"over": "some"}, "attention, nearest"), ({"cluster": -1.0}, "cluster"), ({"label_smoothing": 1.0}, "smoothing")],
+    [
+        ({"over": "some"}, "attention, own, nearest"),
+        ({"cluster": -1.0}, "cluster"),
+        ({"label_smoothing": 1.0}, "smoothing"),
+    ],
 )
 def test_bad_weights_are_one_sentence(change, message):
     with pytest.raises(OptionError, match=message):

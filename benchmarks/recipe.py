@@ -1,0 +1,188 @@
+"""`python -m benchmarks.recipe DATA --weights FILE`: what each part of our recipe for photographs is worth.
+
+One change at a time, one seed, clean training; every row is chosen and kept by validation, and the test part is looked
+at once, at its end. Beside them a linear probe: logistic regression on what the same weights make of the same images
+before anything is trained. What is finished is not done again.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from benchmarks.record import save
+from bundle.files import write_text
+from demo.stages import fieldmark
+from fieldmark import guarded
+from robustness.accuracy import wilson
+from training.data import open_dataset
+from training.networks import Network, NetworkConfig
+from training.presets import preset
+
+PENALTIES = (0.001, 0.01, 0.1)  # inverse strengths of the probe's penalty; validation chooses
+EVERYTHING = "1000000"  # images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One training: a system, and what differs from the preset."""
+
+    name: str
+    system: str = "ap"
+    settings: tuple[str, ...] = ()
+
+
+ROWS = (
+    Row(name="ours, AP"),
+    Row(name="ours, maxsep", system="maxsep"),
+    Row(name="ours, ProtoPNet", system="protopnet"),
+    Row(name="backbone at a third of the rate", settings=("learning_rate_backbone=3e-5",)),
+    Row(name="backbone at twice the rate", settings=("learning_rate_backbone=2e-4",)),
+    Row(name="no crops", settings=("augmentation.crop=1",)),
+    Row(
+        name="no changes of light",
+        settings=(
+            "augmentation.brightness=0",
+            "augmentation.contrast=0",
+            "augmentation.saturation=0",
+            "augmentation.color=0",
+        ),
+    ),
+    Row(name="no warm-up", settings=("warmup_steps=0",)),
+    Row(name="no bound on steps", settings=("clip=0",)),
+    Row(name="no label smoothing", settings=("loss.label_smoothing=0",)),
+    Row(name="all stages learn", settings=("frozen_stages=0",)),
+    Row(name="with the last max-pool", settings=("output_stride=32",)),
+    Row(name="the authors' weights of Eq. 3", system="maxsep", settings=("loss.cluster=100",)),
+    Row(name="Eqs. 1-2, each image by its own attention", system="maxsep", settings=("loss.over=own",)),
+    Row(name="no regulariser", system="maxsep", settings=("loss.cluster=0", "loss.separation=0")),
+)
+
+
+def recipe(
+    data: Annotated[Path, typer.Argument(help="Photographs, in any form that fieldmark train reads.")],
+    weights: Annotated[str, typer.Option(help="'imagenet' or a file.")] = "imagenet",
+    backbone: Annotated[str, typer.Option(help="A backbone and a side in pixels, as in a preset's name.")] = "vgg16-96",
+    epochs: Annotated[int, typer.Option(min=1, help="Of every row.")] = 6,
+    out: Annotated[Path, typer.Option(help="Where runs and evaluations go.")] = Path("build/recipe"),
+    rows: Annotated[int, typer.Option(min=1, help="How many rows, from the first.")] = len(ROWS),
+) -> None:
+    """Train every row, measure it on the test part, and write benchmarks/results/recipe.json."""
+    console = Console()
+    out.mkdir(parents=True, exist_ok=True)
+    probe = out / "probe.json"
+    if not probe.is_file():
+        write_text(probe, json.dumps(linear_probe(data, f"ap-{backbone}", weights)) + "\n")
+    for number, row in enumerate(ROWS[:rows]):
+        run, evaluation = out / f"{number:02d}", out / f"{number:02d}.json"
+        if not evaluation.is_file():
+            console.rule(f"[bold]{row.name}[/]", align="left")
+            words = [word for text in row.settings for word in ("--set", text)]
+            words += ["--epochs", str(epochs), "--weights", weights, "--resume"]
+            fieldmark("train", data, "--out", run, "--preset", f"{row.system}-{backbone}", *words)
+            counts = ("--count", EVERYTHING, "--autoattack-count", "0", "--attacks", "clean")
+            fieldmark("evaluate", run, "--data", data, *counts, "--out", evaluation)
+        path = save("recipe", _collected(out, rows, backbone, epochs))
+    console.print(f"figures: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _collected(out: Path, rows: int, backbone: str, epochs: int) -> dict[str, Any]:
+    """Of every row that is finished: shares of validation and test by head, intervals, and how long it trained."""
+    found = []
+    for number, row in enumerate(ROWS[:rows]):
+        run, evaluation = out / f"{number:02d}" / "run.json", out / f"{number:02d}.json"
+        if evaluation.is_file():
+            record = json.loads(run.read_text(encoding="utf-8"))
+            answers = json.loads(evaluation.read_text(encoding="utf-8"))["right"]
+            found.append(
+                {
+                    "row": row.name,
+                    "system": row.system,
+                    "settings": list(row.settings),
+                    "validation": record["results"]["validation"],
+                    "outcome": record["results"]["outcome"],
+                    "minutes": round(sum(each["seconds"] for each in record["results"]["history"]) / 60, 1),
+                    "test": {
+                        head: _share(each["clean"].count("1"), len(each["clean"])) for head, each in answers.items()
+                    },
+                }
+            )
+    probe = json.loads((out / "probe.json").read_text(encoding="utf-8"))
+    return {"preset": backbone, "epochs": epochs, "probe": probe, "rows": found}
+
+
+def _share(right: int, count: int) -> dict[str, Any]:
+    low, high = wilson(right, count)
+    return {"right": right, "of": count, "share": round(right / count, 4), "interval": [round(low, 4), round(high, 4)]}
+
+
+def linear_probe(data: Path, name: str, weights: str) -> dict[str, Any]:
+    """Logistic regression on the spatial means of the last maps, standardised; validation chooses the penalty."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from training.backbones import load_weights
+
+    config = preset(name)
+    dataset = open_dataset(data)
+    network = Network(
+        NetworkConfig(backbone=config.backbone, output_stride=config.output_stride, classes=len(dataset.labels))
+    ).eval()
+    load_weights(network.backbone, config.backbone, weights)
+    features = {
+        part: _features(network, dataset.parts[part], config.image_size) for part in ("train", "validation", "test")
+    }
+    judged = []
+    for penalty in PENALTIES:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=500)).fit(*features["train"])
+        judged.append((float(model.score(*features["validation"])), penalty, model))
+    share, penalty, model = max(judged, key=lambda each: each[0])
+    right = round(model.score(*features["test"]) * len(features["test"][1]))
+    return {"penalty": penalty, "validation": round(share, 4), "test": _share(right, len(features["test"][1]))}
+
+
+def _features(network: Network, samples: Any, size: int) -> tuple[Any, Any]:
+    """(n, C) and labels (n,)."""
+    import torch
+
+    from bundle.image import ImageSpec
+    from training.attacks import from_bytes
+    from training.data.loading import images_array
+
+    images, labels = images_array(samples, ImageSpec(height=size, width=size))
+    found = []
+    with torch.no_grad():
+        for batch in torch.from_numpy(images).split(64):
+            inputs = network.normalised(from_bytes(batch)).contiguous(memory_format=torch.channels_last)
+            found.append(network.backbone(inputs)[-1].mean(dim=(2, 3)))
+    return torch.cat(found).numpy(), labels
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The rows as Markdown."""
+    lines = ["| recipe | head | validation | test, 95 % interval | minutes |", "|---|---|---|---|---|"]
+    probe = result["probe"]
+    low, high = probe["test"]["interval"]
+    lines.append(
+        f"| linear probe, nothing trained | | {probe['validation']:.1%} | {probe['test']['share']:.1%} "
+        f"({low:.1%} to {high:.1%}) | |"
+    )
+    for row in result["rows"]:
+        for head, share in row["test"].items():
+            low, high = share["interval"]
+            lines.append(
+                f"| {row['row']} | {head} | {row['validation'][head]:.1%} | {share['share']:.1%} "
+                f"({low:.1%} to {high:.1%}) | {row['minutes']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(recipe)
+    guarded(app)

@@ -1,0 +1,45 @@
+"""What a run's own figures say against it: said after the epoch that shows it, at the end, and as a gate."""
+
+from collections.abc import Mapping, Sequence
+
+EXPLODED = 10.0  # times the smallest loss so far
+SLACK = 0.02  # of validation images, by which a head may fall below its warm-up
+CHANCE = 0.01  # probability of doing as well by guessing
+
+Row = Mapping[str, float]
+
+
+def exploded(history: Sequence[Row], joint_from: int) -> str | None:
+    """Whether the loss of the last epoch is far above that of an earlier one under the same objective."""
+    losses = [row["loss"] for row in history[joint_from:]]
+    if len(losses) < 2 or losses[-1] <= EXPLODED * min(losses[:-1]):
+        return None
+    return (
+        f"the loss rose from {min(losses[:-1]):.4g} to {losses[-1]:.4g}: lower the rates "
+        "(--set learning_rate_heads=..., --set learning_rate_backbone=...), or bound the steps (--set clip=1)"
+    )
+
+
+def fallen(warmed: Row, now: Row) -> list[str]:
+    """Heads whose validation accuracy is below that at the end of their warm-up."""
+    return [
+        f"{head} got worse than its warm-up ({now[head]:.1%} of validation after {share:.1%}): the backbone learns too "
+        "fast (--set learning_rate_backbone=...), or the heads warmed up for too short a time"
+        for head, share in warmed.items()
+        if head in now and now[head] < share - SLACK
+    ]
+
+
+def guessing(shares: Row, images: int, classes: int) -> list[str]:
+    """Heads that answer no more of `images` rightly than guessing among `classes` would, by an exact binomial test."""
+    from scipy.stats import binom
+
+    found = []
+    for head, share in shares.items():
+        right = round(share * images)
+        if images and binom.sf(right - 1, images, 1 / classes) > CHANCE:
+            found.append(
+                f"{head} answers {right} of {images} validation images rightly, no better than guessing among "
+                f"{classes} classes"
+            )
+    return found
