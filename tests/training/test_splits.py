@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bundle.errors import DatasetError, OptionError
 from training.data import Sample, open_dataset
-from training.data.dataset import PARTS, divide
+from training.data.division import PARTS, divide
 from training.data.index import Index
 
 DEFAULT = {"validation": 0.10, "calibration": 0.19, "test": 0.20}
