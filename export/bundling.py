@@ -244,7 +244,7 @@ def _provenance(
     return {
         "preset": record.config.preset,
         "config": config,
-        "dataset": {key: value for key, value in to_plain(record.dataset).items() if key != "root"},
+        "dataset": record.dataset.published(),
         "results": results,
         "versions": record.versions,
         "weights_sha256": weights_sha256,

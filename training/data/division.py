@@ -8,7 +8,7 @@ shares and seed.
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bundle.errors import DatasetError, OptionError
@@ -58,8 +58,8 @@ def needed(alpha: float) -> int:
 def smallest_alpha(n: int) -> float:
     """The smallest rate that n calibration images support, rounded up to two digits."""
     exact = 1 / (n + 1)
-    digits = 1 - math.floor(math.log10(exact))
-    return math.ceil(exact * 10**digits - 1e-9) / 10**digits
+    unit: float = 10.0 ** (math.floor(math.log10(exact)) - 1)
+    return round(math.ceil(exact / unit - 1e-9) * unit, 12)
 
 
 def divide(

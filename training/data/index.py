@@ -99,7 +99,7 @@ def text_rows(path: Path, fields: int, *, rest: bool = False) -> Iterator[tuple[
 
 
 def told_passed(passed: Mapping[str, int], around: str = "{}") -> str:
-    """"30 .heic, 2 .txt passed over", most first, inside `around`; nothing of nothing."""
+    """ "30 .heic, 2 .txt passed over", most first, inside `around`; nothing of nothing."""
     if not passed:
         return ""
     ordered = sorted(passed.items(), key=lambda each: (-each[1], each[0]))

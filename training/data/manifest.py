@@ -110,7 +110,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
             else:
                 yield where, dict(zip(columns, (field.strip() for field in fields), strict=True))
     except csv.Error as problem:
-        raise DatasetError(f"{path}:{reader.line_num} is no row of a CSV file ({problem})", hint="Correct it.") from None
+        raise DatasetError(
+            f"{path}:{reader.line_num} is no row of a CSV file ({problem})", hint="Correct it."
+        ) from None
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -124,7 +126,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
         columns = _checked_columns(table.column_names, path)
         rows = zip(*(table.column(position).to_pylist() for position in range(len(columns))), strict=True)
     except (pyarrow.ArrowException, OSError, ValueError) as problem:
-        raise DatasetError(f"{path} is not a readable Parquet file ({first_line(problem)})", hint="Write it again.") from None
+        raise DatasetError(
+            f"{path} is not a readable Parquet file ({first_line(problem)})", hint="Write it again."
+        ) from None
     for place, values in enumerate(rows, start=1):
         where = f"{path}, row {place}"
         yield where, {name: _text(value, name, where) for name, value in zip(columns, values, strict=True)}
@@ -154,5 +158,7 @@ def _checked_columns(columns: list[str], path: Path) -> list[str]:
             raise DatasetError(f"{path} lacks the column {name!r}", hint=f"It needs: {', '.join(NEEDED)}.")
     if (boxed := set(columns) & set(BOX)) and len(boxed) < len(BOX):
         missing = next(name for name in BOX if name not in boxed)
-        raise DatasetError(f"{path} lacks the column {missing!r} of a box", hint=f"Give all of {', '.join(BOX)}, or none.")
+        raise DatasetError(
+            f"{path} lacks the column {missing!r} of a box", hint=f"Give all of {', '.join(BOX)}, or none."
+        )
     return columns

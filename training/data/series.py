@@ -8,12 +8,12 @@ classes may resemble each other because the classes do: across classes only copi
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import PurePosixPath
 
 from training.data.index import Sample
-from training.data.look import COPY, SCENE, Keys, Look, alike, joined, same_bytes
+from training.data.look import COPY, SAME_COLOURS, SCENE, Keys, Look, alike, joined, same_bytes
 
 SECONDS = 3.0  # between two photographs of one series
 LONGEST = 10  # a longer run that is most of its class is an album, or a clock that stands still
@@ -37,19 +37,19 @@ _COUNTER = re.compile(r"((?:_?(?:IMG|DSC|DSCN|DSCF|MG|MVIMG|GOPR|DJI)_?)|P\d{3})
 def find_series(samples: Sequence[Sample], seen: Look) -> tuple[Keys, ...]:
     """Keys of the images of each series of two or more, sorted. What cannot be read belongs to none."""
     samples = [sample for sample in samples if sample.key not in seen.bad]
-    sets = [*same_bytes(samples), *alike(_hashes(samples, seen), COPY)]
+    sets = [*same_bytes(samples), *alike(_prints(samples, seen), COPY, SAME_COLOURS)]
     by_class: dict[int, list[Sample]] = {}
     for sample in samples:
         by_class.setdefault(sample.label, []).append(sample)
     for each in by_class.values():
-        for found in (alike(_hashes(each, seen), SCENE), _by_time(each, seen), _by_name(each)):
+        for found in (alike(_prints(each, seen), SCENE), _by_time(each, seen), _by_name(each)):
             sets += _told(found, len(each))
         sets += (run for run in _by_counter(each, seen) if len(run) <= min(LONGEST, len(each) // 2))
     return tuple(joined(pair for keys in sets for pair in pairwise(keys)))
 
 
-def _hashes(samples: Iterable[Sample], seen: Look) -> dict[str, bytes]:
-    return {sample.key: seen.hashes[sample.key] for sample in samples if sample.key in seen.hashes}
+def _prints(samples: Iterable[Sample], seen: Look) -> dict[str, bytes]:
+    return {sample.key: seen.prints[sample.key] for sample in samples if sample.key in seen.prints}
 
 
 def _told(sets: Iterable[Keys], images: int) -> Iterator[Keys]:
@@ -102,5 +102,5 @@ def _moment(sample: Sample, seen: Look) -> float | None:
         return None
     year, month, day, hour, minute, second = (int(field) for field in match.groups())
     with suppress(ValueError):  # digits that are no time
-        return datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc).timestamp()
+        return datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp()
     return None
