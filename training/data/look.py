@@ -72,7 +72,7 @@ def look(samples: Sequence[Sample], spec: ImageSpec = SPEC, *, hashed: bool = Tr
         )
     keyed = list(zip((sample.key for sample in samples), found, strict=True))
     return Look(
-        bad={key: bad for key, (bad, _, _) in keyed if bad is not None},
+        bad={key: bad for key, (bad, _, _) in sorted(keyed) if bad is not None},
         prints={key: bits for key, (_, bits, _) in keyed if bits is not None},
         taken={key: taken for key, (_, _, taken) in keyed if taken is not None},
     )
