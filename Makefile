@@ -27,8 +27,8 @@ help: ## Show this list
 
 setup: .venv/.ready .venv-triton/.ready ## Make both environments (about 3 minutes, 6 GB; instant when they exist)
 
-demo: setup ## The whole job: draw, train, export, serve, attack, score. DATA=FOLDER and PRESET=NAME take your own
-	@.venv/bin/python -m demo $${DATA:+--data "$$DATA"} $${PRESET:+--preset "$$PRESET"}
+demo: setup ## The whole job: draw, train, export, serve, attack, score. DATA=FOLDER PRESET=NAME ALPHA=RATE take your own
+	@.venv/bin/python -m demo $${DATA:+--data "$$DATA"} $${PRESET:+--preset "$$PRESET"} $${ALPHA:+--alpha "$$ALPHA"}
 
 test: setup ## Run all tests. TESTS="-m hostile" or TESTS=tests/bundle runs a part
 	.venv/bin/python -m pytest $(TESTS)

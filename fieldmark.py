@@ -17,8 +17,8 @@ from bundle.errors import FieldmarkError, MissingExtra, OptionError, printable
 
 # verb -> (module whose `app` is a Typer application with a command of that name, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
-    "data": ("training.data.cli", "Draw the built-in set of birds, or look at any dataset."),
-    "train": ("training.cli", "Train a robust classifier on a dataset folder."),
+    "data": ("training.data.cli", "Draw the built-in set of birds; look at any dataset, or check it."),
+    "train": ("training.cli", "Train a robust classifier on a dataset."),
     "evaluate": ("robustness.cli", "Measure a trained classifier's accuracy, clean and under attack."),
     "attack": ("training.cli", "Attack a trained classifier; write the attacked images as 8-bit files."),
     "export": ("export.cli", "Turn a training run into a bundle: ONNX graphs with preprocessing and detector inside."),
@@ -38,6 +38,7 @@ EXTRAS: dict[str, str] = {
     "pytorch_metric_learning": "training",
     "tensorboard": "training",
     "pyautoattack": "attacks",
+    "imagehash": "training",
     "sklearn": "training",
     "scipy": "training",
     "jinja2": "training",

@@ -99,7 +99,7 @@ def jobs(backbone: str, seeds: int) -> Iterator[tuple[int, Row]]:
 
 def study(
     data: Annotated[
-        Path | None, typer.Option(help="CUB, Cars or class folders; without it, the built-in birds.")
+        Path | None, typer.Option(help="CUB, Cars, class folders or a manifest; without it, the built-in birds.")
     ] = None,
     backbone: Annotated[str, typer.Option(help="small, vgg16, vgg19 or resnet34.")] = "small",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 3,
@@ -156,7 +156,7 @@ def study(
     result = _save(folder, backbone, seeds, name, built_in)
     if name is None:
         write_page(result)
-    console.print(f"tables: {result}{'' if name else f', in {PAGE}'}", highlight=False, soft_wrap=True)
+    console.print(f"tables: {result}{'' if name else f', in {PAGE}'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _length(row: Row, epochs: int | None, fast_epochs: int | None) -> int:
@@ -206,6 +206,7 @@ def _save(folder: Path, backbone: str, seeds: int, name: str | None, built_in: b
     for row in dict.fromkeys(row for _, row in jobs(backbone, 1)):
         files = [folder / f"{row.name}-{seed}.json" for seed in range(seeds)]
         found = [_told_apart(json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()]
+        _same_images(row.name, found)
         for head in found[0]["right"] if found else ():
             table.append(
                 {
@@ -231,6 +232,15 @@ def _save(folder: Path, backbone: str, seeds: int, name: str | None, built_in: b
     }
     write_text(path, json.dumps(document, indent=1) + "\n")
     return path
+
+
+def _same_images(row: str, evaluations: list[dict[str, Any]]) -> None:
+    """Seeds are resampled as trainings that were judged on the same images, so they must have been."""
+    if any(each["images"] != evaluations[0]["images"] for each in evaluations):
+        raise OptionError(
+            f"the seeds of {row} were judged on different images",
+            hint="They were trained with different divisions of the data; start anew with another --out.",
+        )
 
 
 def _told_apart(evaluation: dict[str, Any]) -> dict[str, Any]:

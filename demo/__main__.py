@@ -28,17 +28,21 @@ DEFAULT_PRESET = "small"
 
 
 def demo(
-    data: Annotated[Path | None, typer.Option(help="Your dataset: CUB, Cars or class folders.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Your dataset: CUB, Cars, class folders or a manifest.")] = None,
     preset: Annotated[str, typer.Option(help="Training preset.")] = DEFAULT_PRESET,
     out: Annotated[Path | None, typer.Option(help="Where everything goes; build/demo[-NAME][-PRESET].")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Training epochs, instead of the preset's.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Input side in pixels, instead of the preset's.")] = None,
     weights: Annotated[str | None, typer.Option(help="'imagenet', 'none' or a file, instead of the preset's.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="False-positive rate of the alarm, instead of export's.")] = None,
     count: Annotated[int, typer.Option(min=2, help="Test images to attack, for each attack and network.")] = 300,
 ) -> None:
     """Run the whole job; finished stages are reused."""
     console = Console()
-    names = [*([] if data is None else [data.resolve().name]), *([] if preset == DEFAULT_PRESET else [preset])]
+    names = [
+        *([] if data is None else [data.resolve().stem if data.is_file() else data.resolve().name]),
+        *([] if preset == DEFAULT_PRESET else [preset]),
+    ]
     out = out or Path("build") / "-".join(["demo", *names])
     out.mkdir(parents=True, exist_ok=True)
     stages = Stages(out, console)
@@ -58,9 +62,9 @@ def demo(
     train: tuple[str | Path, ...] = ("train", data, "--out", run, *settings, resume)
     stages.run("train", key, run / "model.pt", lambda: fieldmark(*train))
     key = f"{key} {stages.stamp('train')} schema {SCHEMA}"  # a bundle of an earlier version is made again
-    stages.run(
-        "export", key, bundle_path, lambda: fieldmark("export", run, "--out", bundle_path, "--data", data, "--force")
-    )
+    rate = () if alpha is None else ("--alpha", str(alpha))
+    export: tuple[str | Path, ...] = ("export", run, "--out", bundle_path, "--data", data, *rate, "--force")
+    stages.run("export", " ".join([key, *rate]), bundle_path, lambda: fieldmark(*export))
     bundle = Bundle.open(bundle_path)
     first, *_ = networks = [name for name in tensors.NETWORKS if name in bundle.manifest.networks]
     arguments = ("--out", attacked, "--data", data, "--attacks", ",".join(ATTACKS), "--count", str(count), "--force")
@@ -92,11 +96,12 @@ def demo(
     _print(report, console)
     console.print(
         f"\nfigures  {out / 'report.json'}\npicture  {out / 'demo.png'}\n"
-        f"report   {bundle_path / 'report' / 'report.html'}: gates, attackers who know the detector, limits",
+        f"report   {bundle_path / 'report' / 'report.html'}: gates, attackers who know the detector, limits\n"
+        f"bundle   {bundle_path}   serve it: fieldmark serve {bundle_path}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
-    console.print(f"bundle   {bundle_path}   serve it: fieldmark serve {bundle_path}", highlight=False, soft_wrap=True)
 
 
 def _measure(by_attack: dict[str, Answers]) -> dict[str, Any]:

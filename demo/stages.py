@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from bundle.errors import FieldmarkError, Interrupted
 from bundle.files import write_text
@@ -40,7 +41,7 @@ class Stages:
         if known is not None and known["key"] == key and product.exists():
             self.seconds[name] = known["seconds"]
             self.reused.append(name)
-            self.console.rule(f"[dim]{name}: reused {product}[/]", align="left", style="dim")
+            self.console.rule(f"[dim]{name}: reused {escape(str(product))}[/]", align="left", style="dim")
             return
         self.console.rule(f"[bold]{name}[/]", align="left")
         self.done[f"{name} begun"] = {"key": key}
@@ -71,9 +72,12 @@ class Stages:
         self.seconds[name] = round(time.perf_counter() - started, 2)
 
 
-def contents(folder: Path, *, without: Path) -> str:
-    """A digest over name, size and time of every file below `folder`: a dataset that changed is trained on anew."""
+def contents(data: Path, *, without: Path) -> str:
+    """A digest over name, size and time of every file below a folder, or beside a manifest: a dataset that changed is
+    trained on anew.
+    """
     digest, left_out = hashlib.sha256(), without.resolve()
+    folder = data.parent if data.is_file() else data
     for place, folders, files in os.walk(folder.resolve(), followlinks=False):
         folders[:] = sorted(name for name in folders if Path(place, name) != left_out)
         for name in sorted(files):

@@ -78,6 +78,11 @@ def export_run(
     dataset = run_dataset(record, root)
     check_outside(dataset, out)
     check_calibration_size(len(dataset.parts["calibration"]), settings.alpha)
+    if not dataset.parts["test"] and (suite is not None or graphs.precision != FP32):
+        raise OptionError(
+            f"{dataset.name} has no test images, and the report or a narrower precision is measured on them",
+            hint="Export without: --report none, --precision fp32.",
+        )
     spec = image_spec(record.config)
     parts = Parts.of(dataset, spec)
     test = images_array(dataset.parts["test"], spec) if graphs.precision != FP32 else None
@@ -244,7 +249,7 @@ def _provenance(
     return {
         "preset": record.config.preset,
         "config": config,
-        "dataset": {key: value for key, value in to_plain(record.dataset).items() if key != "root"},
+        "dataset": record.dataset.published(),
         "results": results,
         "versions": record.versions,
         "weights_sha256": weights_sha256,

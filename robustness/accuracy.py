@@ -15,7 +15,16 @@ from rich.progress import track
 from rich.table import Table
 
 from bundle.errors import OptionError
-from training.adversaries import AUTO_CLASSES, BATCH, CLEAN, attack_pixels, check_attacks, run_dataset, spread
+from training.adversaries import (
+    AUTO_CLASSES,
+    BATCH,
+    CLEAN,
+    attack_pixels,
+    check_attacks,
+    run_dataset,
+    samples_of,
+    spread,
+)
 from training.attack_losses import judge_of
 from training.attacks import from_bytes
 from training.data.loading import image_loader
@@ -49,12 +58,10 @@ def evaluate_run(
     if WORST in names:
         raise OptionError(f"{WORST!r} is no attack but the worst of all others")
     dataset = run_dataset(record, root)
-    if part not in dataset.parts:
-        raise OptionError(f"unknown part {part!r}", hint=f"Choose one of: {', '.join(dataset.parts)}.")
+    chosen = spread(samples_of(dataset, part), count)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for each in (network, *sources.values()):
         each.to(device)
-    chosen = spread(dataset.parts[part], count)
     able = network.config.classes >= AUTO_CLASSES and AUTOATTACK not in names
     subset = spread(chosen, autoattack_count) if able else ()
     jobs = [(name, chosen) for name in names] + ([(AUTOATTACK, subset)] if subset else [])

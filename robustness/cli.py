@@ -128,7 +128,7 @@ def evaluate(
         return
     console = Console()
     show_report(report.document, console)
-    console.print(f"{out}: report.html and report.json", highlight=False, soft_wrap=True)
+    console.print(f"{out}: report.html and report.json", highlight=False, markup=False, soft_wrap=True)
 
 
 def _paper(

@@ -19,7 +19,7 @@ from bundle import tensors
 from bundle.errors import DatasetError, OptionError
 from bundle.image import ImageSpec
 from robustness.accuracy import wilson
-from training.adversaries import BATCH, CLEAN, attack_pixels, check_attacks, spread
+from training.adversaries import BATCH, CLEAN, attack_pixels, check_attacks, samples_of, spread
 from training.attacks import from_bytes
 from training.data import Dataset, Sample
 from training.data.index import Landmark
@@ -64,8 +64,7 @@ def pointing(
     check_attacks(names, sources, network)
     if not set(network.config.heads) & set(tensors.NETWORKS):
         raise OptionError(f"a {record.config.system!r} network has neither attention nor prototypes to point with")
-    if part not in dataset.parts:
-        raise OptionError(f"unknown part {part!r}", hint=f"Choose one of: {', '.join(dataset.parts)}.")
+    samples_of(dataset, part)
     if not 0 < radius < 1:
         raise OptionError(f"radius {radius} is not in 0..1", hint="It is a fraction of the image's side.")
     spec = image_spec(record.config)

@@ -103,7 +103,7 @@ def make_report(
             "weights_sha256": sha256_of(run.path / "model.pt"),
             "trained_with": record.versions,
         },
-        "dataset": {key: value for key, value in to_plain(record.dataset).items() if key != "root"},
+        "dataset": record.dataset.published(),
         "labels": list(record.labels),
         "measured_with": _versions(network),
         "detectors": {

@@ -37,7 +37,7 @@ class Wall:
 WALLS = {
     "bundle": Wall(never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
     "detector": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
-    "training": Wall(rooms={"bundle"}, never=CALLS | GRAPHS),
+    "training": Wall(rooms={"bundle"}, never=CALLS - {"pyarrow"} | GRAPHS, not_at_import={"pyarrow"}),
     "robustness": Wall(rooms={"bundle", "detector", "training"}, never=CALLS | GRAPHS, not_at_import=DRAWING),
     "export": Wall(
         rooms={"bundle", "detector", "training", "robustness"}, never={"grpc", "tritonclient", "pytriton", "pyarrow"}

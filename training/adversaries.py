@@ -23,7 +23,7 @@ from bundle.files import atomic_folder
 from training.attack_losses import LOSSES, TARGETS, LogitLoss, judge_of, losses_against, targeted, targets_of
 from training.attacks import Attack, Judge, attack_named, from_bytes, gaussian_noise, round_to_bytes, worst_case
 from training.autoattack import auto_attack
-from training.data import Dataset, check_outside, open_dataset
+from training.data import Dataset, Sample, check_outside
 from training.data.loading import image_loader
 from training.networks import Network
 from training.run import Run, RunRecord, image_spec
@@ -38,13 +38,23 @@ T = TypeVar("T")
 
 def run_dataset(record: RunRecord, root: Path) -> Dataset:
     """The dataset a run was trained on, divided as then; raises CheckpointError when it has changed."""
-    dataset = open_dataset(root, seed=record.dataset.seed)
+    dataset = record.dataset.open(root)
     if dataset.digest != record.dataset.digest:
         raise CheckpointError(
             f"{root} is not the data this run was trained on (files, labels or boxes differ)",
             hint="Restore it, or name the right folder with --data.",
         )
     return dataset
+
+
+def samples_of(dataset: Dataset, part: str) -> tuple[Sample, ...]:
+    """The samples of a part that was asked for by name; raises OptionError where there are none."""
+    if part not in dataset.parts:
+        raise OptionError(f"unknown part {part!r}", hint=f"Choose one of: {', '.join(dataset.parts)}.")
+    if not dataset.parts[part]:
+        full = [name for name, samples in dataset.parts.items() if samples]
+        raise OptionError(f"the {part} part of {dataset.name} holds no images", hint=f"There are: {', '.join(full)}.")
+    return dataset.parts[part]
 
 
 def check_attacks(names: tuple[str, ...], sources: Mapping[str, Network], network: Network) -> None:
@@ -187,9 +197,7 @@ def write_attacks(
     check_attacks(attacks, sources or {}, network)
     dataset = run_dataset(record, root)
     check_outside(dataset, out)
-    if part not in dataset.parts:
-        raise OptionError(f"unknown part {part!r}", hint=f"Choose one of: {', '.join(dataset.parts)}.")
-    chosen = spread(dataset.parts[part], count)
+    chosen = spread(samples_of(dataset, part), count)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for each in (network, *(sources or {}).values()):
         each.to(device)

@@ -3,7 +3,7 @@
 import json as jsonlib
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +27,12 @@ def _root() -> None:
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Argument(help="CUB-200-2011, Stanford Cars-196 or a folder of class folders.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="CUB-200-2011, Stanford Cars-196, a folder of class folders, or a manifest (.csv, .parquet)."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     preset: Annotated[str, typer.Option(help="Starting point of all settings; an unknown name lists them.")] = "small",
     system: Annotated[
@@ -43,7 +48,20 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other setting: --set loss.cluster=0 --set ema=0.99"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights, order, augmentation and data division.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation.")] = None,
+    division_seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of the division: runs that share it share their parts.")
+    ] = 0,
+    validation: Annotated[float | None, typer.Option(help="Share of the training images; 0.1.")] = None,
+    calibration: Annotated[
+        float | None, typer.Option(help="The same; 0.19, or more where few images would not support alpha 0.05.")
+    ] = None,
+    test: Annotated[
+        float | None, typer.Option(help="Share of all images, where the data have no test part; 0.2.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without images that cannot be read; RUN/bad.csv lists them.")
+    ] = False,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Devices to train on together; a batch is divided.")] = 1,
     precision: Annotated[
@@ -56,11 +74,12 @@ def train(
 ) -> None:
     """Train a system's heads, project its prototypes, and keep the best epoch on validation."""
     try:
-        from training.data import check_outside, open_dataset
+        from training.data import Shares, check_outside, open_dataset
+        from training.data.check import examine, sound
         from training.fit import train_run
         from training.parallel import AUTO, Devices, default_precision
         from training.presets import preset as preset_named
-        from training.run import Run
+        from training.run import BAD, Run, image_spec
     except ImportError as problem:
         raise MissingExtra.named("training", "fieldmark train", problem) from None
     config = preset_named(
@@ -77,10 +96,12 @@ def train(
     )
     if config.weights == "none":
         config = replace(config, weights=None)
-    run, console = Run(out), Console(stderr=json)
+    run, console = Run(out), Console(stderr=json, markup=False, highlight=False, soft_wrap=True)
+    shares = Shares(validation=validation, calibration=calibration, test=test)
     if run.finished and resume:
         run.check_settings(config)
-        console.print(f"{out} is finished; nothing to do", highlight=False)
+        run.check_division(division_seed, shares)
+        console.print(f"{out} is finished; nothing to do")
         if json:
             _print_json(run, run.read_record(), 0.0)
         return
@@ -89,10 +110,24 @@ def train(
         raise OptionError(f"{out} holds a run already", hint="Pass --resume to go on, or --force to start anew.")
     if out.exists() and any(out.iterdir()) and not (out / "run.json").exists():
         raise OptionError(f"{out} is not empty and holds no run", hint="Choose another --out.")
-    dataset = open_dataset(data, seed=config.seed)
+    if resume and (out / "run.json").exists():
+        run.check_division(division_seed, shares)
+        dataset = run.read_record().dataset.open(data)  # divided as it was, and without what was bad then
+    else:
+        dataset = open_dataset(data, seed=division_seed, **asdict(shares))
+        dataset = sound(dataset, image_spec(config), skip_bad=skip_bad)
     check_outside(dataset, out)
+    if not dataset.parts["validation"]:
+        raise OptionError(
+            f"{dataset.name} leaves no images for validation, by which the best epoch is chosen",
+            hint="Choose a larger --validation, or add images.",
+        )
     counts = ", ".join(f"{len(samples)} {name}" for name, samples in dataset.parts.items())
-    console.print(f"{dataset.name}: {len(dataset.labels)} classes; {counts}", highlight=False)
+    console.print(f"{dataset.name}: {len(dataset.labels)} classes; {counts}\n{dataset.division}")
+    for note in (*dataset.notes, *examine(dataset, dataset.looked).sentences()):
+        console.print(f"note: {note}")
+    if dataset.bad:
+        console.print(f"note: {len(dataset.bad)} images that cannot be read are left out; {out / BAD} lists them")
     started = time.perf_counter()
     precision = default_precision(config.backbone) if precision == AUTO else precision
     using = Devices(accelerator=accelerator, precision=precision, devices=devices, workers=workers)
@@ -102,15 +137,12 @@ def train(
         _print_json(run, record, seconds)
         return
     for sentence in record.results["outcome"]:
-        console.print(f"warning: {sentence}", highlight=False, markup=False, soft_wrap=True)
-    shares = ", ".join(f"{head} {share:.1%}" for head, share in record.results["validation"].items())
+        console.print(f"warning: {sentence}")
+    right = ", ".join(f"{head} {share:.1%}" for head, share in record.results["validation"].items())
     served = set(record.results["validation"]) <= set(tensors.NETWORKS)
     following = f"fieldmark export {out} --out BUNDLE" if served else f"fieldmark evaluate RUN --source sub={out}"
     console.print(
-        f"{out}: validation accuracy {shares}, {seconds:.0f} s\nnext: {following}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+        f"{out}: validation accuracy {right}, {seconds:.0f} s\nnext: {following}",
     )
 
 

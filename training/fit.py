@@ -441,18 +441,14 @@ class Trainer:
         self.console.print(f"going on after epoch {len(self.history)}", highlight=False)
 
     def _record(self) -> RunRecord:
-        dataset = DatasetRecord(
-            name=self.dataset.name,
-            format=self.dataset.format,
-            root=str(self.dataset.root.resolve()),
-            digest=self.dataset.digest,
-            seed=self.config.seed,
-            counts={name: len(samples) for name, samples in self.dataset.parts.items()},
-        )
         versions = {"torch": torch.__version__, "python": platform.python_version(), "device": str(self.fabric.device)}
         versions["precision"] = self.precision
         if self.share.processes > 1:
             versions["devices"] = str(self.share.processes)
         return RunRecord(
-            schema=SCHEMA, config=self.config, labels=self.dataset.labels, dataset=dataset, versions=versions
+            schema=SCHEMA,
+            config=self.config,
+            labels=self.dataset.labels,
+            dataset=DatasetRecord.of(self.dataset),
+            versions=versions,
         )

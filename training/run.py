@@ -1,6 +1,7 @@
 """A training run on disk: what was asked (run.json), where it stands (state.pt), what came out (model.pt).
 
 run.json        config, labels, dataset, versions, results; plain JSON
+bad.csv         path and reason of each image that was left out, where there are any
 state.pt        everything needed to go on: weights, optimiser, epoch, history; loaded with weights_only
 model.pt        the finished network's state dict
 prototypes.json which training image, and where in it, each prototype was projected onto; for networks with prototypes
@@ -8,13 +9,14 @@ tensorboard/    the curves of the run, for `tensorboard --logdir`
 """
 
 import contextlib
+import csv
 import io
 import json
 import os
 import pickle
 import shutil
 from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +27,51 @@ from bundle.files import atomic_file, lock_for_this_process, write_text
 from bundle.image import ImageSpec
 from bundle.records import RecordError, from_plain, to_plain
 from training.config import TrainingConfig
+from training.data import Dataset, Shares, open_dataset
 from training.networks import Network, NetworkConfig
 from training.systems import SYSTEMS
 
 SCHEMA = 3
+BAD = "bad.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
-    """Which data a run saw; `digest` changes when a file, label, box or part does."""
+    """Which data a run saw, and how they were divided; `digest` changes when a file, label, box or part does."""
 
     name: str
     format: str
     root: str
     digest: str
-    seed: int
+    seed: int  # of the division
+    shares: Shares
     counts: dict[str, int]
+    division: str  # how validation came about, to stand beside every figure on it
+    series: tuple[tuple[str, ...], ...]  # keys of images that were found to belong together
+    bad: dict[str, str]  # keys of images that were left out, and why
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "DatasetRecord":
+        return cls(
+            name=dataset.name,
+            format=dataset.format,
+            root=str(dataset.root.resolve()),
+            digest=dataset.digest,
+            seed=dataset.seed,
+            shares=dataset.shares,
+            counts={name: len(samples) for name, samples in dataset.parts.items()},
+            division=dataset.division,
+            series=dataset.series,
+            bad=dataset.bad,
+        )
+
+    def open(self, root: Path) -> Dataset:
+        """The dataset that lies at `root` now, divided by the same settings; raises DatasetError."""
+        return open_dataset(root, seed=self.seed, **asdict(self.shares), without=self.bad, series=self.series)
+
+    def published(self) -> dict[str, Any]:
+        """What goes into a bundle and a report: no path of this machine, and no lists of files."""
+        return {key: value for key, value in to_plain(self).items() if key not in ("root", "series", "bad")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +136,15 @@ class Run:
 
     def clear(self) -> None:
         """Remove this run's files, and only them."""
-        for name in ("model.pt", "prototypes.json", "state.pt", "best.pt", "run.json"):
+        for name in ("model.pt", "prototypes.json", "state.pt", "best.pt", BAD, "run.json"):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
     def write_record(self, record: RunRecord) -> None:
+        if record.dataset.bad:
+            text = io.StringIO(newline="")
+            csv.writer(text).writerows([("path", "reason"), *record.dataset.bad.items()])
+            write_text(self.path / BAD, text.getvalue())
         write_text(self.path / "run.json", json.dumps(to_plain(record), indent=2, ensure_ascii=False) + "\n")
 
     def read_record(self) -> RunRecord:
@@ -134,6 +169,14 @@ class Run:
         """Raises CheckpointError when this run was started with another config than `config`."""
         if to_plain(self.read_record().config) != to_plain(config):
             raise CheckpointError(f"{self.path} was started with other settings", hint="Resume with the same options.")
+
+    def check_division(self, seed: int, shares: Shares) -> None:
+        """The same for the settings of its division."""
+        told = self.read_record().dataset
+        if (told.seed, told.shares) != (seed, shares):
+            raise CheckpointError(
+                f"{self.path} was started with another division of the data", hint="Resume with the same options."
+            )
 
     def write_state(self, name: str, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()  # torch's own writer turns a full disk into an error without its number

@@ -13,7 +13,7 @@ import scipy.io
 from PIL import Image
 
 from bundle.errors import DatasetError, ImageError, OptionError
-from bundle.image import ImageSpec
+from bundle.image import SUFFIXES, ImageSpec
 from training.data import check_outside, open_dataset
 from training.data.loading import images_array
 
@@ -23,9 +23,13 @@ CUB_FILES = ("images.txt", "classes.txt", "image_class_labels.txt", "train_test_
 SPEC = ImageSpec(height=8, width=8)
 
 
-def image(path: Path) -> Path:
+def image(path: Path, seed: int | None = None) -> Path:
+    """A flat picture, or noise by a seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (20, 16), "teal").save(path, format="PNG")
+    picture = Image.new("RGB", (20, 16), "teal")
+    if seed is not None:
+        picture = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (16, 20, 3), dtype=np.uint8))
+    picture.save(path, format="PNG")
     return path
 
 
@@ -199,9 +203,59 @@ class TestAnyFolder:
         folder(tmp_path, "train/a", "train/b", "test/a", "test/b", "test/c")
         assert f"{tmp_path / 'test' / 'c'} is a class without training images" in refusal(tmp_path)
 
-    def test_a_class_that_the_test_folder_lacks(self, tmp_path: Path) -> None:
-        folder(tmp_path, "train/a", "train/b", "test/a")
-        assert "'b' has no images in its test part" in refusal(tmp_path)
+    def test_classes_that_the_test_or_validation_folder_lacks_are_noted(self, tmp_path: Path) -> None:
+        folder(tmp_path, "train/a", "train/b", "train/c", "train/d", "train/e", "test/a", "val/b")
+        (tmp_path / "val" / "c").mkdir()  # as some copies have it: a folder, and nothing in it
+        dataset = open_dataset(tmp_path)
+        assert {sample.key for sample in dataset.parts["test"]} == {f"test/a/{number}.jpg" for number in range(4)}
+        assert "test: 4 of 5 classes have no images ('b', 'c', 'd' and 1 more)" in dataset.notes
+        assert "validation: 4 of 5 classes have no images ('a', 'c', 'd' and 1 more)" in dataset.notes
+        assert dataset.division == "validation: given by the dataset (1 of 5 classes)"
+
+    @pytest.mark.parametrize("empty", [("test",), ("val",), ("test", "val"), ("test/a", "val/b", "val/unknown")])
+    def test_a_part_that_is_given_without_images_is_taken_from_training(
+        self, tmp_path: Path, empty: tuple[str, ...]
+    ) -> None:
+        for name in "ab":
+            for number in range(12):
+                image(tmp_path / "train" / name / f"{number}.jpg", number * 9 + ord(name))
+        for place in empty:
+            (tmp_path / place).mkdir(parents=True)
+        dataset = open_dataset(tmp_path)
+        assert all(dataset.parts.values())
+        parts = {"validation" if place[0] == "v" else "test" for place in empty}
+        said = {f"{part}: the dataset gives no images, so they are taken from the training images" for part in parts}
+        assert said <= set(dataset.notes)
+
+    def test_an_empty_class_folder_of_training_is_refused_all_the_same(self, tmp_path: Path) -> None:
+        folder(tmp_path, "train/a", "train/b", "test/a", "test/c")
+        (tmp_path / "train" / "c").mkdir()
+        assert f"class folder {tmp_path / 'train' / 'c'} holds no images" in refusal(tmp_path)
+
+    def test_what_is_passed_over_is_counted_by_suffix(self, tmp_path: Path) -> None:
+        folder(tmp_path, "a", "b")
+        for number in range(30):
+            (tmp_path / "a" / f"{number}.CR2").touch()
+        for name in ("a/list.txt", "b/list.txt", "b/raw.cr2", "b/Makefile", "b/.hidden"):
+            (tmp_path / name).touch()
+        dataset = open_dataset(tmp_path)
+        assert dataset.passed == {".cr2": 31, ".txt": 2, "": 1}
+        assert "31 .cr2, 2 .txt, 1 without a suffix passed over" in dataset.notes
+
+    def test_a_folder_of_unreadable_kinds_gets_the_list_of_readable_ones(self, tmp_path: Path) -> None:
+        folder(tmp_path, "a")
+        (tmp_path / "b").mkdir()
+        for number in range(3):
+            (tmp_path / "b" / f"{number}.cr2").touch()
+        sentence = refusal(tmp_path)
+        assert f"class folder {tmp_path / 'b'} holds no images (3 .cr2 passed over). Add images (.jpg" in sentence
+        assert all(suffix in sentence for suffix in SUFFIXES)
+
+    def test_a_share_that_the_dataset_makes_needless_is_said(self, tmp_path: Path) -> None:
+        folder(tmp_path, "train/a", "train/b", "test/a", "test/b", count=8)
+        dataset = open_dataset(tmp_path, test=0.5, calibration=0.5)
+        assert "test: given by the dataset, so its share of 0.5 is not used" in dataset.notes
+        assert len(dataset.parts["test"]) == 16
 
     def test_two_validation_folders(self, tmp_path: Path) -> None:
         folder(tmp_path, "train/a", "train/b", "val/a", "val/b", "valid/a", "valid/b")
@@ -429,10 +483,19 @@ class TestCub:
         edit(cub / "classes.txt", 3, "3 003.Ghost")
         assert "'Ghost' has no images in its train part" in refusal(cub)
 
-    def test_a_class_without_test_images(self, cub: Path) -> None:
+    def test_a_class_without_test_images_is_noted(self, cub: Path) -> None:
         for line in (5, 6):
             edit(cub / "train_test_split.txt", line, f"{line} 1")
-        assert "'Bird a' has no images in its test part" in refusal(cub)
+        dataset = open_dataset(cub)
+        assert {sample.label for sample in dataset.parts["test"]} == {1}
+        assert "test: 1 of 2 classes have no images ('Bird a')" in dataset.notes
+
+    def test_no_test_images_at_all(self, cub: Path) -> None:
+        for line in range(1, 13):
+            edit(cub / "train_test_split.txt", line, f"{line} 1")
+        dataset = open_dataset(cub)
+        assert [len(samples) for samples in dataset.parts.values()] == [6, 2, 2, 2]
+        assert "test: the dataset gives no images, so they are taken from the training images" in dataset.notes
 
     def test_two_classes_of_one_name(self, cub: Path) -> None:
         edit(cub / "classes.txt", 2, "2 002.Bird_a")

@@ -1,22 +1,39 @@
-"""`fieldmark data make|show`."""
+"""`fieldmark data make|show|check`."""
 
 import json as jsonlib
 import os
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from training.data.check import examine
 from training.data.cub_writer import Recipe, write_birds
-from training.data.dataset import open_dataset
+from training.data.dataset import Dataset, open_dataset
+from training.data.division import lacking, smallest_alpha
+from training.data.look import look
 from training.data.sheet import draw_sheet
 
+LISTED = 20  # of each kind, in text
+FOUND = 4  # exit code of a check that found something
+
+Data = Annotated[
+    Path, typer.Argument(metavar="DATA", help="CUB-200-2011, Stanford Cars, a folder of class folders, or a manifest.")
+]
+Seed = Annotated[
+    int, typer.Option("--division-seed", "--seed", min=0, help="Divides the training data into parts, as in training.")
+]
+Validation = Annotated[float | None, typer.Option(help="Share of the training images, as in training.")]
+Calibration = Annotated[float | None, typer.Option(help="Share of the training images, as in training.")]
+Test = Annotated[float | None, typer.Option(help="Share of all images, where the data have no test part.")]
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-verbs = typer.Typer(no_args_is_help=True, help="Draw the built-in set of birds, or look at any dataset.")
+verbs = typer.Typer(no_args_is_help=True, help="Draw the built-in set of birds; look at any dataset, or check it.")
 app.add_typer(verbs, name="data")
 
 
@@ -58,24 +75,88 @@ def make(
 
 @verbs.command()
 def show(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="CUB-200-2011, Stanford Cars, or a plain image folder.")],
+    path: Data,
     out: Annotated[Path, typer.Option(help="The picture to write, a .png file.")] = Path("sheet.png"),
     rows: Annotated[int, typer.Option(help="Most rows on the sheet.")] = 4,
     columns: Annotated[int, typer.Option(help="Pictures a row.")] = 6,
     parts: Annotated[bool, typer.Option("--parts", help="Mark the part locations.")] = False,
-    seed: Annotated[int, typer.Option(help="Divides the training data into parts, as in training.")] = 0,
+    seed: Seed = 0,
+    validation: Validation = None,
+    calibration: Calibration = None,
+    test: Test = None,
     json: Annotated[bool, typer.Option("--json", help="Print what the dataset holds as JSON.")] = False,
 ) -> None:
     """Draw a contact sheet of any dataset and say what it holds."""
-    dataset = open_dataset(path, seed=seed)
+    dataset = open_dataset(path, seed=seed, validation=validation, calibration=calibration, test=test)
     shown = draw_sheet(dataset, out, rows=rows, columns=columns, parts=parts)
-    counts = {part: len(samples) for part, samples in dataset.parts.items()}
     if json:
-        facts = {"format": dataset.format, "classes": len(dataset.labels), "images": counts, "sheet": str(out)}
-        sys.stdout.write(jsonlib.dumps(facts, ensure_ascii=False) + "\n")
+        sys.stdout.write(jsonlib.dumps({**_facts(dataset), "sheet": str(out)}, ensure_ascii=False) + "\n")
         return
     console = Console(markup=False, highlight=False, soft_wrap=True)
-    table = Table("format", "classes", *counts)
-    table.add_row(dataset.format, str(len(dataset.labels)), *map(str, counts.values()))
-    console.print(table)
+    _tell(dataset, console)
     console.print(f"{shown} training images on {out}")
+
+
+@verbs.command()
+def check(
+    path: Data,
+    seed: Seed = 0,
+    validation: Validation = None,
+    calibration: Calibration = None,
+    test: Test = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, lists complete.")] = False,
+) -> None:
+    """Decode every image and say what is wrong: bad files, one photograph twice, parts that lack classes.
+
+    Exit code 0: nothing to look at. 4: files that cannot be read, the same file twice, one photograph in two parts or
+    in two classes.
+    """
+    dataset = open_dataset(path, seed=seed, validation=validation, calibration=calibration, test=test)
+    seen = dataset.looked or look(dataset.samples)
+    findings = examine(dataset, seen)
+    if json:
+        document = {**_facts(dataset), **findings.document(), "classes_by_part": _classes_by_part(dataset)}
+        sys.stdout.write(jsonlib.dumps(document, ensure_ascii=False) + "\n")
+    else:
+        console = Console(markup=False, highlight=False, soft_wrap=True)
+        _tell(dataset, console)
+        for line in findings.lines(LISTED):
+            console.print(line)
+    if not findings.clean:
+        raise typer.Exit(FOUND)
+
+
+def _facts(dataset: Dataset) -> dict[str, Any]:
+    n = len(dataset.parts["calibration"])
+    return {
+        "format": dataset.format,
+        "classes": len(dataset.labels),
+        "images": {part: len(samples) for part, samples in dataset.parts.items()},
+        "division": dataset.division,
+        "series": dataset.series,
+        "smallest_alpha": smallest_alpha(n) if n else None,
+        "passed_over": dataset.passed,
+        "notes": dataset.notes,
+    }
+
+
+def _classes_by_part(dataset: Dataset) -> dict[str, dict[str, int]]:
+    """Images by class and part."""
+    counts = {part: Counter(sample.label for sample in samples) for part, samples in dataset.parts.items()}
+    return {name: {part: counts[part][code] for part in counts} for code, name in enumerate(dataset.labels)}
+
+
+def _tell(dataset: Dataset, console: Console) -> None:
+    """Images and classes by part, how they came about, and notes."""
+    classes = {part: len(dataset.labels) - len(lacking(dataset.labels, each)) for part, each in dataset.parts.items()}
+    table = Table(dataset.format, *dataset.parts)
+    table.add_row("images", *(str(len(samples)) for samples in dataset.parts.values()))
+    table.add_row(f"classes of {len(dataset.labels)}", *map(str, classes.values()))
+    console.print(table)
+    console.print(dataset.division)
+    if dataset.series:
+        console.print(f"series: {len(dataset.series)} found, {len(max(dataset.series, key=len))} images the longest")
+    if n := len(dataset.parts["calibration"]):
+        console.print(f"calibration: {n} images support an alpha of {smallest_alpha(n):g} and above")
+    for note in dataset.notes:
+        console.print(f"note: {note}")

@@ -1,62 +1,101 @@
 """One dataset in parts that never overlap: train, validation, calibration, test.
 
-A part that the dataset publishes is taken as it is. The others are carved out of the training data, class by class, by
-the order of a hash of seed and key: the result depends on nothing but the names of the images and the seed, and an
-image added later moves few others.
+A part that the dataset gives is taken as it is; it may lack classes. The others are carved out of the training data
+(training.data.division). Photographs in folders or manifests are looked at first, so that no series of them is divided;
+CUB and Cars publish their test part, and the rest is divided image by image.
 """
 
 import hashlib
 import json
-import math
 import os
-from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from bundle.errors import DatasetError, OptionError
-from training.data import cars, cub, folder
-from training.data.index import Index, Sample
+from training.data import cars, cub, folder, manifest
+from training.data.division import ALPHA, PARTS, Shares, divide, lacking, needed, smallest_alpha
+from training.data.index import Index, Sample, told_passed
+from training.data.look import Keys, Look, look
+from training.data.series import find_series
 
-PARTS = ("train", "validation", "calibration", "test")
+NAMED = 3  # classes that a note names before it counts the others
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Samples of each part, sorted by key. Every class is in every part, unless the part's fraction is 0."""
+    """Samples of each part, sorted by key. Every class has images to train on; other parts may lack some."""
 
     name: str
     format: str
-    """"cub", "cars" or "folder"."""
+    """"cub", "cars", "folder" or "manifest"."""
     root: Path
+    """The folder, or the manifest."""
     labels: tuple[str, ...]
     parts: dict[str, tuple[Sample, ...]]
     """By the names in PARTS."""
     digest: str
     """SHA-256 over part, key, label and box of every sample: a changed dataset or division changes it."""
+    seed: int
+    """Of the division, and of nothing else."""
+    shares: Shares
+    series: tuple[Keys, ...]
+    """What was found to belong together and so was not divided; groups that a dataset gives are not in here."""
+    division: str
+    """How validation came about, to stand beside every figure on it."""
+    notes: tuple[str, ...] = ()
+    """A sentence each of what a user should know before training."""
+    passed: dict[str, int] = field(default_factory=dict)
+    """Files that are no readable images, counted by suffix."""
+    bad: dict[str, str] = field(default_factory=dict)
+    """Keys of images that were left out, and why."""
+    looked: Look | None = None
+    """What was seen of all images, where the division needed it."""
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """Of all parts."""
+        return tuple(chain.from_iterable(self.parts.values()))
 
 
 def open_dataset(
-    root: Path, *, seed: int = 0, validation: float = 0.10, calibration: float = 0.19, test: float = 0.20
+    root: Path,
+    *,
+    seed: int = 0,
+    validation: float | None = None,
+    calibration: float | None = None,
+    test: float | None = None,
+    without: Mapping[str, str] | None = None,
+    series: Sequence[Keys] | None = None,
 ) -> Dataset:
-    """Read the dataset at `root`, whatever its format; no image is decoded.
+    """Read the dataset at `root`, whatever its format, and divide it.
 
-    `validation` and `calibration` are fractions of the training data. `test` is the fraction of all images that a
-    plain folder without a test folder gives up first; CUB and Cars have their own test part.
+    The shares are those of `Shares`; a calibration part of the default share grows until it supports an alpha of 0.05.
+    `without` are keys of images to leave out, and why. `series` are images to keep together; None looks for them,
+    which decodes every image once.
     """
-    _check_fractions(validation, calibration, test)
+    shares = Shares(validation=validation, calibration=calibration, test=test)
     _check_utf8(os.path.abspath(root), "the dataset folder")
     try:
-        index = _read(root)
-        name = index.root.resolve().name
+        index, bad = _left(_read(root), without or {})
+        name = index.root.resolve().stem if index.format == "manifest" else index.root.resolve().name
     except OSError as problem:
         raise DatasetError(
             f"{problem.filename or root} cannot be read: {problem.strerror or problem}",
             hint="Check the path and your permission to read it.",
         ) from None
     _check(index)
-    wanted = {"validation": validation, "calibration": calibration, "test": test}
-    shares = {part: share for part, share in wanted.items() if share > 0 and part not in index.given}
-    parts = divide(index, seed, shares)
+    wanted = {part: share for part, share in shares.wanted().items() if share > 0 and not index.given.get(part)}
+    grouped = any(sample.group for sample in index.given["train"])
+    looked = None
+    if series is None:
+        if wanted and index.format in ("folder", "manifest") and not grouped:
+            looked = look(list(chain.from_iterable(index.given.values())))
+        series = () if looked is None else find_series(index.given["train"], looked)
+    least = needed(ALPHA) if calibration is None else 0
+    parts = divide(index, seed, wanted, series, calibration=least)
     return Dataset(
         name=name,
         format=index.format,
@@ -64,14 +103,27 @@ def open_dataset(
         labels=index.labels,
         parts=parts,
         digest=_digest(index.labels, parts),
+        seed=seed,
+        shares=shares,
+        series=tuple(series),
+        division=_division(index, parts, wanted, series),
+        notes=tuple(_notes(index, parts, wanted, shares)),
+        passed=index.passed,
+        bad=bad,
+        looked=looked,
     )
 
 
 def _read(root: Path) -> Index:
     if not root.exists():
         raise DatasetError(f"there is no folder {root}", hint="Check the path of the dataset.")
+    if (file := manifest.find(root)) is not None:
+        return manifest.read(file)
     if not root.is_dir():
-        raise DatasetError(f"{root} is a file, not a dataset folder", hint="Unpack it, and name the folder.")
+        raise DatasetError(
+            f"{root} is a file, not a dataset folder",
+            hint="Unpack it and name the folder, or name a manifest (.csv, .parquet).",
+        )
     if (place := cub.find(root)) is not None:
         return cub.read(place)
     if (place := cars.find(root)) is not None:
@@ -79,15 +131,14 @@ def _read(root: Path) -> Index:
     return folder.read(root)
 
 
-def _check_fractions(validation: float, calibration: float, test: float) -> None:
-    for name, value in (("validation", validation), ("calibration", calibration), ("test", test)):
-        if not (math.isfinite(value) and 0 <= value < 1):
-            raise OptionError(f"the {name} fraction {value} is not in 0..1", hint="Choose for example 0.1.")
-    if validation + calibration >= 1:
-        raise OptionError(
-            f"validation {validation} and calibration {calibration} leave nothing to train on",
-            hint="Together they must be below 1.",
-        )
+def _left(index: Index, without: Mapping[str, str]) -> tuple[Index, dict[str, str]]:
+    """The index without some images, and those of them that it had."""
+    if not without:
+        return index, {}
+    keys = [sample.key for samples in index.given.values() for sample in samples]
+    given = {part: [each for each in samples if each.key not in without] for part, samples in index.given.items()}
+    left = Index(format=index.format, root=index.root, labels=index.labels, given=given, passed=index.passed)
+    return left, {key: without[key] for key in keys if key in without}
 
 
 def _check(index: Index) -> None:
@@ -112,14 +163,11 @@ def _check(index: Index) -> None:
             f"{index.root} has {len(index.labels)} class{'es' * (not index.labels)}{names}",
             hint="A classifier needs at least two.",
         )
-    for part, samples in index.given.items():
-        present = {sample.label for sample in samples}
-        for code, name in enumerate(index.labels):
-            if code not in present:
-                raise DatasetError(
-                    f"{index.root}: the class {name!r} has no images in its {part} part",
-                    hint="Add images of it, or remove the class.",
-                )
+    for name in lacking(index.labels, index.given["train"]):
+        raise DatasetError(
+            f"{index.root}: the class {name!r} has no images in its train part",
+            hint="Add images of it, or remove the class.",
+        )
 
 
 def _check_utf8(name: str, what: str) -> None:
@@ -128,6 +176,59 @@ def _check_utf8(name: str, what: str) -> None:
         name.encode()
     except UnicodeEncodeError:
         raise DatasetError(f"{what} is called {name!r}, which is not UTF-8", hint="Rename it.") from None
+
+
+def _division(
+    index: Index,
+    parts: Mapping[str, tuple[Sample, ...]],
+    wanted: Mapping[str, float],
+    series: Sequence[Keys],
+) -> str:
+    """How validation came about."""
+    if index.given.get("validation"):
+        classes = len(index.labels) - len(lacking(index.labels, parts["validation"]))
+        return f"validation: given by the dataset ({classes} of {len(index.labels)} classes)"
+    if "validation" not in wanted:
+        return "validation: none"
+    groups = len({sample.group for sample in index.given["train"]} - {""})
+    how = "image by image"
+    if groups:
+        how = f"groups kept together ({groups} given)"
+    elif index.format in ("folder", "manifest"):
+        how = f"series kept together ({len(series)} found)"
+    return f"validation: {100 * wanted['validation']:g} % of the training images, {how}"
+
+
+def _notes(
+    index: Index, parts: Mapping[str, tuple[Sample, ...]], wanted: Mapping[str, float], shares: Shares
+) -> Iterable[str]:
+    """What a user should know before training, a sentence each."""
+    if index.passed:
+        yield told_passed(index.passed)
+    for part in PARTS[1:]:
+        if part in index.given and not index.given[part] and part in wanted:
+            yield f"{part}: the dataset gives no images, so they are taken from the training images"
+        if index.given.get(part) and getattr(shares, part) is not None:
+            yield f"{part}: given by the dataset, so its share of {getattr(shares, part):g} is not used"
+        if not parts[part] and part in wanted:
+            yield f"{part}: no images could be taken, because those of each class belong together"
+        elif parts[part] and (names := lacking(index.labels, parts[part])):
+            shown = ", ".join(map(repr, names[:NAMED]))
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            why = "" if index.given.get(part) else "; what they have belongs together"
+            yield f"{part}: {len(names)} of {len(index.labels)} classes have no images ({shown}{more}){why}"
+    yield from _calibration_notes(index, parts["calibration"], wanted)
+
+
+def _calibration_notes(index: Index, calibration: Sequence[Sample], wanted: Mapping[str, float]) -> Iterable[str]:
+    n, least = len(calibration), needed(ALPHA)
+    if not n:
+        yield "calibration: no images, so the run can be evaluated but not exported"
+    elif n < least:
+        yield (
+            f"calibration: {n} image{'s' * (n != 1)} support no alpha below {smallest_alpha(n):g}, and the default "
+            f"{ALPHA:g} needs {least}; add images, or export with --alpha {smallest_alpha(n):g}"
+        )
 
 
 def check_outside(dataset: Dataset, out: Path) -> None:
@@ -142,44 +243,6 @@ def check_outside(dataset: Dataset, out: Path) -> None:
                 f"{out} lies among the class folders of {place} and would be taken for a class",
                 hint="Choose a folder outside the dataset.",
             )
-
-
-def divide(index: Index, seed: int, shares: dict[str, float]) -> dict[str, tuple[Sample, ...]]:
-    """Carve `shares` (part -> fraction above 0) out of the training data, class by class."""
-    parts = {part: list(index.given.get(part, ())) for part in PARTS if part != "train"} | {"train": []}
-    needed = 1 + len(shares)
-    classes: defaultdict[int, list[Sample]] = defaultdict(list)
-    for sample in index.given["train"]:
-        classes[sample.label].append(sample)
-    for label, samples in sorted(classes.items()):
-        if len(samples) < needed:
-            raise DatasetError(
-                f"{index.root}: the class {index.labels[label]!r} has {len(samples)} training "
-                f"image{'s' * (len(samples) != 1)}, but each class needs {needed}",
-                hint=f"One each for {', '.join(['train', *shares])} is the least; more are much better.",
-            )
-        rest = sorted(samples, key=lambda sample: _rank(seed, sample.key))
-        for part, size in _sizes(len(rest), shares).items():
-            parts[part] += rest[:size]
-            rest = rest[size:]
-        parts["train"] += rest
-    return {part: tuple(sorted(parts[part], key=lambda sample: sample.key)) for part in PARTS}
-
-
-def _sizes(total: int, shares: dict[str, float]) -> dict[str, int]:
-    """How many of a class's `total` images each part takes: rounded, at least one each, and at least one stays."""
-    sizes: dict[str, int] = {}
-    if "test" in shares:
-        sizes["test"] = max(1, round(shares["test"] * total))
-    rest = total - sum(sizes.values())
-    sizes |= {part: max(1, round(share * rest)) for part, share in shares.items() if part != "test"}
-    while sum(sizes.values()) >= total:
-        sizes[max(sizes, key=lambda part: sizes[part])] -= 1
-    return sizes
-
-
-def _rank(seed: int, key: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{key}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _digest(labels: tuple[str, ...], parts: dict[str, tuple[Sample, ...]]) -> str:

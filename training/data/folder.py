@@ -1,15 +1,17 @@
 """A plain image folder: DIR/<class>/*.jpg, or DIR/train/<class>/ beside DIR/test/<class>/ and DIR/validation/<class>/.
 
 Class names are folder names, sorted by name as torchvision's ImageFolder does. Images may lie deeper than one level;
-links are followed. Hidden names and files that are not images are passed over.
+links are followed. Hidden names are passed over; files that are not images too, and these are counted. A class needs
+images in train/ and may lack them in the other parts.
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from bundle.errors import DatasetError
 from bundle.image import SUFFIXES
-from training.data.index import Index, Sample, check_readable
+from training.data.index import Index, Sample, check_readable, told_passed
 
 VALIDATION_NAMES = ("validation", "valid", "val")
 Identity = tuple[int, int]
@@ -22,9 +24,9 @@ def read(root: Path) -> Index:
     labels = tuple(entry.name for entry in _folders(sources["train"]))
     if not labels:
         raise DatasetError(_nothing_found(sources["train"]), hint="Put the images of each class into DIR/<class>/.")
-    seen: dict[Identity, str] = {}
-    given = {part: _read_part(root, source, labels, seen) for part, source in sources.items()}
-    return Index(format="folder", root=root, labels=labels, given=given)
+    reader = _Reader(root, labels)
+    given = {part: reader.part(source, needed=part == "train") for part, source in sources.items()}
+    return Index(format="folder", root=root, labels=labels, given=given, passed=dict(reader.passed))
 
 
 def _sources(root: Path) -> dict[str, Path]:
@@ -45,47 +47,58 @@ def _sources(root: Path) -> dict[str, Path]:
     return sources
 
 
-def _read_part(root: Path, source: Path, labels: tuple[str, ...], seen: dict[Identity, str]) -> list[Sample]:
-    samples: list[Sample] = []
-    for folder in _folders(source):
-        if folder.name not in labels:
-            raise DatasetError(
-                f"{folder.path} is a class without training images",
-                hint="Give it a folder of the same name in train/, or remove it.",
-            )
-        before = len(samples)
-        passed = {_identity(root.stat()), _identity(source.stat())}
-        for path in _images(Path(folder.path), passed, seen):
-            key = path.relative_to(root).as_posix()
-            samples.append(Sample(key=key, path=path, label=labels.index(folder.name), box=None))
-        if len(samples) == before:
-            raise DatasetError(
-                f"the class folder {folder.path} holds no images",
-                hint=f"Add images ({' '.join(SUFFIXES)}) or remove it.",
-            )
-    return samples
+class _Reader:
+    """Lists part after part, and remembers which files it has met and what it passed over."""
 
+    def __init__(self, root: Path, labels: tuple[str, ...]) -> None:
+        self.root, self.labels = root, labels
+        self.seen: dict[Identity, str] = {}
+        self.passed: Counter[str] = Counter()
 
-def _images(folder: Path, passed: set[Identity], seen: dict[Identity, str]) -> list[Path]:
-    """Images in and below `folder`. `passed` ends loops of links; `seen` finds one file that has two names."""
-    if (identity := _identity(folder.stat())) in passed:
-        return []
-    passed.add(identity)
-    found: list[Path] = []
-    for entry in _entries(folder):
-        if _is_folder(entry):
-            found += _images(Path(entry.path), passed, seen)
-        elif _is_image(entry):
-            path = Path(entry.path)
-            check_readable(path, str(folder))
-            first = seen.setdefault(_identity(entry.stat()), entry.path)
-            if first != entry.path:
+    def part(self, source: Path, *, needed: bool) -> list[Sample]:
+        """The images of each class folder in `source`; with `needed`, a class without any is refused."""
+        samples: list[Sample] = []
+        for folder in _folders(source):
+            before, passed = len(samples), Counter(self.passed)
+            around = {_identity(self.root.stat()), _identity(source.stat())}
+            paths = self._images(Path(folder.path), around)
+            if paths and folder.name not in self.labels:
                 raise DatasetError(
-                    f"{first} and {path} are the same file, which could be trained on and tested on",
-                    hint="Keep one of the two.",
+                    f"{folder.path} is a class without training images",
+                    hint="Give it a folder of the same name in train/, or remove it.",
                 )
-            found.append(path)
-    return found
+            for path in paths:
+                key = path.relative_to(self.root).as_posix()
+                samples.append(Sample(key=key, path=path, label=self.labels.index(folder.name), box=None))
+            if needed and len(samples) == before:
+                raise DatasetError(
+                    f"the class folder {folder.path} holds no images{told_passed(self.passed - passed, ' ({})')}",
+                    hint=f"Add images ({' '.join(SUFFIXES)}) or remove it.",
+                )
+        return samples
+
+    def _images(self, folder: Path, around: set[Identity]) -> list[Path]:
+        """Images in and below `folder`. `around` ends loops of links; `seen` finds one file that has two names."""
+        if (identity := _identity(folder.stat())) in around:
+            return []
+        around.add(identity)
+        found: list[Path] = []
+        for entry in _entries(folder):
+            if _is_folder(entry):
+                found += self._images(Path(entry.path), around)
+            elif _is_image(entry):
+                path = Path(entry.path)
+                check_readable(path, str(folder))
+                first = self.seen.setdefault(_identity(entry.stat()), entry.path)
+                if first != entry.path:
+                    raise DatasetError(
+                        f"{first} and {path} are the same file, which could be trained on and tested on",
+                        hint="Keep one of the two.",
+                    )
+                found.append(path)
+            else:
+                self.passed[Path(entry.name).suffix.lower()] += 1
+        return found
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -2,8 +2,8 @@
 
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from bundle.errors import DatasetError
@@ -23,16 +23,20 @@ class Sample:
     """(left, top, width, height) in pixels of the full image; None means the whole image."""
     landmarks: tuple[Landmark, ...] = ()
     """Visible parts: (name, x, y) in pixels of the full image."""
+    group: str = ""
+    """What the dataset itself says that it was taken together with; never divided. Empty: nothing is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """One dataset as read; `given` holds "train" and, where the dataset has them, its own "validation" and "test"."""
+    """One dataset as read; `given` holds "train" and, where the dataset has them, parts of its own."""
 
     format: str
     root: Path
     labels: tuple[str, ...]
     given: dict[str, list[Sample]]
+    passed: dict[str, int] = field(default_factory=dict)
+    """Files that are no readable images, counted by suffix."""
 
 
 def located(root: Path, relative: str, where: str) -> tuple[str, Path]:
@@ -92,6 +96,15 @@ def text_rows(path: Path, fields: int, *, rest: bool = False) -> Iterator[tuple[
                 hint="Correct the line, or unpack the dataset again.",
             )
         yield f"{path}:{number}", row
+
+
+def told_passed(passed: Mapping[str, int], around: str = "{}") -> str:
+    """ "30 .heic, 2 .txt passed over", most first, inside `around`; nothing of nothing."""
+    if not passed:
+        return ""
+    ordered = sorted(passed.items(), key=lambda each: (-each[1], each[0]))
+    counts = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in ordered)
+    return around.replace("{}", f"{counts} passed over")
 
 
 def whole(text: str, where: str) -> int:
