@@ -52,7 +52,7 @@ _FORM = "Attacks are named METHOD[STEPS][xRESTARTS]-EPS: fgsm-8, rfgsm-8, bim10-
 
 def attack_named(name: str) -> Attack:
     """An attack by name, eps in 1/255, with the paper's step sizes (Sec. 5.1): PGD 1/255 at eps 2 and 2/255 at eps 8,
-    the others eps / steps. `rfgsm` is the authors' FGSM: a random start, then one step of 1.25 eps.
+    the others eps / steps. `rfgsm` is the FGSM of the authors' columns: a random start, then one step of eps.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -61,7 +61,7 @@ def attack_named(name: str) -> Attack:
     steps, restarts, eps = int(match[2] or (1 if single else 10)), int(match[3] or 1), int(match[4]) / 255
     if single and steps != 1:
         raise OptionError(f"attack {name}: {method} takes one step", hint=f"Use bim{steps}-{match[4]}.")
-    step = {"fgsm": eps, "rfgsm": 1.25 * eps, "pgd": (2 if eps > 4 / 255 else 1) / 255}.get(method, eps / max(steps, 1))
+    step = (2 if eps > 4 / 255 else 1) / 255 if method == "pgd" else eps / max(steps, 1)
     return Attack(
         name=name,
         eps=eps,

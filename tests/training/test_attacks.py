@@ -68,7 +68,7 @@ def test_names_carry_the_papers_numbers():
     assert attack_named("pgd10-8").step == pytest.approx(2 / 255)
     assert attack_named("bim10-8") == Attack(name="bim10-8", eps=8 / 255, steps=10, step=8 / 255 / 10)
     assert attack_named("mim10-8").momentum == 1.0
-    assert attack_named("rfgsm-8") == Attack(name="rfgsm-8", eps=8 / 255, steps=1, step=10 / 255, random_start=True)
+    assert attack_named("rfgsm-8") == Attack(name="rfgsm-8", eps=8 / 255, steps=1, step=8 / 255, random_start=True)
     assert (attack_named("pgd100x10-8").steps, attack_named("pgd100x10-8").restarts) == (100, 10)
     assert attack_named("fgsm-2") == Attack(name="fgsm-2", eps=2 / 255, steps=1, step=2 / 255)
 

@@ -60,21 +60,29 @@ def test_without_validation_images_nothing_is_said():
     assert guessing({"full": 0.0}, 0, 6) == []
 
 
-def test_a_run_with_rates_that_destroy_it_says_so_at_once_and_in_its_record(
+def test_a_run_that_is_destroyed_says_so_at_once_and_in_its_record(
     tiny_birds, tiny_config, tmp_path, capsys, monkeypatch
 ):
-    config = replace(tiny_config, warmup_epochs=1)
-    data = open_dataset(tiny_birds, seed=3)
-    trainer = Trainer(Run(tmp_path / "run"), data, config, Devices(accelerator="cpu"), Console())
-    shares = iter([0.9, 0.2, 0.3, 0.3, 0.3])  # after each epoch, the projection, and at the end
-    monkeypatch.setattr(trainer, "accuracy", lambda part: dict.fromkeys(("full", "attention"), next(shares)))
-    record = trainer.fit(resume=False)
-    shown = capsys.readouterr().out
+    record, shown = scripted_run([0.9, 0.2, 0.3, 0.3, 0.3], tiny_birds, tiny_config, tmp_path, capsys, monkeypatch)
     assert shown.count("warning: full got worse than its warm-up") == 2  # after both joint epochs
     outcome = record.results["outcome"]
     assert any("attention got worse than its warm-up (30.0% of validation after 90.0%)" in each for each in outcome)
     assert any("no better than guessing among 3 classes" in each for each in outcome)
 
 
-def test_a_good_run_has_nothing_against_it(tiny_run):
-    assert Run(tiny_run).read_record().results["outcome"] == []
+def test_a_good_run_has_nothing_against_it(tiny_birds, tiny_config, tmp_path, capsys, monkeypatch):
+    record, shown = scripted_run([0.5, 0.9, 0.95, 0.95, 0.95], tiny_birds, tiny_config, tmp_path, capsys, monkeypatch)
+    assert record.results["outcome"] == []
+    assert "warning" not in shown
+
+
+def scripted_run(shares, data, config, folder, capsys, monkeypatch):
+    """A run of three epochs, the first of them warm-up, with these shares of validation: after each epoch, after the
+    projection, and at the end.
+    """
+    dataset = open_dataset(data)
+    config = replace(config, warmup_epochs=1)
+    trainer = Trainer(Run(folder / "run"), dataset, config, Devices(accelerator="cpu"), Console())
+    left = iter(shares)
+    monkeypatch.setattr(trainer, "accuracy", lambda part: dict.fromkeys(("full", "attention"), next(left)))
+    return trainer.fit(resume=False), capsys.readouterr().out

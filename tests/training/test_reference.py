@@ -1,6 +1,7 @@
 """The preset `reference`: the authors' released code line by line, as far as it is known, in numbers."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -70,8 +71,8 @@ def lengths(image):
     """Of the left and right, top and bottom edges of a white square on black, in pixels."""
     mask = image[0] > 0.5
     rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
-    vertical = mask[:, [columns.min() + 1, columns.max() - 1]].sum(0)
-    horizontal = mask[[rows.min() + 1, rows.max() - 1]].sum(1)
+    vertical = mask[:, torch.stack([columns.min() + 1, columns.max() - 1])].sum(0)
+    horizontal = mask[torch.stack([rows.min() + 1, rows.max() - 1])].sum(1)
     return vertical.tolist(), horizontal.tolist()
 
 
@@ -125,8 +126,6 @@ def test_the_attacker_meets_the_network_as_it_trains_where_the_recipe_says_so(ti
     seen = []
     network.attention_head.dropout.register_forward_hook(lambda module, *_: seen.append(module.training))
     images, labels = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
-    from contextlib import nullcontext
-
     attacked = Hardening(config, nullcontext).attacked(network, images, labels, 1.0, torch.Generator().manual_seed(0))
     assert not torch.equal(attacked, images)
     assert seen == [dropout]
