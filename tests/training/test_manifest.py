@@ -98,6 +98,14 @@ def test_given_groups_are_not_divided_and_are_counted(tmp_path: Path) -> None:
     assert all(counts(dataset))
 
 
+def test_a_group_that_the_dataset_itself_tears_apart_is_said(tmp_path: Path) -> None:
+    rows = [{**row, "group": "g", "part": "test" * (n > 19)} for n, row in enumerate(photographs(tmp_path))]
+    for row in rows[:16]:
+        row["group"] = ""
+    dataset = open_dataset(write(tmp_path / "m.csv", rows))
+    assert "1 group stands in two parts, as the dataset gives them ('g'): figures on them flatter" in dataset.notes
+
+
 def test_the_folder_may_move_and_order_does_not_matter(tmp_path: Path) -> None:
     rows = photographs(tmp_path / "here")
     before = open_dataset(write(tmp_path / "here" / "m.csv", rows))
