@@ -13,7 +13,7 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
 from PIL import Image, features
@@ -163,8 +163,8 @@ def _open_heif(stream: BinaryIO) -> Image.Image:
     except ImportError as problem:
         missing = MissingExtra.named(HEIC, "reading HEIC", problem)
         raise ImageError(missing.what, hint=missing.hint) from None
-    image: Image.Image = HeifImageFile(stream)
-    return image
+    kind: Callable[[BinaryIO], Image.Image] = HeifImageFile
+    return kind(stream)
 
 
 def _without_words(data: bytes) -> bytes:

@@ -240,9 +240,7 @@ def _clip(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return x0, y0, x1, y1
 
 
-def _scaled(
-    box: tuple[int, int, int, int], whole: tuple[int, int], size: tuple[int, int]
-) -> tuple[int, int, int, int]:
+def _scaled(box: tuple[int, int, int, int], whole: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """A box in an image of size `whole`, in a draft of it of another `size`; never empty."""
     across, down = size[0] / whole[0], size[1] / whole[1]
     x0, y0 = min(int(box[0] * across), size[0] - 1), min(int(box[1] * down), size[1] - 1)

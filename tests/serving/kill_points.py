@@ -21,7 +21,7 @@ import serving.shards
 from bundle import Bundle
 from serving.local import LocalInference
 from serving.score import ScoreOptions, score_source
-from serving.shards import arrow
+from serving.rows import arrow
 
 WATCHED = {str(module.__file__) for module in (bundle.files, serving.jobs, serving.shards)}
 SKIPPED = {"to_table", "schema", "path_columns", "digest_of", "part_name", "<listcomp>", "<genexpr>", "total", "part"}

@@ -30,8 +30,11 @@ from serving.local import LocalInference
 from serving.prediction import Outputs, predictions
 from serving.score import ScoreOptions, Summary, score_source
 from serving.score_cli import check_served, open_inference
-from serving.shards import STATE, arrow, digest_of, read_scores, read_state
+from serving.jobs import STATE, read_state
+from serving.rows import arrow
+from serving.shards import read_scores
 from serving.sources import Source, SourceFile
+from serving.stretches import digest_of
 
 HERE = Path(__file__).parent
 CLI = [sys.executable, "-m", "fieldmark", "score"]
