@@ -119,7 +119,7 @@ class ScoreFolder:
                 for place in wanted.pop((path, size, mtime_ns), ()):
                     places.append(place)
                     chosen.append(row)
-            pieces.append(table.take(chosen))
+            pieces.append(table.take(arrow().array(chosen, arrow().int64())))
             if not wanted:
                 break
         return Taken(places=places, table=arrow().concat_tables([schema(self.state.job).empty_table(), *pieces]))
@@ -161,7 +161,7 @@ class ScoreFolder:
     def _old_rows(self, stretch: Stretch) -> Iterator[Any]:
         """Tables of the old shards in a stretch's place, and of their neighbours: a cut may lie elsewhere now."""
         yield from [table for _, table in self._recent]
-        for index in range(stretch.begin, min(len(self.old), max(stretch.end, stretch.begin + 1))):
+        for index in range(stretch.begin, min(len(self.old), max(stretch.end, stretch.begin + 1) + 1)):
             if index not in [known for known, _ in self._recent]:
                 record = self.old[index]
                 try:

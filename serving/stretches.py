@@ -9,6 +9,7 @@ ahead, never more than two shards of them, and nothing depends on the order of n
     shards   a b c d   e f g h   i j        a c d | e ee f g h | i j k
 """
 
+import bisect
 import hashlib
 import itertools
 import os
@@ -35,9 +36,9 @@ class Stretch:
 
 def stretches(files: Iterator[SourceFile], old: Sequence[ShardRecord], rows: int) -> Iterator[Stretch]:
     """Cut a source into stretches of about `rows` files, along the `old` shards where there are any."""
-    beginnings: dict[str, int] = {}
+    beginnings: dict[str, list[int]] = {}  # a list may name a file more than once
     for index, record in enumerate(old):
-        beginnings.setdefault(record.first, index)
+        beginnings.setdefault(record.first, []).append(index)
     ahead: deque[SourceFile] = deque()
     at = 0
     while True:
@@ -54,7 +55,7 @@ def stretches(files: Iterator[SourceFile], old: Sequence[ShardRecord], rows: int
 
 
 def _next(
-    ahead: Sequence[SourceFile], old: Sequence[ShardRecord], at: int, rows: int, beginnings: dict[str, int]
+    ahead: Sequence[SourceFile], old: Sequence[ShardRecord], at: int, rows: int, beginnings: dict[str, list[int]]
 ) -> Stretch:
     """The stretch that begins with the first file ahead, where the old shard `at` would be next."""
     if at == len(old):
@@ -64,8 +65,11 @@ def _next(
         found = _first(ahead, max(rows, old[at].rows) if last else old[at].rows)
         return Stretch(files=found, begin=at, end=at + 1, same=len(found) == old[at].rows)
     begins = ahead[0].path == old[at].first
-    known = [(index, place) for place, file in enumerate(ahead) if (index := beginnings.get(file.path, -1)) >= at]
-    if known := [each for each in known if each != (at, 0)]:
+    known = []
+    for place, file in enumerate(ahead):
+        indexes = beginnings.get(file.path, [])
+        known += [(index, place) for index in indexes[bisect.bisect_left(indexes, at + (place == 0 and begins)) :][:1]]
+    if known:
         index, place = min(known)
         return Stretch(files=_first(ahead, place), begin=at, end=index)
     return Stretch(files=_first(ahead, rows), begin=at, end=at + begins)
