@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bundle import tensors
+from bundle.console import say
 from bundle.files import write_text
 from bundle.folder import Bundle
 from bundle.manifest import SCHEMA
@@ -68,7 +69,7 @@ def demo(
     console.rule("[bold]serve and classify[/]", align="left")
     answers: dict[str, dict[str, Answers]] = {}
     with stages.timed("serve"), served(bundle_path) as endpoint:
-        console.print(f"Triton {endpoint['triton_version']} answers at {endpoint['grpc_url']} (gRPC)", highlight=False)
+        say(console, f"Triton {endpoint['triton_version']} answers at {endpoint['grpc_url']} (gRPC)")
         connection = TritonInference.connect(endpoint["grpc_url"], expect_bundle=bundle.bundle_id)
         with stages.timed("classify"), connection as inference:
             for network in networks:
@@ -90,13 +91,12 @@ def demo(
     write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
     _figure(answers[first], out / "demo.png")
     _print(report, console)
-    console.print(
+    say(
+        console,
         f"\nfigures  {out / 'report.json'}\npicture  {out / 'demo.png'}\n"
-        f"report   {bundle_path / 'report' / 'report.html'}: gates, attackers who know the detector, limits",
-        highlight=False,
-        soft_wrap=True,
+        f"report   {bundle_path / 'report' / 'report.html'}: gates, attackers who know the detector, limits\n"
+        f"bundle   {bundle_path}   serve it: fieldmark serve {bundle_path}",
     )
-    console.print(f"bundle   {bundle_path}   serve it: fieldmark serve {bundle_path}", highlight=False, soft_wrap=True)
 
 
 def _measure(by_attack: dict[str, Answers]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from bundle import tensors
-from bundle.errors import FieldmarkError, ScoringError, printable
+from bundle.console import say
+from bundle.errors import FieldmarkError, ScoringError
 from bundle.folder import Bundle
 from bundle.formats import passed_over
 
@@ -87,7 +88,7 @@ def score(
                 source, inference, out, options, on_progress=on_progress, check=lambda: check_served(opened, url)
             )
     except KeyboardInterrupt as stop:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"stopped; {_safe(out)}{AGAIN}.", markup=False)
+        say(Console(stderr=True), f"stopped; {_safe(out)}{AGAIN}.")
         raise typer.Exit(128 + (stop.args[0] if stop.args else signal.SIGINT)) from None
     if json:
         sys.stdout.write(jsonlib.dumps(_record(summary)) + "\n")
@@ -201,17 +202,16 @@ def _show(summary: "Summary") -> None:
         f"{summary.shards:,}",
     )
     console.print(table)
-    plain = Console(soft_wrap=True, highlight=False, markup=False)
     if words := passed_over(summary.passed_over):
-        plain.print(printable(words))
-    plain.print(f"scores: {readable(summary.out)}")
+        say(console, words)
+    say(console, f"scores: {readable(summary.out)}")
     if summary.failed_list is None:
         return
-    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    errors = Console(stderr=True)
     for _, sentence in summary.failed:
-        errors.print(f"error: {printable(sentence)}")
+        say(errors, f"error: {sentence}")
     more = f" and {summary.errors - len(summary.failed):,} more" if summary.errors > len(summary.failed) else ""
-    errors.print(f"these{more} could not be scored; all are listed in {readable(summary.failed_list)}")
+    say(errors, f"these{more} could not be scored; all are listed in {readable(summary.failed_list)}")
 
 
 def _record(summary: "Summary") -> dict[str, Any]:
