@@ -5,7 +5,7 @@ from rich.console import Console
 from bundle.errors import printable
 
 
-def say(console: Console, text: str) -> None:
-    """Print lines in which names stand: neither markup nor control characters, and no breaks but those in `text`."""
-    for line in text.split("\n"):
+def say(console: Console, *lines: str) -> None:
+    """Print lines in which names stand: without markup and control characters, and broken only between them."""
+    for line in lines:
         console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

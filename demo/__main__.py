@@ -93,8 +93,10 @@ def demo(
     _print(report, console)
     say(
         console,
-        f"\nfigures  {out / 'report.json'}\npicture  {out / 'demo.png'}\n"
-        f"report   {bundle_path / 'report' / 'report.html'}: gates, attackers who know the detector, limits\n"
+        "",
+        f"figures  {out / 'report.json'}",
+        f"picture  {out / 'demo.png'}",
+        f"report   {bundle_path / 'report' / 'report.html'}: gates, attackers who know the detector, limits",
         f"bundle   {bundle_path}   serve it: fieldmark serve {bundle_path}",
     )
 
@@ -160,13 +162,13 @@ def _print(report: dict[str, Any], console: Console) -> None:
         console.print(table)
     n = next(iter(report["networks"].values()))["clean"]["n"]
     scored = report["scored"]
-    console.print(
-        f"{n} test images a row. flagged: p-value <= {report['alpha']:g}. missed: answered wrongly and not flagged.\n"
+    say(
+        console,
+        f"{n} test images a row. flagged: p-value <= {report['alpha']:g}. missed: answered wrongly and not flagged.",
         "Attacks are white-box on the network that answers, blind to the detector; it has seen their kinds, on other "
-        "images.\n"
-        f"scored {scored['rows']} files of a folder into Parquet, {scored['errors']} unreadable.\n"
-        f"seconds: " + ", ".join(f"{stage} {seconds:g}" for stage, seconds in report["seconds"].items()),
-        highlight=False,
+        "images.",
+        f"scored {scored['rows']} files of a folder into Parquet, {scored['errors']} unreadable.",
+        f"seconds: {', '.join(f'{stage} {seconds:g}' for stage, seconds in report['seconds'].items())}",
     )
 
 

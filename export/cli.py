@@ -92,4 +92,4 @@ def export(
         sys.stdout.write(describe(bundle) + "\n")
         return
     seconds = time.perf_counter() - started
-    say(console, f"{out}: bundle {bundle.bundle_id}  {seconds:.0f} s\nnext: fieldmark serve {out}")
+    say(console, f"{out}: bundle {bundle.bundle_id}  {seconds:.0f} s", f"next: fieldmark serve {out}")
