@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from bundle.av1 import coded_pixels
 from bundle.errors import ImageError, first_line
 from bundle.files import open_regular
 from bundle.formats import FORMATS as FORMATS
@@ -154,6 +155,9 @@ class ImageSpec:
             raise ImageError(
                 "the image is animated or has several pages", hint="Send one frame as an image of its own."
             )
+
+        if image.format == "AVIF" and (pixels := coded_pixels(data)) > self.max_pixels:
+            raise ImageError(f"{pixels:,} coded pixels are more than the limit of {self.max_pixels:,}", hint=LIMIT)
 
     def _check_size(self, image: Image.Image, data: bytes) -> None:
         """Raise ImageError for an image above `max_pixels`, unless it is a JPEG that can be decoded smaller."""
