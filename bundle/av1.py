@@ -51,7 +51,7 @@ def _pictures(data: bytes, place: int, end: int) -> Iterator[int]:
 
 
 def _items(data: bytes, place: int, end: int, inside: int) -> Iterator[tuple[int, memoryview]]:
-    """Number and data of each item that the box at `place` locates; `inside` is where the data within the metadata begin."""
+    """Number and data of each item that the box at `place` locates; `inside` is where the metadata hold data."""
     view, room, reader = memoryview(data), 2 * len(data), _Bits(data[place:end])
     try:
         version = reader(8)

@@ -183,7 +183,7 @@ def _without_words(data: bytes) -> bytes:
 def _may_turn(kind: bytes, body: bytes) -> bool:
     """Whether a chunk of words may tell the orientation, and is small even when it is inflated."""
     keyword, _, rest = body.partition(b"\0")
-    if keyword not in TURNING_WORDS or len(body) > MAX_WORDS:
+    if kind == b"iCCP" or keyword not in TURNING_WORDS or len(body) > MAX_WORDS:
         return False
     if kind == b"iTXt" and rest[:1] == b"\1":
         rest = rest[2:].split(b"\0", 2)[-1]
