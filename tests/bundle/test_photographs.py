@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bundle import ImageSpec
+from bundle.av1 import coded_pixels
 from bundle.errors import ImageError
 from bundle.formats import (
     KINDS,
@@ -29,7 +30,7 @@ from bundle.formats import (
 )
 from bundle.image import Box, upright_size
 from tests.bundle.test_image import COLOURS, PICTURE, SPEC, UPRIGHT, quadrants, stored
-from tests.hostile.images import encode, heic, many_scans, png, png_chunk
+from tests.hostile.images import encode, heic, lying, many_scans, png, png_chunk
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS = b"".join(b"\0" + row.tobytes() for row in PICTURE)
@@ -143,7 +144,7 @@ def words(kind: bytes, text: bytes, keyword: bytes = b"Comment") -> bytes:
 @pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt", b"iCCP"])
 @pytest.mark.parametrize("keyword", [b"Comment", b"XML:com.adobe.xmp", b"Raw profile type exif"])
 def test_megabytes_of_words_in_a_png(kind: bytes, keyword: bytes) -> None:
-    chunk = words(kind, bytes(1 << 21) if kind == b"tEXt" else bytes(100 << 20), keyword)
+    chunk = words(kind, bytes(1 << 21) if kind == b"tEXt" else bytes(20 << 20), keyword)
     for data in (
         png(PICTURE.shape[1], PICTURE.shape[0], ROWS, extra=chunk),
         png(PICTURE.shape[1], PICTURE.shape[0], ROWS).replace(png_chunk(b"IEND", b""), chunk + png_chunk(b"IEND", b"")),
@@ -263,17 +264,29 @@ def test_the_limit_is_of_what_is_decoded() -> None:
     for times, options in ((4, {}), (2, {"progressive": True})):
         data = encode(flat, "JPEG", **options)
         assert ImageSpec(height=32, width=48, max_pixels=160_000 // times).decode(data).shape == (32, 48, 3)
-        with pytest.raises(
-            ImageError, match=r"more than the limit of .* --max-pixels|more than the limit of .*max-pixels"
-        ):
+        with pytest.raises(ImageError, match="more than the limit of"):
             ImageSpec(height=32, width=48, max_pixels=160_000 // times - 1).decode(data)
-    with pytest.raises(
-        ImageError, match=r"400x400 pixels are more than the limit of 159,999\. .*'fieldmark train --max-pixels'"
-    ):
-        try:
-            ImageSpec(height=32, width=48, max_pixels=159_999).decode(encode(flat, "PNG"))
-        except ImageError as problem:
-            raise ImageError(str(problem)) from None
+    with pytest.raises(ImageError, match=r"400x400 pixels are more than the limit of 159,999") as caught:
+        ImageSpec(height=32, width=48, max_pixels=159_999).decode(encode(flat, "PNG"))
+    assert "'fieldmark train --max-pixels'" in str(caught.value)
+
+
+def test_an_avif_is_as_large_as_its_data_say() -> None:
+    """Its decoder makes room for what they announce, whatever its header says."""
+    spec = ImageSpec(height=32, width=48, max_pixels=200_000)
+    for options in ({}, {"subsampling": "4:4:4"}, {"exif": b"Exif\0\0", "xmp": b"\n\n<xmp>" * 500}):
+        for mode in ("RGB", "RGBA", "L"):
+            data = encode(Image.new(mode, (640, 480)), "AVIF", speed=10, **options)
+            assert coded_pixels(data) == 640 * 480
+            with pytest.raises(ImageError, match="307,200 coded pixels are more than the limit of 200,000"):
+                spec.decode(lying(data, 48, 32))
+    with pytest.raises(ImageError, match="640x480 pixels are more than"):
+        spec.decode(data)
+    film = encode(Image.new("RGB", (48, 32)), "AVIF", save_all=True, append_images=[Image.new("RGB", (48, 32), "red")])
+    with pytest.raises(ValueError, match="it is a film"):
+        coded_pixels(film)
+    with pytest.raises(ValueError, match="no AV1 picture"):
+        coded_pixels(heic(Image.fromarray(PICTURE)))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +295,6 @@ def test_the_limit_is_of_what_is_decoded() -> None:
         ((8160, 6144), {}, 60),
         # A progressive one's coefficients are held at full size, two bytes each: 150 MB with colours at half the size.
         ((8160, 6144), {"progressive": True}, 220),
-        ((16320, 12240), {}, 100),
     ],
 )
 def test_what_cameras_write_takes_little_memory(

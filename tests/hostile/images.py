@@ -102,14 +102,7 @@ def bombs() -> Hostile:
             _patched(progressive, progressive.index(b"\xff\xc2") + 5, 9_000, 12_000, form=">H"),
             r"12000x9000 pixels are more than the limit of 100,000,000 for a progressive JPEG \(2 x 50,000,000",
         ),
-        "12000x9000.avif": (
-            encode(Image.new("L", (12_000, 9_000)), "AVIF", speed=10, quality=1),
-            "12000x9000 pixels are more than the limit of 50,000,000",
-        ),
-        "48x32-says-its-header.avif": (
-            lying(encode(Image.new("L", (12_000, 9_000)), "AVIF", speed=10, quality=1), 48, 32),
-            "108,000,000 coded pixels are more than the limit of 50,000,000",
-        ),
+        "12000x9000.avif": (lying(encode(noise(), "AVIF"), 12_000, 9_000), "12000x9000 pixels are more than the limit"),
         "20000x20000.heic": (lying(heic(noise()), 20_000, 20_000), "20000x20000 pixels are more than the limit"),
     }
 
