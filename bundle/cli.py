@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bundle.console import say
 from bundle.errors import printable
 from bundle.folder import Bundle, describe, sign_bundle
 
@@ -36,14 +37,14 @@ def show(
     manifest, console = bundle.manifest, Console()
     size = f"{manifest.image.width}x{manifest.image.height} px"
     # A bundle comes from elsewhere: what it says of itself is text, neither markup nor control characters.
-    console.print(f"[bold]{escape(manifest.name)}[/]  {len(manifest.labels)} labels, {size}", highlight=False)
-    console.print(f"bundle id  {bundle.bundle_id}", highlight=False, soft_wrap=True)
-    console.print(_signature(bundle), highlight=False, markup=False, soft_wrap=True)
+    name = escape(printable(manifest.name))
+    console.print(f"[bold]{name}[/]  {len(manifest.labels)} labels, {size}", highlight=False, soft_wrap=True)
+    say(console, f"bundle id  {bundle.bundle_id}")
+    say(console, _signature(bundle))
     for key, value in manifest.training.items():
         if key == "config":  # every number of the training run; --json has it
             continue
-        text = f"{printable(key)}  {printable(_plain(value))}"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(console, f"{printable(key)}  {printable(_plain(value))}")
     table = Table("network", "output", "type", "shape", "difference from PyTorch: largest", "mean")
     for name, network in manifest.networks.items():
         for tensor in network.outputs:
@@ -94,12 +95,10 @@ def verify(
     """Check every file of a bundle against its manifest, and the manifest's signature."""
     bundle = Bundle.open(path, key=key)
     total = sum(entry.bytes for entry in bundle.manifest.files.values())
-    Console().print(
+    say(
+        Console(),
         f"{path}: {len(bundle.manifest.files)} files, {total / 1e6:.1f} MB, all match; {_signature(bundle)}. "
         f"id {bundle.bundle_id}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 
@@ -111,7 +110,7 @@ def sign(
 ) -> None:
     """Verify a bundle and write the signature of its manifest into it, as manifest.sig. Its id stays the same."""
     bundle = sign_bundle(path, key, replace=force)
-    Console().print(f"{path}: signed. id {bundle.bundle_id}", highlight=False, markup=False, soft_wrap=True)
+    say(Console(), f"{path}: signed. id {bundle.bundle_id}")
 
 
 def _signature(bundle: Bundle) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bundle import tensors
+from bundle.console import say
 from bundle.files import write_text
 from bundle.folder import Bundle
 from bundle.manifest import SCHEMA
@@ -72,7 +73,7 @@ def demo(
     console.rule("[bold]serve and classify[/]", align="left")
     answers: dict[str, dict[str, Answers]] = {}
     with stages.timed("serve"), served(bundle_path) as endpoint:
-        console.print(f"Triton {endpoint['triton_version']} answers at {endpoint['grpc_url']} (gRPC)", highlight=False)
+        say(console, f"Triton {endpoint['triton_version']} answers at {endpoint['grpc_url']} (gRPC)")
         connection = TritonInference.connect(endpoint["grpc_url"], expect_bundle=bundle.bundle_id)
         with stages.timed("classify"), connection as inference:
             for network in networks:
@@ -94,13 +95,13 @@ def demo(
     write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
     _figure(answers[first], out / "demo.png")
     _print(report, console)
-    console.print(
-        f"\nfigures  {out / 'report.json'}\npicture  {out / 'demo.png'}\n"
-        f"report   {bundle_path / 'report' / 'report.html'}: gates, attackers who know the detector, limits\n"
+    say(
+        console,
+        "",
+        f"figures  {out / 'report.json'}",
+        f"picture  {out / 'demo.png'}",
+        f"report   {bundle_path / 'report' / 'report.html'}: gates, attackers who know the detector, limits",
         f"bundle   {bundle_path}   serve it: fieldmark serve {bundle_path}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 
@@ -165,13 +166,13 @@ def _print(report: dict[str, Any], console: Console) -> None:
         console.print(table)
     n = next(iter(report["networks"].values()))["clean"]["n"]
     scored = report["scored"]
-    console.print(
-        f"{n} test images a row. flagged: p-value <= {report['alpha']:g}. missed: answered wrongly and not flagged.\n"
+    say(
+        console,
+        f"{n} test images a row. flagged: p-value <= {report['alpha']:g}. missed: answered wrongly and not flagged.",
         "Attacks are white-box on the network that answers, blind to the detector; it has seen their kinds, on other "
-        "images.\n"
-        f"scored {scored['rows']} files of a folder into Parquet, {scored['errors']} unreadable.\n"
-        f"seconds: " + ", ".join(f"{stage} {seconds:g}" for stage, seconds in report["seconds"].items()),
-        highlight=False,
+        "images.",
+        f"scored {scored['rows']} files of a folder into Parquet, {scored['errors']} unreadable.",
+        f"seconds: {', '.join(f'{stage} {seconds:g}' for stage, seconds in report['seconds'].items())}",
     )
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from bundle import tensors
+from bundle.console import say
 from bundle.errors import OptionError
 from bundle.files import check_free, sha256_of
 from bundle.folder import Bundle, write_bundle
@@ -114,7 +115,7 @@ def export_run(
             (staged / REPORT).mkdir()
             report.write(staged / REPORT)
             for line in headlines(report.document):
-                console.print(f"report, {line}", highlight=False, soft_wrap=True)
+                say(console, f"report, {line}")
         prototypes = _prototype_files(sources, by_key, spec, network, staged)
         return write_bundle(
             out,
@@ -174,7 +175,7 @@ def _export_network(
         if narrowing is None
         else f"{graphs.precision}, {_costs(info)}"
     )
-    console.print(f"{served}: {found}; detector on {' '.join(detector.layers)}", highlight=False, soft_wrap=True)
+    say(console, f"{served}: {found}; detector on {' '.join(detector.layers)}")
     return info, lessons
 
 

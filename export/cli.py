@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from bundle.console import say
 from bundle.errors import MissingExtra, OptionError
 from bundle.manifest import FP32, MARGINAL, PER_CLASS, PRECISIONS
 
@@ -91,9 +92,4 @@ def export(
         sys.stdout.write(describe(bundle) + "\n")
         return
     seconds = time.perf_counter() - started
-    console.print(
-        f"{out}: bundle {bundle.bundle_id}  {seconds:.0f} s\nnext: fieldmark serve {out}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(console, f"{out}: bundle {bundle.bundle_id}  {seconds:.0f} s", f"next: fieldmark serve {out}")

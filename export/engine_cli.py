@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from bundle.console import say
 from bundle.engines import EngineRecord, EngineSet, Profile
 from bundle.errors import OptionError
 from bundle.folder import Bundle
@@ -59,7 +60,7 @@ def engine(
     def tell(outcome: Outcome) -> None:
         outcomes.append(outcome)
         waiting.stop()  # its line is not to stand before ours
-        console.print(_line(outcome), highlight=False, markup=False, soft_wrap=True)
+        say(console, _line(outcome))
         waiting.start()
 
     with waiting:
@@ -68,18 +69,13 @@ def engine(
         )
     for one in dropped:
         place = f"{one.record.network} {one.record.target}"
-        console.print(f"{place}: dropped, since {one.reason}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"{place}: dropped, since {one.reason}")
     checks = _check(compiler, engines, [outcome.record for outcome in outcomes], opened, console)
     if json:
         sys.stdout.write(jsonlib.dumps(_document(engines, outcomes, dropped, checks), indent=2) + "\n")
         return
     count = len(engines.records)
-    console.print(
-        f"{out}: {count} engine{'s' * (count != 1)} of bundle {opened.bundle_id}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(console, f"{out}: {count} engine{'s' * (count != 1)} of bundle {opened.bundle_id}")
 
 
 def _profile(text: str) -> Profile:
@@ -126,16 +122,14 @@ def _check(
     for reason in sorted({found for found in checks.values() if isinstance(found, str)}):
         count = list(checks.values()).count(reason)
         some = "" if count == len(checks) else f" for {count} of {len(checks)} engines"
-        console.print(f"outputs and speed{some}: not run here: {reason}", highlight=False, markup=False)
+        say(console, f"outputs and speed{some}: not run here: {reason}")
     for record in records:
         found = checks[record.file]
         if isinstance(found, Check):
-            console.print(
+            say(
+                console,
                 f"{record.network} {record.target}: answers as ONNX Runtime does; batch {found.batch}: "
                 f"median {found.median_ms:.2f} ms, p95 {found.p95_ms:.2f} ms of {found.runs} runs",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
             )
     return checks
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -128,5 +129,5 @@ def show(result: dict[str, Any]) -> Table:
             answers = result["right"][head][name]
             low, high = wilson(answers.count("1"), len(answers))
             cells.append(f"{answers.count('1') / len(answers):.1%} [dim]{low:.0%}..{high:.0%}[/]")
-        table.add_row(name, *cells, str(len(result["right"][heads[0]][name])))
+        table.add_row(escape(name), *cells, str(len(result["right"][heads[0]][name])))
     return table

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from bundle import tensors
+from bundle.console import say
 from bundle.errors import DetectorError, MissingExtra, OptionError
 from bundle.files import atomic_folder, check_free, sha256_of, write_text
 from bundle.manifest import MANIFEST
@@ -128,7 +129,7 @@ def evaluate(
         return
     console = Console()
     show_report(report.document, console)
-    console.print(f"{out}: report.html and report.json", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"{out}: report.html and report.json")
 
 
 def _paper(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Column, Table
 
 from bundle import tensors
@@ -150,7 +151,7 @@ def gate_table(document: Mapping[str, Any]) -> Table:
     for measured in document["heads"].values():
         for gate in measured["gates"]:
             state = f"[{styles[gate['state']]}]{gate['state']}[/]"
-            table.add_row(gate["name"], gate["head"], state, gate["evidence"])
+            table.add_row(gate["name"], gate["head"], state, escape(gate["evidence"]))
     return table
 
 
@@ -170,13 +171,13 @@ def summary_table(document: Mapping[str, Any]) -> Table:
             missed = next((point["missed"]["share"] for point in points if point["alpha"] == alphas[head]), None)
             cells += [_percent(measured["accuracy"][name]["share"]), "" if area is None else f"{area:.3f}"]
             cells.append("" if missed is None else _percent(missed))
-        table.add_row(name, *cells)
+        table.add_row(escape(name), *cells)
     for name in _aware(document):
         cells = []
         for measured in heads.values():
             won = measured["adaptive"]["success"].get(name)
             cells += ["", "", "" if won is None else _percent(won["share"])]
-        table.add_row(f"both: {name}", *cells)
+        table.add_row(f"both: {escape(name)}", *cells)
     return table
 
 

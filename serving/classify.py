@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bundle import Bundle, Manifest
 from bundle.errors import BundleError, EndpointError, ImageError, OptionError
-from serving.prediction import Inference, Outputs, Prediction, predictions
+from serving.prediction import Inference, Outputs, Prediction, check_alpha, predictions
 
 BATCH = 64  # images in one request, and so the most that is held decoded at a time
 
@@ -34,17 +34,7 @@ def check_options(manifest: Manifest, network: str, alpha: float | None, top: in
         raise EndpointError(f"the served bundle has no network {network!r}", hint=f"It has: {have}.")
     if not 1 <= top <= len(manifest.labels):
         raise OptionError(f"--top {top} is not between 1 and {len(manifest.labels)}, the number of labels")
-    if alpha is None:
-        return
-    if not 0.0 < alpha < 1.0:
-        raise OptionError(f"--alpha {alpha:g} is not between 0 and 1")
-    smallest = 1 / (manifest.networks[network].detector.calibration_n + 1)
-    if np.float32(alpha) < np.float32(smallest):
-        raise OptionError(
-            f"--alpha {alpha:g} is below {smallest:.4g}, the smallest p-value this bundle can give, so nothing would "
-            "ever be flagged",
-            hint="Choose a larger one, or export a bundle with more calibration images.",
-        )
+    check_alpha(manifest, network, alpha)
 
 
 def classify_files(

@@ -18,7 +18,8 @@ from rich.panel import Panel
 from rich.table import Table
 
 from bundle import Bundle
-from bundle.errors import OptionError
+from bundle.console import say
+from bundle.errors import OptionError, printable
 from serving.drift_cli import drift
 from serving.repository_cli import repository
 from serving.score_cli import readable, score
@@ -175,7 +176,7 @@ def _announce(server: "TritonServer", json: bool) -> None:
     grid.add_row("networks", ", ".join(server.bundle.manifest.networks))
     grid.add_row("bundle", server.bundle.bundle_id)
     grid.add_row("Triton", server.triton_version)
-    name = escape(server.bundle.manifest.name)
+    name = escape(printable(server.bundle.manifest.name))
     Console(highlight=False).print(
         Panel(grid, title=f"serving [bold]{name}[/]", subtitle="Ctrl-C stops it", title_align="left", expand=False)
     )
@@ -188,7 +189,7 @@ def _print_record(answer: "Answer") -> None:
 
 
 def _print_table(answers: "list[Answer]", caption: str) -> None:
-    table = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, caption=escape(printable(caption)), caption_justify="left", padding=(0, 1, 0, 0))
     table.add_column("file", overflow="fold")
     table.add_column("label", overflow="fold")
     for number in ("probability", "instance_score", "p_value"):
@@ -198,22 +199,22 @@ def _print_table(answers: "list[Answer]", caption: str) -> None:
         if (found := answer.prediction) is None:
             continue
         table.add_row(
-            escape(readable(answer.path)),
-            escape(found.label),
+            escape(printable(readable(answer.path))),
+            escape(printable(found.label)),
             f"{found.probability:.3f}",
             f"{found.instance_score:.3f}",
             f"{found.p_value:.4f}",
             "[bold red]true[/]" if found.is_adversarial else "false",
         )
         for label, probability in found.top[1:]:
-            table.add_row("", escape(label), f"{probability:.3f}")
+            table.add_row("", escape(printable(label)), f"{probability:.3f}")
     if table.rows:
         # What is written to a file or a pipe must not be cut to the width of a terminal that is not there.
         Console(width=None if sys.stdout.isatty() else 10_000).print(table)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     for answer in answers:
         if answer.error:
-            errors.print(f"[bold red]error:[/] {escape(answer.error)}")
+            errors.print(f"[bold red]error:[/] {escape(printable(answer.error))}")
 
 
 def _check_picture(explain: Path | None, count: int) -> None:
@@ -238,4 +239,4 @@ def _draw(explain: Path, answers: "list[Answer]", inference: Any, expected: Bund
     names = [readable(Path(answer.path.name)) for answer in drawn]
     look_up = prototype_images(expected, inference.bundle_path, inference.manifest)
     draw_explanations(explain, drawn, inference.manifest, names, look_up, alpha)
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"picture: {escape(readable(explain))}")
+    say(Console(stderr=True), f"picture: {readable(explain)}")

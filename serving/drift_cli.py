@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bundle.console import say
 from bundle.errors import OptionError, printable
 from bundle.files import check_place
 from bundle.folder import Bundle
@@ -75,7 +76,7 @@ def drift(
         _show(result, facts, readable(scores))
     if plot is not None:
         draw(plot, result, found, calibration, shuffled=shuffle)
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"picture: {escape(readable(plot))}")
+        say(Console(stderr=True), f"picture: {readable(plot)}")
     if check and result.reasons:
         raise typer.Exit(DRIFTED)
 
@@ -125,7 +126,7 @@ def _show(result: "Drift", facts: dict[str, Any], name: str) -> None:
     verdict = "[bold red]drift[/]" if result.reasons else "[bold green]no drift found[/]"
     console.print(f"{verdict} in {escape(printable(name))}")
     for reason in result.reasons:
-        console.print(f"  {escape(reason)}")
+        say(console, f"  {reason}")
     errors = f", {facts['errors']:,} that could not be decoded left out" if facts["errors"] else ""
     lines = Table.grid(padding=(0, 2))
     lines.add_row("rows", f"{result.rows:,} against {facts['calibration_n']:,} calibration scores{errors}")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from bundle.errors import ScoringError
 from bundle.files import full_disk, lock_for_this_process, write_text
-from bundle.records import RecordError, from_plain, to_plain
+from bundle.records import from_plain, to_plain
 
 STATE = "_fieldmark.json"
 LOCK = ".fieldmark.lock"
-FORMAT = 1
+FORMAT = 2
 ANOTHER = "Use another --out, or pass --restart to throw away what is there and score everything again."
 _WORDS = {
     "source": "SOURCE",
@@ -40,13 +40,20 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """A finished shard: size of its file, what its rows are, and the SHA-256 of its list of paths."""
+    """A finished shard: the number in its file's name, the file's SHA-256, and what its rows are.
 
-    bytes: int
+    `first` is the path of its first file; `paths` and `stamps` are the SHA-256 of its files' paths, and of their sizes
+    and times of change.
+    """
+
+    number: int
+    sha256: str
     rows: int
     errors: int
     flagged: int
-    digest: str
+    first: str
+    paths: str
+    stamps: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +83,14 @@ def read_state(out: Path) -> State:
     """The state of a score folder; raises ScoringError when there is none, or it cannot be understood."""
     path = out / STATE
     try:
-        state = from_plain(State, json.loads(path.read_text("utf-8")))
-        if state.format != FORMAT:
-            raise RecordError("format", f"this version reads {FORMAT}, found {state.format}")
+        plain = json.loads(path.read_text("utf-8"))
+        found = plain.get("format") if isinstance(plain, dict) else None
+        if isinstance(found, int) and found != FORMAT:
+            raise ScoringError(
+                f"{out} was scored by another version of fieldmark: its format is {found}, and this one reads {FORMAT}",
+                hint=ANOTHER,
+            )
+        state = from_plain(State, plain)
     except FileNotFoundError:
         raise ScoringError(
             f"{out} holds no scores", hint="Give the folder that 'fieldmark score --out' wrote."

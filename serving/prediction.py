@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle import tensors
-from bundle.errors import BundleUnsupported
-from bundle.manifest import BF16, Manifest
+from bundle.errors import BundleUnsupported, OptionError
+from bundle.manifest import BF16, PER_CLASS, Manifest
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 
@@ -21,6 +21,28 @@ def check_processor(manifest: Manifest, network: str) -> None:
             f"the network {network!r} computes in {precision}, which no processor runs here",
             hint="Serve it on a GPU (fieldmark repository --backend onnxruntime, fieldmark engine), "
             "or export it with --precision fp32, fp16 or int8.",
+        )
+
+
+def check_alpha(manifest: Manifest, network: str, alpha: float | None) -> None:
+    """Raise OptionError for a false-positive rate that no answer of this network can support; None is the bundle's.
+
+    Where calibration is per class, the smallest p-value is that of the class with the fewest calibration images: an
+    alpha below it would never flag an image that is taken for this class, however suspicious.
+    """
+    if alpha is None:
+        return
+    if not 0.0 < alpha < 1.0:
+        raise OptionError(f"--alpha {alpha:g} is not between 0 and 1")
+    detector = manifest.networks[network].detector
+    smallest = 1 / (detector.calibration_n + 1)
+    if np.float32(alpha) < np.float32(smallest):
+        by_class = detector.calibration == PER_CLASS
+        raise OptionError(
+            f"--alpha {alpha:g} is below {smallest:.4g}, the smallest p-value this bundle can give"
+            + (" in each class, so there are classes where nothing would" if by_class else ", so nothing would")
+            + " ever be flagged",
+            hint="Choose a larger one, or export a bundle with more calibration images.",
         )
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from bundle import Bundle
+from bundle.console import say
 from bundle.engines import EngineSet
 from bundle.errors import OptionError
 from serving.score_cli import readable
@@ -158,7 +158,7 @@ def _show(found: dict[str, Any]) -> None:
     queue = found["models"][0]["queue_size"]
     warm_up = RANDOM if any(model["warm_up"] == RANDOM for model in found["models"]) else "an image of the bundle"
     console.print(f"requests that may wait: {queue or 'any number'}; warm-up with {warm_up}")
-    console.print(f"repository: {escape(found['path'])}", soft_wrap=True)
+    say(console, f"repository: {found['path']}")
 
 
 def _listed(precisions: dict[str, str]) -> str:

@@ -1,43 +1,55 @@
 """Score every image of a source, each exactly once, however often the job is stopped and started again.
 
 Decoding runs ahead in threads (Pillow releases the GIL), inference runs in the calling thread, and rows go to disk a
-shard at a time. A shard that is not finished is scored again, so a stop costs at most one shard of work.
+shard at a time. A shard that is not finished is scored again, so a stop costs at most one shard of work. A finished job
+that is started again scores what is new or has changed; the rows of files that are gone go.
 """
 
 import itertools
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import EndpointError, ImageError, InputError, OptionError, ScoringError
+from bundle.errors import EndpointError, ImageError, OptionError
 from bundle.image import ImageSpec
-from serving.jobs import ANOTHER, Job
-from serving.prediction import Inference, Outputs, predictions
-from serving.shards import Answer, ScoreFolder, digest_of, part_name
+from serving.jobs import Job
+from serving.prediction import Inference, Outputs, check_alpha, predictions
+from serving.rows import Answer
+from serving.shards import FAILED, ScoreFolder, Taken, failures
 from serving.sources import Source, SourceFile
+from serving.stretches import Stretch, stretches
 
 MAX_SHARD_ROWS = 1_000_000  # a shard's rows are held in memory
 MAX_AHEAD_BYTES = 512 * 1024 * 1024  # of decoded images that wait for inference
+NAMED = 10  # failed files in a summary; their list has all
 AGAIN = "run the same command again to continue"
 
 Pixels = npt.NDArray[np.uint8]
 OnProgress = Callable[[int, int], None]
 
 
-class _Item(NamedTuple):
-    """A file on its way: the index of its shard, and its image or the sentence why there is none."""
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """A shard to be written: its stretch, and what of it need not be scored."""
 
-    shard: int
-    file: SourceFile
-    image: Future[Pixels | str]
+    stretch: Stretch
+    taken: Taken
+
+
+class _Item(NamedTuple):
+    """A file on its way to its shard, and its image or the sentence why there is none; no file where none is left."""
+
+    plan: _Plan
+    file: SourceFile | None
+    image: Future[Pixels | str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +70,6 @@ class ScoreOptions:
     pauses: tuple[float, ...] = (1.0, 2.0, 4.0)
 
     def __post_init__(self) -> None:
-        if self.alpha is not None and not 0.0 < self.alpha < 1.0:
-            raise OptionError(f"--alpha {self.alpha:g} is not between 0 and 1")
         if self.batch < 1:
             raise OptionError(f"--batch {self.batch} is not at least 1")
         if not 1 <= self.shard_rows <= MAX_SHARD_ROWS:
@@ -70,7 +80,11 @@ class ScoreOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a finished job holds, and what this run did of it: `scored` files in `seconds`."""
+    """What a finished job holds, and what this run did of it: `scored` files in `seconds`.
+
+    `failed` are the first files without a score and the sentences why, `failed_list` names all of them, and
+    `passed_over` counts those in the source that are no images by their suffix.
+    """
 
     rows: int
     errors: int
@@ -80,6 +94,9 @@ class Summary:
     seconds: float
     images_per_second: float
     out: Path
+    failed: tuple[tuple[str, str], ...] = ()
+    failed_list: Path | None = None
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
 
 def score_source(
@@ -101,9 +118,9 @@ def score_source(
     if options.network not in inference.manifest.networks:
         have = ", ".join(inference.manifest.networks)
         raise OptionError(f"the bundle carries no network {options.network!r}", hint=f"It carries: {have}.")
+    check_alpha(inference.manifest, options.network, options.alpha)
     source = Source.open(path)
-    if next(source.files(), None) is None:
-        raise InputError(f"{path} {'holds' if source.is_folder else 'names'} no images")
+    source.check_any()
     alpha = options.alpha
     job = Job(
         source=os.fspath(path),
@@ -115,11 +132,13 @@ def score_source(
     )
     begun = time.perf_counter()
     with ScoreFolder.open(out, job, restart=options.restart) as folder:
-        scored = _Run(source, inference, folder, options, on_progress).run(check)
+        run = _Run(source, inference, folder, options, on_progress)
+        run.run(check)
         if not folder.state.complete:
-            folder.finish()
+            folder.finish(source)
         state = folder.state
-    seconds = time.perf_counter() - begun
+        failed = tuple(itertools.islice(failures(out), NAMED)) if state.errors else ()
+    scored, seconds = run.written, time.perf_counter() - begun
     return Summary(
         rows=state.total("rows"),
         errors=state.total("errors"),
@@ -129,11 +148,15 @@ def score_source(
         seconds=seconds,
         images_per_second=scored / seconds,
         out=out,
+        failed=failed,
+        failed_list=out / FAILED if failed else None,
+        passed_over=dict(run.passed),
     )
 
 
 class _Run:
-    """One pass over the source. `skipped` counts files of shards that were there, `written` those of new shards."""
+    """One pass over the source: `skipped` counts files whose rows are there, `written` those of this run's rows, and
+    `passed` what is no image by its suffix."""
 
     def __init__(
         self,
@@ -146,69 +169,68 @@ class _Run:
         self.source, self.inference, self.folder, self.options = source, inference, folder, options
         self.on_progress = on_progress
         self.skipped = self.written = 0
+        self.passed: Counter[str] = Counter()
 
-    def run(self, check: Callable[[], None]) -> int:
-        """Score every shard that is not there; returns how many files that were."""
+    def run(self, check: Callable[[], None]) -> None:
+        """Score every file that has no row yet, or has changed since, and let the rows of those go that are gone."""
         workers = self.options.workers or len(os.sched_getaffinity(0))
         pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         try:
-            for index, items in itertools.groupby(self._decoded(pool, workers), key=lambda item: item.shard):
+            for plan, items in itertools.groupby(self._decoded(pool, workers), key=lambda item: item.plan):
                 rows = self._answers(items)
                 check()
-                self.folder.write(index, rows)
+                self.folder.write(plan.stretch, plan.taken, rows)
                 self.written += len(rows)
         except EndpointError as problem:
             raise EndpointError(problem.what, hint=f"{self.folder.state.safe_in(self.folder.path)}; {AGAIN}.") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-        return self.written
 
-    def _missing(self) -> Iterator[tuple[int, SourceFile]]:
-        """Shard index and file, for the files of all shards that are not there. Those that are there get verified."""
-        files = self.source.files()
-        for index in itertools.count():
-            chunk = list(itertools.islice(files, self.options.shard_rows))
-            known = self.folder.state.shards[index].digest if index < len(self.folder.state.shards) else None
-            if known not in (None, digest_of(chunk)):
-                self.source.check_present()
-                raise ScoringError(
-                    f"shard {index} ({part_name(index)}, from file {index * self.options.shard_rows + 1:,} on) was"
-                    f" scored from other files than {self.source.path} names now: some were added, removed or renamed",
-                    hint=ANOTHER,
-                )
-            if not chunk:
-                return
-            if self.folder.is_whole(index):
-                self.skipped += len(chunk)
-                self._report(0)
+    def _plans(self) -> Iterator[_Plan]:
+        """What is to be written; a shard that is there, and whose files are as they were, is verified and stays."""
+        files = self.source.files(self.passed)
+        for stretch in stretches(files, self.folder.old, self.options.shard_rows):
+            stretch = replace(stretch, files=tuple(file.looked_at() for file in stretch.files))
+            if self.folder.is_whole(stretch):
+                self.skipped += len(stretch.files)
             else:
-                yield from ((index, file) for file in chunk)
+                taken = self.folder.still_true(stretch)
+                self.skipped += len(taken.places)
+                yield _Plan(stretch, taken)
+            self._report(0)
 
     def _decoded(self, pool: ThreadPoolExecutor, workers: int) -> Iterator[_Item]:
-        """The same files, each with its image on the way; a bounded number of them is ahead of the caller."""
+        """The files to score, each with its image on the way; a bounded number of them is ahead of the caller."""
         spec = self.inference.manifest.image
         room = MAX_AHEAD_BYTES // (spec.height * spec.width * 3)
         limit = max(workers, min(2 * self.options.batch, room))
         ahead: deque[_Item] = deque()
-        for shard, file in self._missing():
-            ahead.append(_Item(shard, file, pool.submit(_read, spec, file)))
-            if len(ahead) > limit:
-                yield ahead.popleft()
+        for plan in self._plans():
+            there = set(plan.taken.places)
+            left: list[SourceFile | None] = [
+                file for place, file in enumerate(plan.stretch.files) if place not in there
+            ]
+            for file in left or [None]:
+                ahead.append(_Item(plan, file, None if file is None else pool.submit(_read, spec, file)))
+                if len(ahead) > limit:
+                    yield ahead.popleft()
         while ahead:  # popped, so that an image is freed as soon as it is used
             yield ahead.popleft()
 
     def _answers(self, items: Iterator[_Item]) -> list[tuple[SourceFile, Answer]]:
-        """One shard's rows, in order."""
+        """One shard's new rows, in order."""
         rows: list[tuple[SourceFile, Answer]] = []
         waiting: dict[int, Pixels] = {}  # row -> image, until a batch is full
-        for item in items:
-            result = item.image.result()
+        for _, file, image in items:
+            if file is None or image is None:
+                continue
+            result = image.result()
             if isinstance(result, str):
                 self.source.check_present()
-                rows.append((item.file, result))
+                rows.append((file, result))
             else:
                 waiting[len(rows)] = result
-                rows.append((item.file, ""))
+                rows.append((file, ""))
             if len(waiting) == self.options.batch:
                 self._fill(rows, waiting)
         self._fill(rows, waiting)

@@ -10,29 +10,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from bundle import tensors
+from bundle.console import say
 from bundle.errors import FieldmarkError, ScoringError
 from bundle.folder import Bundle
+from bundle.formats import passed_over
 
 if TYPE_CHECKING:
     from serving.prediction import Inference
     from serving.score import Summary
 
 OnProgress = Callable[[int, int], None]
+SOME_FAILED = 4  # 1 to 3 are errors: see bundle/errors.py
 
 
 def score(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", help="A folder of images (recursive), or a text file with a path a line."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="A folder of images (recursive), or a text file with a path a line and nothing else: no comments, no "
+            "quotes, no URLs; a relative path starts at the file's own folder.",
+        ),
     ],
     bundle: Annotated[Path, typer.Option("--bundle", metavar="BUNDLE", help="The bundle to score with.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the Parquet shards.")],
@@ -57,7 +63,11 @@ def score(
     restart: Annotated[bool, typer.Option("--restart", help="Throw away the scores in --out and begin anew.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON summary.")] = False,
 ) -> None:
-    """Score a folder or a list of images into Parquet shards. Run the same command again after a stop: it continues."""
+    """Score a folder or a list of images into Parquet shards. Run the same command again after a stop: it continues;
+    after the end: it scores what is new or has changed, and drops the rows of what is gone.
+
+    Ends with 4 when some files could not be scored, with 1 when none could.
+    """
     from serving.score import AGAIN, ScoreOptions, score_source
 
     options = ScoreOptions(
@@ -78,12 +88,14 @@ def score(
                 source, inference, out, options, on_progress=on_progress, check=lambda: check_served(opened, url)
             )
     except KeyboardInterrupt as stop:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"stopped; {_safe(out)}{AGAIN}.", markup=False)
+        say(Console(stderr=True), f"stopped; {_safe(out)}{AGAIN}.")
         raise typer.Exit(128 + (stop.args[0] if stop.args else signal.SIGINT)) from None
     if json:
-        sys.stdout.write(jsonlib.dumps({**asdict(summary), "out": str(out)}) + "\n")
+        sys.stdout.write(jsonlib.dumps(_record(summary)) + "\n")
     else:
         _show(summary)
+    if summary.errors:
+        raise typer.Exit(1 if summary.errors == summary.rows else SOME_FAILED)
 
 
 def open_inference(bundle: Bundle, url: str | None) -> "Inference":
@@ -178,7 +190,7 @@ def _show(summary: "Summary") -> None:
     console = Console()
     ok = summary.rows - summary.errors
     if not summary.scored:
-        console.print("This job was complete already; nothing was left to score.")
+        console.print("This job was complete already; nothing new or changed was left to score.")
     table = Table("files", "ok", "errors", "flagged", "images/s", "seconds", "shards")
     table.add_row(
         f"{summary.rows:,}",
@@ -190,10 +202,26 @@ def _show(summary: "Summary") -> None:
         f"{summary.shards:,}",
     )
     console.print(table)
-    console.print(f"scores: {escape(readable(summary.out))}", highlight=False, soft_wrap=True)
+    if words := passed_over(summary.passed_over):
+        say(console, words)
+    say(console, f"scores: {readable(summary.out)}")
+    if summary.failed_list is None:
+        return
+    errors = Console(stderr=True)
+    for _, sentence in summary.failed:
+        say(errors, f"error: {sentence}")
+    more = f" and {summary.errors - len(summary.failed):,} more" if summary.errors > len(summary.failed) else ""
+    say(errors, f"these{more} could not be scored; all are listed in {readable(summary.failed_list)}")
 
 
-def readable(path: Path) -> str:
+def _record(summary: "Summary") -> dict[str, Any]:
+    """A summary as JSON's own types."""
+    failed = [{"file": readable(path), "error": sentence} for path, sentence in summary.failed]
+    places = {"out": str(summary.out), "failed_list": str(summary.failed_list) if summary.failed_list else None}
+    return {**asdict(summary), "failed": failed, **places}
+
+
+def readable(path: Path | str) -> str:
     """A path that standard output can print, whatever bytes it holds."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 

@@ -13,7 +13,8 @@ from bundle.arrays import read_arrays
 from bundle.errors import BundleCorrupt, ScoringError
 from bundle.manifest import AGAIN, PER_CLASS
 from serving.jobs import read_state
-from serving.shards import OK, arrow, read_scores
+from serving.rows import OK, arrow
+from serving.shards import read_scores
 
 COLUMNS = ("path", "status", "label", "instance_score", "is_adversarial")
 

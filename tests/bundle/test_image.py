@@ -42,10 +42,11 @@ def grey(levels: np.ndarray) -> np.ndarray:
         ("JPEG", {"quality": 95, "subsampling": 0}),
         ("JPEG", {"quality": 95, "subsampling": 0, "progressive": True}),
         ("WEBP", {"quality": 100}),
+        ("AVIF", {"quality": 100, "subsampling": "4:4:4"}),
     ],
 )
 def test_every_kind_of_file_is_the_same_picture(kind: str, options: dict[str, Any]) -> None:
-    lossy = kind == "JPEG" or (kind == "WEBP" and "lossless" not in options)
+    lossy = kind in ("JPEG", "AVIF") or (kind == "WEBP" and "lossless" not in options)
     decoded = SPEC.decode(encode(Image.fromarray(PICTURE), kind, **options))
     assert decoded.dtype == np.uint8
     np.testing.assert_allclose(quadrants(decoded), COLOURS, atol=6 if lossy else 0)

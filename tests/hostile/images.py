@@ -46,6 +46,24 @@ def png_of(rows: np.ndarray, *, colour: int, extra: bytes = b"") -> bytes:
     return png(rows.shape[1], rows.shape[0], lines, bits=16, colour=colour, extra=extra)
 
 
+def heic(*images: Image.Image, primary: int = 0, **options: Any) -> bytes:
+    """A HEIC file of one image or a burst of them."""
+    import pillow_heif
+
+    file = pillow_heif.HeifFile()
+    for image in images:
+        file.add_from_pillow(image)
+    stream = io.BytesIO()
+    file.save(stream, primary_index=primary, **options)
+    return stream.getvalue()
+
+
+def lying(data: bytes, width: int, height: int) -> bytes:
+    """An AVIF or HEIC file whose container says another size than its pictures."""
+    place = data.index(b"ispe") + 8
+    return _patched(data, place, width, height, form=">I")
+
+
 def many_scans(count: int) -> bytes:
     """A progressive JPEG whose last scan, a few bytes long, is repeated: each costs a pass over the whole image."""
     data = encode(Image.new("L", (64, 64), 90), "JPEG", progressive=True)
@@ -66,7 +84,7 @@ def _patched(data: bytes, place: int, *values: int, form: str = "<H") -> bytes:
 def bombs() -> Hostile:
     """Few bytes that promise gigabytes of pixels."""
     jpeg = encode(noise(), "JPEG")
-    size = jpeg.index(b"\xff\xc0") + 5
+    size, progressive = jpeg.index(b"\xff\xc0") + 5, encode(noise(), "JPEG", progressive=True)
     return {
         "30000x30000.png": (png(30_000, 30_000, bytes(10_000_000)), "50,000,000 pixels"),
         "30000x30000-grey.png": (png(30_000, 30_000, colour=0), "50,000,000 pixels"),
@@ -76,6 +94,16 @@ def bombs() -> Hostile:
         "1000000x1000000.bmp": (_patched(encode(noise(), "BMP"), 18, 10**6, 10**6, form="<i"), "50,000,000 pixels"),
         "16384x16384.webp": (_huge_webp(), "50,000,000 pixels"),
         "thousand-scans.jpg": (many_scans(1000), "more than the limit of 64 scans"),
+        "15000x14000.jpg": (
+            _patched(jpeg, size, 14_000, 15_000, form=">H"),
+            r"15000x14000 pixels are more than the limit of 200,000,000 for a JPEG \(4 x 50,000,000 pixels\)",
+        ),
+        "12000x9000-progressive.jpg": (
+            _patched(progressive, progressive.index(b"\xff\xc2") + 5, 9_000, 12_000, form=">H"),
+            r"12000x9000 pixels are more than the limit of 100,000,000 for a progressive JPEG \(2 x 50,000,000",
+        ),
+        "12000x9000.avif": (lying(encode(noise(), "AVIF"), 12_000, 9_000), "12000x9000 pixels are more than the limit"),
+        "20000x20000.heic": (lying(heic(noise()), 20_000, 20_000), "20000x20000 pixels are more than the limit"),
     }
 
 
@@ -102,6 +130,8 @@ def refused() -> Hostile:
         "animated.gif": (animation("GIF"), "animated"),
         "animated.webp": (animation("WEBP"), "animated"),
         "animated.png": (animation("PNG"), "animated"),
+        "animated.avif": (animation("AVIF"), "animated"),
+        "48x32-says-its-header.heic": (lying(heic(noise(640, 480)), 48, 32), "the image is damaged"),
         "two-pages.tif": (encode(pages[0], "TIFF", save_all=True, append_images=pages[1:]), "several pages"),
         "32-bit.tif": (encode(Image.new("I", (32, 32)), "TIFF"), "32-bit pixels"),
         "float.tif": (encode(Image.new("F", (32, 32)), "TIFF"), "32-bit pixels"),
@@ -110,6 +140,8 @@ def refused() -> Hostile:
         "half.webp": (encode(noise(), "WEBP", lossless=True)[:900], "damaged|not an image"),
         "half.tif": (encode(noise(), "TIFF")[:900], "damaged"),
         "half.bmp": (encode(noise(), "BMP")[:900], "damaged"),
+        "half.avif": (encode(noise(), "AVIF")[:-300], "damaged|not an image"),
+        "half.heic": (heic(noise())[:-300], "the image is damaged"),
         "half.gif": (encode(noise(), "GIF")[:900], "damaged"),
     }
 
@@ -126,6 +158,8 @@ def small_files() -> dict[str, bytes]:
         "grey16.png": encode(Image.fromarray(np.arange(1536, dtype=np.uint16).reshape(32, 48) * 40), "PNG"),
         "lossy.webp": encode(noise(), "WEBP"),
         "lossless.webp": encode(noise(mode="RGBA"), "WEBP", lossless=True),
+        "colour.avif": encode(noise(), "AVIF"),
+        "phone.heic": heic(noise()),
         "colour.bmp": encode(noise(), "BMP"),
         "still.gif": encode(noise(), "GIF"),
         "plain.tif": encode(noise(), "TIFF"),

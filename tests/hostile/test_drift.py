@@ -15,6 +15,7 @@ from PIL import Image
 
 import fieldmark
 from bundle import Bundle
+from bundle.files import sha256_of
 from serving.jobs import STATE
 from serving.local import LocalInference
 from serving.score import ScoreOptions, score_source
@@ -62,7 +63,15 @@ def edit_state(scores: Path, edit: Callable[[dict], object]) -> None:
 
 
 def edit_part(scores: Path, edit: Callable[[pa.Table], pa.Table]) -> None:
+    """Somebody changes a shard, and its checksum too."""
     pq.write_table(edit(pq.ParquetFile(scores / PART).read()), scores / PART)
+    edit_state(scores, lambda state: state["shards"][1].update(sha256=sha256_of(scores / PART)))
+
+
+def flip(part: Path) -> None:
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
 
 
 def without_answers(table: pa.Table) -> pa.Table:
@@ -108,6 +117,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a cut shard": (
         lambda scores: (scores / PART).write_bytes((scores / PART).read_bytes()[:-100]),
         f"{PART} cannot be read",
+    ),
+    "a flipped byte": (
+        lambda scores: flip(scores / PART),
+        f"{PART} cannot be read (its SHA-256 is not the one in {STATE}). Run the same command again",
     ),
     "too few rows": (
         lambda scores: edit_part(scores, lambda table: table.slice(1)),

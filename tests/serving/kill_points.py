@@ -1,7 +1,8 @@
 """Kill a scoring process at one chosen line after another, for real, and let the next one continue.
 
-Run by test_score.py as: python kill_points.py BUNDLE SOURCE FOLDER POINTS. Each attempt is a forked process that
-scores SOURCE into a folder of its own and sends itself SIGKILL at the n-th line of the code that touches the disk.
+Run by tests as: python kill_points.py BUNDLE SOURCE FOLDER POINTS [SCORED]. Each attempt is a forked process that
+scores SOURCE into a folder of its own, a copy of SCORED where that is given, and sends itself SIGKILL at the n-th line
+of the code that touches the disk.
 A second process then finishes the job. Prints one JSON list: for each attempt its line and whether the second one
 finished; the caller compares the folders.
 """
@@ -9,6 +10,7 @@ finished; the caller compares the folders.
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -20,8 +22,8 @@ import serving.jobs
 import serving.shards
 from bundle import Bundle
 from serving.local import LocalInference
+from serving.rows import arrow
 from serving.score import ScoreOptions, score_source
-from serving.shards import arrow
 
 WATCHED = {str(module.__file__) for module in (bundle.files, serving.jobs, serving.shards)}
 SKIPPED = {"to_table", "schema", "path_columns", "digest_of", "part_name", "<listcomp>", "<genexpr>", "total", "part"}
@@ -63,11 +65,16 @@ def attempt(opened: Bundle, source: Path, out: Path, fatal: int) -> int:
 def main() -> None:
     opened, source, folder, points = Bundle.open(Path(sys.argv[1])), *map(Path, sys.argv[2:4]), int(sys.argv[4])
     arrow()
-    assert attempt(opened, source, folder / "whole", -1) == 0
+    scored = Path(sys.argv[5]) if len(sys.argv) > 5 else None
+
+    def begun(out: Path) -> Path:
+        return out if scored is None else Path(shutil.copytree(scored, out))
+
+    assert attempt(opened, source, begun(folder / "whole"), -1) == 0
     lines = int((folder / "whole" / "lines").read_text())
     results = []
     for fatal in sorted(random.Random(7).sample(range(1, lines + 1), points)):
-        out = folder / f"killed-{fatal}"
+        out = begun(folder / f"killed-{fatal}")
         killed = attempt(opened, source, out, fatal)
         results.append({"out": out.name, "killed": killed, "finished": attempt(opened, source, out, 0)})
     sys.stdout.write("\n" + json.dumps({"lines": lines, "attempts": results}) + "\n")

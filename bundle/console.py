@@ -1,0 +1,11 @@
+"""What a person reads of names that others chose: text, whatever brackets and control characters they hold."""
+
+from rich.console import Console
+
+from bundle.errors import printable
+
+
+def say(console: Console, *lines: str) -> None:
+    """Print lines in which names stand: without markup and control characters, and broken only between them."""
+    for line in lines:
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
