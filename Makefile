@@ -27,8 +27,9 @@ help: ## Show this list
 
 setup: .venv/.ready .venv-triton/.ready ## Make both environments (about 3 minutes, 6 GB; instant when they exist)
 
-demo: setup ## The whole job: draw, train, export, serve, attack, score. DATA=FOLDER PRESET=NAME ALPHA=RATE take your own
-	@.venv/bin/python -m demo $${DATA:+--data "$$DATA"} $${PRESET:+--preset "$$PRESET"} $${ALPHA:+--alpha "$$ALPHA"}
+demo: setup ## The whole job: draw, train, export, serve, attack, score. DATA=FOLDER PRESET=NAME WEIGHTS=FILE ALPHA=RATE take your own
+	@.venv/bin/python -m demo $${DATA:+--data "$$DATA"} $${PRESET:+--preset "$$PRESET"} \
+		$${WEIGHTS:+--weights "$$WEIGHTS"} $${ALPHA:+--alpha "$$ALPHA"}
 
 test: setup ## Run all tests. TESTS="-m hostile" or TESTS=tests/bundle runs a part
 	.venv/bin/python -m pytest $(TESTS)
@@ -43,8 +44,9 @@ check: .venv/.ready ## Lint, formatting, strict types, locks and the Dockerfile
 bench: setup ## Measure every number of the README again
 	.venv/bin/python -m benchmarks
 
-study: setup ## Tables 1-3 of the paper; goes on where it stopped. DATA=FOLDER BACKBONE=vgg16 take your own
-	@.venv/bin/python -m benchmarks.study $${DATA:+--data "$$DATA"} $${BACKBONE:+--backbone "$$BACKBONE"}
+study: setup ## Tables 1-3 of the paper; goes on where it stopped. DATA=FOLDER BACKBONE=vgg16-96 WEIGHTS=FILE take your own
+	@.venv/bin/python -m benchmarks.study $${DATA:+--data "$$DATA"} $${BACKBONE:+--backbone "$$BACKBONE"} \
+		$${WEIGHTS:+--weights "$$WEIGHTS"} $(STUDY)
 
 lock: .venv/.ready ## Choose versions again for pyproject.toml, write the locks. UPGRADE=1 takes the newest of everything
 	$(LOCK) --output-file requirements/base.lock >/dev/null

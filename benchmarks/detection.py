@@ -16,7 +16,7 @@ from rich.console import Console
 
 from benchmarks.page import ORDER, put, table_head, table_row
 from benchmarks.record import save
-from benchmarks.study import SYSTEMS
+from benchmarks.study import MAIN, OTHERS
 from bundle.errors import OptionError
 from bundle.files import sha256_of
 from demo.stages import fieldmark
@@ -42,7 +42,7 @@ def bench(
     backbone, found = study.name, 0
     for fast in ("", "-fast"):
         for seed in range(seeds):
-            for system in SYSTEMS:
+            for system in (*MAIN, *OTHERS):
                 run = study / f"{system}-{backbone}{fast}-{seed}"
                 if not Run(run).finished:
                     continue

@@ -25,7 +25,8 @@ from robustness.accuracy import WORST, wilson
 from training.backbones import BACKBONES
 from training.presets import preset
 
-SYSTEMS = ("ap", "ap-triplet", "ap-pcl", "protopnet", "maxsep")
+MAIN = ("ap", "maxsep", "protopnet")  # the comparison that is whole first
+OTHERS = ("ap-pcl", "ap-triplet")
 SOURCES = {"bb-v": "vgg16", "bb-d": "densenet121"}
 # Factors on the preset's weights of clustering and separation: Table 3, the same with adversarial training, and more.
 ABLATION = {"none": (0, 0), "separation": (0, 1), "cluster": (1, 0), "strong": (30, 30)}
@@ -39,6 +40,17 @@ RECIPES = {
     "ema": ("--set", "ema=0.99"),
     "smoothing": ("--set", "loss.label_smoothing=0.1"),
 }
+# A substitute for the small backbone: from scratch, without what the authors do to ImageNet weights.
+SHORT = (
+    "warmup_epochs=0",
+    "copies=1",
+    "schedule=cosine",
+    "batch_size=64",
+    "learning_rate_backbone=0.0005",
+    "augmentation.one_of=false",
+    "augmentation.skew=0",
+    "augmentation.scale=0.1",
+)
 ABLATED = "pgd10-8"  # beside clean images, the column of Table 3
 WORST_THERE = "worst-there"  # of the columns before it, on AutoAttack's images
 RESAMPLES = 2000
@@ -56,10 +68,10 @@ class Row:
     attacks: str | None = None  # None: all columns
 
 
-def rows(backbone: str) -> Iterator[Row]:
+def rows(backbone: str, systems: tuple[str, ...] = (*MAIN, *OTHERS)) -> Iterator[Row]:
     """Tables 1 and 2."""
     for fast in (False, True):
-        for system in SYSTEMS:
+        for system in systems:
             name = f"{system}-{backbone}{'-fast' if fast else ''}"
             yield Row(name=name, preset=name, fast=fast)
 
@@ -89,10 +101,17 @@ def recipes(backbone: str) -> Iterator[Row]:
         yield Row(name=f"{base}-{name}", preset=base, options=options, fast=True, attacks=ABLATED)
 
 
-def jobs(backbone: str, seeds: int) -> Iterator[tuple[int, Row]]:
-    """Every table is whole for one seed before the next begins; recipes are screened with one."""
-    for table in (rows, ablation, longer):
-        for seed in range(seeds):
+def jobs(backbone: str, seeds: int, other_seeds: int | None = None) -> Iterator[tuple[int, Row]]:
+    """Every table is whole for one seed before the next begins; the main comparison comes before the other systems,
+    which may have fewer seeds, and recipes are screened with one.
+    """
+    others = seeds if other_seeds is None else other_seeds
+    for seed in range(seeds):
+        yield from ((seed, row) for row in rows(backbone, MAIN))
+        if seed < others:
+            yield from ((seed, row) for row in rows(backbone, OTHERS))
+    for table in (ablation, longer):
+        for seed in range(others):
             yield from ((seed, row) for row in table(backbone))
     yield from ((0, row) for row in recipes(backbone))
 
@@ -101,8 +120,13 @@ def study(
     data: Annotated[
         Path | None, typer.Option(help="CUB, Cars, class folders or a manifest; without it, the built-in birds.")
     ] = None,
-    backbone: Annotated[str, typer.Option(help="small, vgg16, vgg19 or resnet34.")] = "small",
+    backbone: Annotated[
+        str, typer.Option(help="As in a preset's name, with the input side if it is another: small, vgg16, vgg16-96.")
+    ] = "small",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 3,
+    other_seeds: Annotated[
+        int | None, typer.Option(min=0, help="The same of AP+Triplet, AP+PCL and the ablations, if it is another.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Runs and evaluations; BACKBONE is added.")] = Path("build/study"),
     name: Annotated[str | None, typer.Option(help="benchmarks/results/NAME.json; paper_tables_BACKBONE.")] = None,
     epochs: Annotated[
@@ -120,8 +144,10 @@ def study(
     autoattack_count: Annotated[int, typer.Option(min=0, help="Test images under AutoAttack.")] = 12,
 ) -> None:
     """Train and attack every row with every seed; write the tables."""
-    if backbone not in BACKBONES:
-        raise OptionError(f"unknown backbone {backbone!r}", hint=f"Choose one of: {', '.join(BACKBONES)}.")
+    if preset(backbone).preset != backbone or not backbone.startswith(tuple(BACKBONES)):
+        raise OptionError(
+            f"{backbone!r} is no backbone", hint=f"Choose one of: {', '.join(BACKBONES)}; with a side: vgg16-96."
+        )
     console, folder = Console(), out / backbone
     folder.mkdir(parents=True, exist_ok=True)
     built_in = data is None
@@ -140,7 +166,7 @@ def study(
     if backbone == "small" and (image_size or 64) > 128:
         raise OptionError("the small backbone is for images of at most 128 pixels", hint="Choose another --backbone.")
     sources = _sources(data, folder, backbone, common)
-    for seed, row in jobs(backbone, seeds):
+    for seed, row in jobs(backbone, seeds, other_seeds):
         run, evaluation = folder / f"{row.name}-{seed}", folder / f"{row.name}-{seed}.json"
         if evaluation.is_file():
             continue
@@ -185,19 +211,27 @@ def _same_options(path: Path, options: dict[str, Any]) -> None:
 
 
 def _sources(data: Path, folder: Path, backbone: str, common: list[str]) -> dict[str, Path]:
-    """The substitutes that transfer attacks come from, trained once; for the small backbone from scratch, shortly."""
+    """The substitutes that transfer attacks come from, trained once; for the small backbone from scratch, shortly. A
+    weights file is of one backbone: the others are left out.
+    """
+    architecture, _, size = backbone.partition("-")
     runs = {}
-    for source, network in SOURCES.items():
+    for source, network in _substitutes(architecture, common).items():
         runs[source] = folder / f"gap-{network}"
-        options = list(common)
-        if backbone == "small":
-            epochs = "10" if network == "vgg16" else "5"
-            short = ("warmup_epochs=0", "schedule=cosine", "batch_size=64", "learning_rate_backbone=0.0005")
-            options += [word for text in short for word in ("--set", text)]
+        options, name = list(common), f"gap-{network}{f'-{size}' if size else ''}"
+        if architecture == "small":
+            epochs, name = "10" if network == "vgg16" else "5", f"gap-{network}-reference"
+            options += [word for text in SHORT for word in ("--set", text)]
             options += ["--epochs", epochs, "--weights", "none"]
             options += [] if "--image-size" in common else ["--image-size", "64"]
-        fieldmark("train", data, "--out", runs[source], "--preset", f"gap-{network}", *options, "--resume")
+        fieldmark("train", data, "--out", runs[source], "--preset", name, *options, "--resume")
     return runs
+
+
+def _substitutes(architecture: str, common: list[str]) -> dict[str, str]:
+    weights = common[common.index("--weights") + 1] if "--weights" in common else "imagenet"
+    fitting = architecture == "small" or weights in ("imagenet", "none")
+    return {source: network for source, network in SOURCES.items() if fitting or network == architecture}
 
 
 def _save(folder: Path, backbone: str, seeds: int, name: str | None, built_in: bool) -> Path:
@@ -222,10 +256,11 @@ def _save(folder: Path, backbone: str, seeds: int, name: str | None, built_in: b
                 }
             )
     path = RESULTS / f"{name or 'paper_tables_' + backbone}.json"
-    sources = {source: _run_facts(folder / f"gap-{network}") for source, network in SOURCES.items()}
+    runs = {source: folder / f"gap-{network}" for source, network in SOURCES.items()}
+    sources = {source: _run_facts(run) for source, run in runs.items() if (run / "run.json").is_file()}
     document = {
         "environment": environment(),
-        "dataset": "built-in birds" if built_in else sources["bb-v"]["dataset"],
+        "dataset": "built-in birds" if built_in else table[0]["run"]["dataset"] if table else None,
         "backbone": backbone,
         "sources": sources,
         "rows": table,

@@ -18,7 +18,7 @@ from training.networks import HEADS
 from training.presets import preset
 
 
-@pytest.mark.parametrize("backbone", ["small", "vgg16", "vgg19", "resnet34"])
+@pytest.mark.parametrize("backbone", ["small", "vgg16", "vgg19", "resnet34", "vgg16-96"])
 def test_every_row_is_a_preset_and_has_a_name_of_its_own(backbone: str) -> None:
     jobs = list(study.jobs(backbone, 3))
     names = [(seed, row.name) for seed, row in jobs]
@@ -26,21 +26,35 @@ def test_every_row_is_a_preset_and_has_a_name_of_its_own(backbone: str) -> None:
     for _, row in jobs:
         texts = [word for word in row.options if word != "--set"]
         config = preset(row.preset, texts=texts)
-        assert config.backbone == backbone
+        assert config.backbone == backbone.partition("-")[0]
         assert (config.adversarial != "none") == row.fast
     assert set(study.SOURCES.values()) <= set(BACKBONES)
 
 
 def test_options_that_fit_no_row_are_told_before_anything_is_trained(tmp_path: Path) -> None:
     for options, message in (
-        ({"backbone": "foo"}, "unknown backbone 'foo'"),
-        ({"backbone": "../x"}, "unknown backbone"),
+        ({"backbone": "foo"}, "unknown preset 'foo'"),
+        ({"backbone": "../x"}, "unknown preset"),
+        ({"backbone": "ap-vgg16"}, "'ap-vgg16' is no backbone"),
         ({"backbone": "vgg16", "image_size": 2000, "data": tmp_path}, "image size 2000"),
         ({"image_size": 9, "data": tmp_path}, "image size 9"),
     ):
         given = {name: default for name, default in _defaults().items() if name != "out"}
         with pytest.raises(OptionError, match=message):
             study.study(**{**given, "out": tmp_path / "study", **options})
+
+
+def test_the_main_comparison_is_whole_before_anything_else_begins() -> None:
+    jobs = [(seed, row.name) for seed, row in study.jobs("vgg16-96", 2, 1)]
+    main = [f"{system}-vgg16-96{fast}" for fast in ("", "-fast") for system in ("ap", "maxsep", "protopnet")]
+    assert jobs[:6] == [(0, name) for name in main]
+    assert [(1, name) for name in main] == [job for job in jobs if job[0] == 1]  # the others have one seed
+
+
+def test_a_weights_file_is_of_one_backbone_and_others_are_no_substitutes() -> None:
+    assert study._substitutes("vgg16", ["--weights", "vgg16.pt"]) == {"bb-v": "vgg16"}
+    assert study._substitutes("vgg16", []) == study._substitutes("vgg16", ["--weights", "none"]) == study.SOURCES
+    assert study._substitutes("small", ["--weights", "none"]) == study.SOURCES
 
 
 def _defaults() -> dict[str, Any]:
