@@ -268,8 +268,7 @@ class Trainer:
     def _warm_up(self, generator: torch.Generator) -> None:
         """The heads alone, for `warmup_steps`: every process takes the same steps, on all images."""
         batches = partial(self._batches, "train", None, Share())
-        with self.fabric.autocast():
-            loss = warm_up(self.network, self.learner.objective, batches, self.config, generator)
+        loss = warm_up(self.network, self.learner.objective, batches, self.config, generator, self.fabric.autocast)
         if self.average is not None:
             self.average.module.load_state_dict(self.network.state_dict())
         self.warmed = self.accuracy("validation")

@@ -5,6 +5,7 @@ augmented copies are kept, and thousands of steps cost little more than the copi
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -25,12 +26,16 @@ def warm_up(
     batches: Callable[[], Batches],
     config: TrainingConfig,
     generator: torch.Generator,
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> float:
     """Take `warmup_steps` steps of the heads; returns the mean loss of the last tenth of them.
 
-    The rate is constant for half of the steps and falls to zero over the rest. Nothing but the heads changes.
+    The backbone computes under `autocast`, the heads as they always do, in float32. The rate is constant for half of
+    the steps and falls to zero over the rest. Nothing but the heads changes.
     """
-    stages, labels = _features(network, batches, config, generator)
+    # No longer than for the features: autocast keeps the weights that it has cast, and the steps below change them.
+    with autocast():
+        stages, labels = _features(network, batches, config, generator)
     network.train()
     network.backbone.eval()
     heads = [module for module in (network.attention_head, network.pooled_head) if module is not None]

@@ -43,6 +43,21 @@ def test_only_the_heads_learn_and_they_do(tiny_birds, tiny_config, tmp_path):
     )
 
 
+def test_in_mixed_precision_the_heads_learn_all_the_same(tiny_birds, tiny_config, tmp_path):
+    """Autocast keeps the weights that it has cast: around the steps, it would go on with those of the first."""
+    config = replace(tiny_config, warmup_steps=300, warmup_copies=1, learning_rate_warmup=1e-2)
+    found = []
+    for precision in ("32-true", "bf16-mixed"):
+        devices = Devices(accelerator="cpu", precision=precision)
+        trainer = Trainer(Run(tmp_path / precision), open_dataset(tiny_birds), config, devices, Console(quiet=True))
+        trainer._warm_up(torch.Generator().manual_seed(0))
+        images, labels, _ = next(iter(trainer._batches("train", None)))
+        trainer.network.eval()
+        with torch.no_grad():
+            found.append(trainer.learner(from_bytes(images), labels, False).item())
+    assert found[1] == pytest.approx(found[0], rel=0.1)
+
+
 def test_it_is_what_steps_on_the_images_would_be(tiny_birds, tiny_config, tmp_path):
     """Without augmentation and dropout: the naive loop runs the backbone for every step."""
     config = replace(
