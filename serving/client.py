@@ -39,7 +39,7 @@ class TritonInference:
 
     def __init__(self, url: str, timeout: float) -> None:
         self.url, self.timeout = parse_url(url), timeout
-        self._client = triton.InferenceServerClient(self.url, channel_args=_channel_options(self.url))
+        self._client = triton.InferenceServerClient(self.url, channel_args=channel_options(self.url))
 
     @classmethod
     def connect(cls, url: str, *, timeout: float = 30.0, expect_bundle: str | None = None) -> "TritonInference":
@@ -168,13 +168,13 @@ class _UnknownModel(EndpointError):
     """The server has no model of this name: another Triton, or a bundle with one network."""
 
 
-def parse_url(url: str) -> str:
-    """HOST:PORT from what a person types (`host`, `host:port`, `grpc://host:port`, `[::1]:8001`)."""
+def parse_url(url: str, *, port: int = DEFAULT_PORT) -> str:
+    """HOST:PORT from what a person types (`host`, `host:port`, `grpc://host:port`, `[::1]:8001`); `port` if none is."""
     match = _ADDRESS.fullmatch(url.strip())
-    if not match or not 0 < int(match["port"] or DEFAULT_PORT) < 65536:
-        hint = f"Give HOST:PORT of the server's gRPC port, such as localhost:{DEFAULT_PORT}."
+    if not match or not 0 < int(match["port"] or port) < 65536:
+        hint = f"Give HOST:PORT of the server's gRPC port, such as localhost:{port}."
         raise EndpointError(f"{url!r} is not the address of a gRPC server", hint=hint)
-    return f"{match['host']}:{match['port'] or DEFAULT_PORT}"
+    return f"{match['host']}:{match['port'] or port}"
 
 
 def explain(status: str, message: str, url: str, elapsed: float) -> EndpointError:
@@ -224,7 +224,8 @@ _SENTENCES: tuple[tuple[tuple[str, ...], str, str], ...] = (
 )
 
 
-def _channel_options(url: str) -> list[tuple[str, int]]:
+def channel_options(url: str) -> list[tuple[str, int]]:
+    """What a channel to HOST:PORT needs: messages of any size, no proxy to this machine, no memory of old failures."""
     return [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import json as jsonlib
 import os
 import signal
@@ -17,7 +16,7 @@ from rich.markup import escape
 
 from bundle import Bundle
 from bundle.errors import OptionError, ServerError
-from serving.gateway.options import GatewayOptions
+from serving.gateway.options import GatewayOptions, is_loopback
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -96,16 +95,6 @@ def gateway(
 
         address = TritonAddress(url=url, header=header, tls=triton_tls)
         asyncio.run(_serve(options, address, started or opened, server, None if quiet else sys.stderr, json))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _read_access(file: Path | None) -> tuple[str, str] | None:

@@ -1,5 +1,6 @@
 """Everything that can be set on a gateway, in one record. docs/gateway.md lists the flags."""
 
+import ipaddress
 from dataclasses import dataclass, field, fields
 
 from serving.triton_config import available_cores
@@ -65,3 +66,13 @@ class GatewayOptions:
 def flag(name: str) -> str:
     """The command line's name of a setting."""
     return "--" + name.replace("_", "-")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
