@@ -20,6 +20,7 @@ DOMAIN = "fieldmark.v1"
 DETAILS = "grpc-status-details-bin"
 _MOST = 300  # characters of a sentence that goes over the wire
 
+MESSAGE_MALFORMED = "MESSAGE_MALFORMED"
 IMAGE_EMPTY = "IMAGE_EMPTY"
 IMAGE_TOO_LARGE = "IMAGE_TOO_LARGE"
 IMAGE_REFUSED = "IMAGE_REFUSED"
@@ -48,6 +49,7 @@ class Failure:
 
 
 FAILURES: dict[str, Failure] = {
+    MESSAGE_MALFORMED: Failure(code="INVALID_ARGUMENT", meaning="The bytes are no message of the method's type."),
     IMAGE_EMPTY: Failure(code="INVALID_ARGUMENT", meaning="The request holds no image."),
     IMAGE_TOO_LARGE: Failure(code="INVALID_ARGUMENT", meaning="The encoded image has too many bytes."),
     IMAGE_REFUSED: Failure(

@@ -39,6 +39,7 @@ class Prober:
         self._manifest: Manifest | None = None
         self._heard: dict[str, float] = {}
         self._serving: dict[str, bool] = {}
+        self._next = 0.0  # when the next probe is due
 
     def serving(self, network: str) -> bool:
         """Whether the network answered within the last probe interval."""
@@ -55,6 +56,7 @@ class Prober:
 
     async def start(self) -> None:
         """Learn the bundle and probe once; raises EndpointError if there is none."""
+        self._next = time.monotonic() + self.seconds
         learnt = await self._triton.learn(timeout=self.seconds, expect_bundle=self._expected)
         if learnt is not None:
             await self._learn(learnt)
@@ -63,7 +65,8 @@ class Prober:
     async def run(self) -> None:
         """Go on until cancelled."""
         while True:
-            began = time.monotonic()
+            await asyncio.sleep(max(0.0, self._next - time.monotonic()))
+            self._next = time.monotonic() + self.seconds
             try:
                 known = self._manifest.bundle_id if self._manifest else ""
                 learnt = await self._triton.learn(timeout=self.seconds, known=known, expect_bundle=self._expected)
@@ -74,7 +77,6 @@ class Prober:
                     await self._set(network, False)
             else:
                 await self._probe_all()
-            await asyncio.sleep(max(0.0, began + self.seconds - time.monotonic()))
 
     async def _learn(self, learnt: ServedBundle) -> None:
         for network in set(self._serving) - set(learnt.manifest.networks):

@@ -14,8 +14,7 @@ from bundle import Bundle
 from bundle.errors import MissingExtra, ServerError
 from serving.classify import prototype_images
 from serving.client import ServedBundle
-from serving.gateway.generated import fieldmark_pb2 as v1
-from serving.gateway.generated.fieldmark_pb2_grpc import add_FieldmarkServicer_to_server
+from serving.gateway.handlers import SERVICE, add_service
 from serving.gateway.journal import Journal
 from serving.gateway.metrics import Metrics
 from serving.gateway.options import METADATA_BYTES, GatewayOptions
@@ -23,7 +22,6 @@ from serving.gateway.probing import Prober
 from serving.gateway.service import FieldmarkService, Served
 from serving.gateway.upstream import Triton, TritonAddress
 
-SERVICE = v1.DESCRIPTOR.services_by_name["Fieldmark"].full_name
 EVERYTHING = ""  # health's name for the server as a whole
 _SPARE_CALLS = 64  # for health, reflection and descriptions, beside what may classify
 _NO_COMPRESSION = 1  # of gRPC's algorithms, the first bit alone: images are compressed already, and bombs are
@@ -124,7 +122,7 @@ class Gateway:
         )
         self._health, self._not_serving = health.aio.HealthServicer(), health_pb2.HealthCheckResponse.NOT_SERVING
         self._serving = health_pb2.HealthCheckResponse.SERVING
-        add_FieldmarkServicer_to_server(self._service, server)
+        add_service(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         try:

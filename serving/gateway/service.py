@@ -27,7 +27,7 @@ from serving.gateway.admission import Admission, Memory
 from serving.gateway.answer import LookUp, Stages, make_answer, make_explanation
 from serving.gateway.asked import check_request, smallest_alpha
 from serving.gateway.generated import fieldmark_pb2 as v1
-from serving.gateway.generated.fieldmark_pb2_grpc import FieldmarkServicer
+from serving.gateway.handlers import well_formed
 from serving.gateway.journal import Journal
 from serving.gateway.metrics import STAGES, Metrics
 from serving.gateway.options import GatewayOptions
@@ -70,7 +70,7 @@ class Call:
         return self.deadline - time.monotonic()
 
 
-class FieldmarkService(FieldmarkServicer):
+class FieldmarkService:
     """The servicer. `serve` says what is behind it, and again whenever that changes."""
 
     def __init__(
@@ -124,7 +124,7 @@ class FieldmarkService(FieldmarkServicer):
     async def Describe(self, request: v1.DescribeRequest, context: Any) -> v1.DescribeResponse:
         """What is served, and its limits."""
         call = self.begin("Describe", context)
-        return await self._guarded(self._describe(), call, context)
+        return await self._guarded(self._describe(request), call, context)
 
     def begin(self, method: str, context: Any, *, longest: float | None = None) -> Call:
         """A call's record; it may take `longest` seconds, if its caller sets no earlier deadline.
@@ -144,7 +144,7 @@ class FieldmarkService(FieldmarkServicer):
 
     async def classify(self, request: v1.ClassifyRequest, call: Call, *, patient: bool = False) -> v1.ClassifyResponse:
         """The answer to one request; raises RequestRefused. `patient` is for one of a stream (see Admission)."""
-        served = self._ready()
+        served, request = self._ready(), well_formed(request)
         call.bytes = len(request.image)
         asked = check_request(request, served.manifest, served.image.max_bytes)
         call.network = asked.network
@@ -193,7 +193,8 @@ class FieldmarkService(FieldmarkServicer):
         if isinstance(answer, v1.ClassifyResponse):
             facts |= {"p_value": round(answer.adversarial.p_value, 6), "flagged": answer.adversarial.flagged}
         if reason == failures.BUG and problem is not None:
-            facts["bug"] = "".join(traceback.format_exception(problem, limit=-3))[-1000:]
+            place = traceback.extract_tb(problem.__traceback__)[-1]
+            facts["bug"] = f"{type(problem).__name__} in {place.name}, line {place.lineno}: {problem}"
         self.journal.write(
             "request",
             method=call.method,
@@ -237,7 +238,8 @@ class FieldmarkService(FieldmarkServicer):
         self.metrics.alpha.labels(answer.network).inc(answer.adversarial.alpha)
         self.metrics.flagged.labels(answer.network).inc(int(answer.adversarial.flagged))
 
-    async def _describe(self) -> v1.DescribeResponse:
+    async def _describe(self, request: v1.DescribeRequest) -> v1.DescribeResponse:
+        well_formed(request)
         served = self._ready()
         manifest, image = served.manifest, served.image
         first = [manifest.main_network, *(name for name in manifest.networks if name != manifest.main_network)]

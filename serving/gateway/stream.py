@@ -13,6 +13,7 @@ from bundle.errors import RequestRefused
 from serving.gateway import failures
 from serving.gateway.asked import MAX_ID_BYTES
 from serving.gateway.generated import fieldmark_pb2 as v1
+from serving.gateway.handlers import well_formed
 
 if TYPE_CHECKING:
     from serving.gateway.service import Call, FieldmarkService
@@ -63,7 +64,7 @@ class ClassifyStream:
             )
             if read.done():
                 message = read.result()
-                return None if message is grpc.aio.EOF else message
+                return None if message is grpc.aio.EOF else well_formed(message)
             if stop.done():  # what is in work is answered before the stream ends
                 self._stopped = True
                 return None
