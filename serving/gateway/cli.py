@@ -70,6 +70,7 @@ def gateway(
     probe_seconds: Annotated[float, option("Seconds between probes, and for each.")] = _DEFAULTS.probe_seconds,
     stall_seconds: Annotated[float, option("Seconds that answers may lie unread.")] = _DEFAULTS.stall_seconds,
     idle_seconds: Annotated[float, option("Seconds that a stream may be idle.")] = _DEFAULTS.idle_seconds,
+    connection_seconds: Annotated[float, option("Seconds that a connection lives.")] = _DEFAULTS.connection_seconds,
     drain_seconds: Annotated[float, option("Seconds for what is in work at the end.")] = _DEFAULTS.drain_seconds,
     quiet: Annotated[bool, typer.Option("--quiet", help="No log on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the addresses as one line of JSON when ready.")] = False,

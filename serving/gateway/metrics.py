@@ -36,6 +36,7 @@ class Metrics:
         self.in_flight = make(Gauge, "in_flight", "Requests decoded or at Triton now.", ("network",))
         self.waiting = make(Gauge, "waiting", "Requests in the queue now.", ("network",))
         self.streams = make(Gauge, "streams", "Streams open now.")
+        self.stalled_streams = make(Gauge, "stalled_streams", "Streams given up that wait for their caller to read.")
         self.serving = make(Gauge, "serving", "1 while the network answers its probes.", ("network",))
         self.lost_log_lines = make(Counter, "lost_log_lines", "Log lines dropped because nobody took them.")
 

@@ -24,6 +24,7 @@ from serving.gateway.upstream import Triton, TritonAddress
 
 EVERYTHING = ""  # health's name for the server as a whole
 _SPARE_CALLS = 64  # for health, reflection and descriptions, beside what may classify
+_CALLS_OF_A_CONNECTION = 1024
 _NO_COMPRESSION = 1  # of gRPC's algorithms, the first bit alone: images are compressed already, and bombs are
 
 
@@ -62,6 +63,11 @@ class Gateway:
         self._journal.write("stopping", in_work=sum(each.working for each in self._service.admissions.values()))
         await self._server.stop(self.options.drain_seconds)
         await self._open.aclose()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it drains, and takes nothing new."""
+        return self._service.stopping.is_set()
 
     @property
     def dead(self) -> bool:
@@ -115,6 +121,9 @@ class Gateway:
                 ("grpc.absolute_max_metadata_size", METADATA_BYTES),
                 ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_connection_age_ms", int(1000 * options.connection_seconds)),
+                ("grpc.max_connection_age_grace_ms", int(1000 * (options.timeout + options.stall_seconds))),
+                ("grpc.max_concurrent_streams", _CALLS_OF_A_CONNECTION),
                 ("grpc.keepalive_time_ms", 30_000),  # a caller that is gone without a word is noticed
                 ("grpc.keepalive_timeout_ms", 10_000),
             ],

@@ -79,9 +79,10 @@ class FieldmarkService:
         self.options, self.prober = options, prober
         self.metrics, self.journal = metrics, journal
         self.stopping = asyncio.Event()
-        self.open_streams = 0
+        self.open_streams = self.stalled_streams = 0
         self.stream_memory = Memory(options.queue_bytes)
         metrics.streams.set_function(lambda: self.open_streams)
+        metrics.stalled_streams.set_function(lambda: self.stalled_streams)
         self._triton = triton
         self._served: Served | None = None
         self.admissions: dict[str, Admission] = {}

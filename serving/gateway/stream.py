@@ -1,7 +1,9 @@
 """One ClassifyStream call: requests read no faster than answers are read.
 
 At most `stream_window` requests are in work; a place is free again when its answer has been taken. So a caller who
-stops reading stops being read, and holds one window of answers and nothing else; after `stall_seconds` it is let go.
+stops reading stops being read, and holds one window of answers and nothing else. After `stall_seconds` its work is
+given up; gRPC can send a status only after the answer that nobody takes, so the call itself ends when the caller reads
+again, hangs up, or its connection has its age.
 """
 
 import asyncio
@@ -29,6 +31,7 @@ class ClassifyStream:
         self._window = asyncio.Semaphore(service.options.stream_window)
         self._writing = asyncio.Lock()
         self._stopped = False
+        self._unread: asyncio.Future[None] | None = None  # the write that nobody takes
 
     async def run(self) -> None:
         """Work through the stream."""
@@ -46,9 +49,12 @@ class ClassifyStream:
                 while (message := await self._next()) is not None:
                     group.create_task(self._answer(message))
         except BaseExceptionGroup as problems:
-            raise problems.exceptions[0] from None
+            if self._unread is None:
+                raise problems.exceptions[0] from None
         finally:
             service.open_streams -= 1
+        if self._unread is not None:
+            await self._let_go(self._unread)
         if self._stopped:
             raise failures.stopping()
 
@@ -80,15 +86,21 @@ class ClassifyStream:
         with self._service.stream_memory.hold(size):
             response = await self._respond(message)
         async with self._writing:
-            try:
-                async with asyncio.timeout(self._service.options.stall_seconds):
-                    await self._context.write(response)
-            except TimeoutError:
-                raise RequestRefused(
-                    f"the answers were not read for {self._service.options.stall_seconds:g} seconds",
-                    reason=failures.STREAM_NOT_READ,
-                ) from None
+            write = asyncio.ensure_future(self._context.write(response))
+            if not (await asyncio.wait((write,), timeout=self._service.options.stall_seconds))[0]:
+                self._unread = write
+                raise _unread(self._service.options.stall_seconds)
+            write.result()
         self._window.release()
+
+    async def _let_go(self, write: "asyncio.Future[None]") -> None:
+        """Wait, holding nothing, until a status can be sent; raises RequestRefused, which is that status."""
+        self._service.stalled_streams += 1
+        try:
+            await write
+        finally:
+            self._service.stalled_streams -= 1
+        raise _unread(self._service.options.stall_seconds)
 
     async def _respond(self, message: v1.ClassifyStreamRequest) -> v1.ClassifyStreamResponse:
         call = self._service.begin(ONE, self._context)
@@ -106,6 +118,10 @@ class ClassifyStream:
             return _error("" if refused.reason == failures.ID_TOO_LONG else message.id, refused)
         self._service.ended(call, None, answer)
         return v1.ClassifyStreamResponse(id=message.id, response=answer)
+
+
+def _unread(seconds: float) -> RequestRefused:
+    return RequestRefused(f"the answers were not read for {seconds:g} seconds", reason=failures.STREAM_NOT_READ)
 
 
 def _error(identity: str, refused: RequestRefused) -> v1.ClassifyStreamResponse:
