@@ -22,6 +22,7 @@ from serving.gateway import failures
 from serving.prediction import Outputs
 from serving.triton_config import BUNDLE_ID
 
+RESTRICTED = "triton-grpc-protocol-"  # Triton wants its flag's name behind this
 CA, CERTIFICATE, KEY = "ca.pem", "client.pem", "client.key"
 MAX_SECRET_BYTES = 4096
 _ANSWERS = (
@@ -120,7 +121,7 @@ class Triton:
 
 
 def read_header(path: Path) -> tuple[str, str]:
-    """(name, value) from a file with one line NAME=VALUE; raises OptionError, which never shows the value."""
+    """Header (name, value) from a file with the NAME=VALUE of Triton's flag; raises OptionError, without the value."""
     try:
         text = path.read_bytes()[: MAX_SECRET_BYTES + 1].decode("ascii").strip()
     except OSError as problem:
@@ -132,7 +133,7 @@ def read_header(path: Path) -> tuple[str, str]:
         raise OptionError(
             f"{path} does not hold one line NAME=VALUE", hint="It is what Triton's flag has after the ':'."
         )
-    return name.lower(), value
+    return RESTRICTED + name.lower(), value
 
 
 def _credentials(folder: Path) -> Any:

@@ -1,9 +1,7 @@
 """The Python clients, sync and asyncio: one sentence for every failure, retries only where the service wants them."""
 
 import asyncio
-import datetime
 import inspect
-import ipaddress
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +21,7 @@ from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.handlers import SERVICE, add_service
 from serving.gateway.server import Gateway
 from tests.conftest import LABELS
+from tests.serving.gateway.certificates import make_certificate
 from tests.serving.gateway.gateway_thread import encode
 
 GOOD = encode(np.full((40, 40, 3), 140, np.uint8))
@@ -250,34 +249,6 @@ def test_the_two_clients_have_the_same_methods() -> None:
 
 
 # TLS
-
-
-def make_certificate(folder: Path, name: str, signer: tuple[Any, Any] | None = None) -> tuple[Any, Any]:
-    """A key and a certificate as NAME.key and NAME.pem; without a signer, an authority that signs itself."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(signer[1].subject if signer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.BasicConstraints(ca=signer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-    )
-    certificate = builder.sign(signer[0] if signer else key, hashes.SHA256())
-    pem = serialization.Encoding.PEM
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / f"{name}.key").write_bytes(secret)
-    (folder / f"{name}.pem").write_bytes(certificate.public_bytes(pem))
-    return key, certificate
 
 
 @pytest.fixture
