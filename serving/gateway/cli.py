@@ -90,10 +90,12 @@ def gateway(
             f"--host {host} can be reached by others, and the gateway asks nobody who they are",
             hint="Put a proxy with TLS and keys before 127.0.0.1, or say --insecure.",
         )
+    from serving.gateway.server import require_libraries
+    from serving.gateway.upstream import TritonAddress
+
+    require_libraries()
     header, opened = _read_access(triton_header), Bundle.open(bundle) if bundle else None
     with _triton(triton, opened, triton_python) as (url, server, started):
-        from serving.gateway.upstream import TritonAddress
-
         address = TritonAddress(url=url, header=header, tls=triton_tls)
         asyncio.run(_serve(options, address, started or opened, server, None if quiet else sys.stderr, json))
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bundle.errors import MissingExtra, ServerError
+from bundle.errors import ServerError
 
 PREFIX = "fieldmark_gateway_"
 STAGES = ("queue", "decode", "inference", "total")
@@ -16,10 +16,7 @@ class Metrics:
     """One gateway's own registry, so that two in one process do not share counts."""
 
     def __init__(self) -> None:
-        try:
-            from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-        except ImportError as problem:
-            raise MissingExtra.named("gateway", "fieldmark gateway", problem) from None
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         self.registry = CollectorRegistry()
         self._server: tuple[Any, Any] | None = None

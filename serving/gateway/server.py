@@ -6,6 +6,8 @@ async with Gateway(options, TritonAddress(url="localhost:8001")) as gateway:
 
 import asyncio
 import contextlib
+import importlib
+import socket
 from typing import Any, TextIO
 
 import grpc
@@ -34,6 +36,7 @@ class Gateway:
     def __init__(
         self, options: GatewayOptions, triton: TritonAddress, *, bundle: Bundle | None = None, log: TextIO | None = None
     ) -> None:
+        require_libraries()
         self.options, self.port, self.metrics_port = options, 0, 0
         self.manifest: Any = None
         self.metrics = Metrics()
@@ -45,7 +48,7 @@ class Gateway:
     @property
     def url(self) -> str:
         """HOST:PORT of fieldmark.v1."""
-        return f"{self.options.host}:{self.port}"
+        return address_of(self.options.host, self.port)
 
     async def start(self) -> None:
         """Learn the bundle, have every network answer once, listen; raises a FieldmarkError and leaves nothing open."""
@@ -106,11 +109,8 @@ class Gateway:
         self._journal.write("started", url=self.url, metrics_port=self.metrics_port, bundle_id=self.manifest.bundle_id)
 
     def _make_server(self) -> None:
-        try:
-            from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-            from grpc_reflection.v1alpha import reflection
-        except ImportError as problem:
-            raise MissingExtra.named("gateway", "fieldmark gateway", problem) from None
+        from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+        from grpc_reflection.v1alpha import reflection
 
         options = self.options
         server = grpc.aio.server(
@@ -134,15 +134,8 @@ class Gateway:
         add_service(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        try:
-            self.port = server.add_insecure_port(f"{options.host}:{options.port}")
-        except RuntimeError:
-            self.port = 0
-        if not self.port:
-            raise ServerError(
-                f"port {options.port} cannot be used on {options.host}",
-                hint="Stop what listens there, or choose another one: --port N (0 takes any free one).",
-            )
+        check_port(options.host, options.port)
+        self.port = server.add_insecure_port(address_of(options.host, options.port))
         self._server = server
         self._open.push_async_callback(server.stop, None)
 
@@ -163,3 +156,33 @@ class Gateway:
 
     def _names(self) -> list[str]:
         return [EVERYTHING, SERVICE, *(f"{SERVICE}/{network}" for network in self.manifest.networks)]
+
+
+def require_libraries() -> None:
+    """Raise MissingExtra unless all that a gateway needs is installed; asked before anything is started."""
+    try:
+        for name in ("prometheus_client", "grpc_health", "grpc_reflection", "google.rpc"):
+            importlib.import_module(name)
+    except ImportError as problem:
+        raise MissingExtra.named("gateway", "fieldmark gateway", problem) from None
+
+
+def address_of(host: str, port: int) -> str:
+    """HOST:PORT, with the brackets that an IPv6 address wants."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ServerError if nobody could listen there; gRPC would write lines of its own, and no sentence."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1)
+    except (OSError, UnicodeError) as problem:
+        reason = getattr(problem, "strerror", None) or "no such address"
+        raise ServerError(
+            f"port {port} cannot be used on {host} ({reason.lower()})",
+            hint="Stop what listens there, or choose another one: --port N (0 takes any free one).",
+        ) from None
