@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "engine": ("export.engine_cli", "Compile a bundle's graphs for GPUs: TensorRT or TensorRT for RTX engines."),
     "bundle": ("bundle.cli", "Show, verify or sign a bundle."),
     "serve": ("serving.cli", "Serve a bundle on a real Triton."),
+    "gateway": ("serving.gateway.cli", "Answer image bytes over gRPC, fieldmark.v1, before a Triton."),
     "repository": ("serving.cli", "Write a Triton model repository: roll a bundle out, or back."),
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
     "score": ("serving.cli", "Score a folder of images into Parquet shards."),
@@ -50,6 +51,9 @@ EXTRAS: dict[str, str] = {
     "onnxruntime": "scoring",
     "pyarrow": "scoring",
     "matplotlib": "figures",
+    "grpc_health": "gateway",
+    "grpc_reflection": "gateway",
+    "prometheus_client": "gateway",
     "cryptography": "signing",
 }
 VERSION = "0.1.0"

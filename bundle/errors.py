@@ -132,6 +132,27 @@ class EndpointError(FieldmarkError):
     """The endpoint cannot be reached, is not ready, or serves another bundle."""
 
 
+class RequestRefused(EndpointError):
+    """A request to fieldmark.v1 gets a status instead of an answer: raised by the gateway, and again by its client.
+
+    `reason` is one of docs/gateway.md, empty where none was sent; `retry_after` the seconds after which it is worth
+    another try, None where it never is; `field` the request's field that is wrong.
+    """
+
+    def __init__(
+        self, what: str, *, hint: str = "", reason: str = "", retry_after: float | None = None, field: str = ""
+    ) -> None:
+        super().__init__(what, hint=hint)
+        self.reason, self.retry_after, self.field = reason, retry_after, field
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _refused, (self.what, self.hint, self.reason, self.retry_after, self.field)
+
+
+def _refused(what: str, hint: str, reason: str, retry_after: float | None, field: str) -> RequestRefused:
+    return RequestRefused(what, hint=hint, reason=reason, retry_after=retry_after, field=field)
+
+
 class DiskFull(FieldmarkError):
     """No space left; nothing half-written stays behind."""
 

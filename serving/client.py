@@ -5,6 +5,8 @@
 
 import re
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -37,7 +39,7 @@ class TritonInference:
 
     def __init__(self, url: str, timeout: float) -> None:
         self.url, self.timeout = parse_url(url), timeout
-        self._client = triton.InferenceServerClient(self.url, channel_args=_channel_options(self.url))
+        self._client = triton.InferenceServerClient(self.url, channel_args=channel_options(self.url))
 
     @classmethod
     def connect(cls, url: str, *, timeout: float = 30.0, expect_bundle: str | None = None) -> "TritonInference":
@@ -63,7 +65,7 @@ class TritonInference:
             shape = "x".join(map(str, info.inputs[0].shape))
             raise InputError(f"images of shape {images.shape} and type {images.dtype} are not Nx{shape} uint8")
         if not len(images):
-            return {tensor.name: np.empty((0, *tensor.shape), _numpy(tensor)) for tensor in info.outputs}
+            return {tensor.name: np.empty((0, *tensor.shape), numpy_type(tensor)) for tensor in info.outputs}
         starts = range(0, len(images), self.max_batch_size)
         parts = [self._request(images[start : start + self.max_batch_size], network) for start in starts]
         return {tensor.name: np.concatenate([part[tensor.name] for part in parts]) for tensor in info.outputs}
@@ -84,17 +86,9 @@ class TritonInference:
         image.set_data_from_numpy(np.ascontiguousarray(images))
         wanted = [triton.InferRequestedOutput(tensor.name) for tensor in info.outputs]
         answer = self._call("infer", network, [image], outputs=wanted)
-        return {tensor.name: self._output(answer, tensor, len(images)) for tensor in info.outputs}
-
-    def _output(self, answer: Any, tensor: TensorSpec, count: int) -> npt.NDArray[Any]:
-        """One output in the manifest's type and shape; Triton gives what is [N] there as [N, 1]."""
-        value = answer.as_numpy(tensor.name)
-        expected = (count, *tensor.shape)
-        if value is None or value.dtype != _numpy(tensor) or value.size != np.prod(expected):
-            found = "nothing" if value is None else f"{value.dtype} {value.shape}"
-            raise EndpointError(f"{self.url} answered {found} as {tensor.name!r}, not {_numpy(tensor)} {expected}")
-        shaped: npt.NDArray[Any] = value.reshape(expected)
-        return shaped
+        return {
+            tensor.name: shaped(answer.as_numpy(tensor.name), tensor, len(images), self.url) for tensor in info.outputs
+        }
 
     def _learn(self, expect_bundle: str | None) -> None:
         """Read manifest and bundle id from the model configurations; each network must belong to the same bundle."""
@@ -105,30 +99,9 @@ class TritonInference:
                 found[network] = self._call("get_model_config", network).config
             except _UnknownModel:
                 continue
-        parameters = {name: config.parameters for name, config in found.items()}
-        if not found or any(BUNDLE_ID not in each or MANIFEST not in each for each in parameters.values()):
-            raise EndpointError(
-                f"{self.url} is a Triton server, but not one that serves a fieldmark bundle", hint=_START
-            )
-        text, self.bundle_id, self.bundle_path = (
-            next(iter(parameters.values()))[key].string_value for key in (MANIFEST, BUNDLE_ID, BUNDLE_PATH)
-        )
-        if any(each[BUNDLE_ID].string_value != self.bundle_id for each in parameters.values()):
-            raise EndpointError(f"{self.url} serves networks of different bundles", hint="Restart it with one bundle.")
-        if expect_bundle is not None and expect_bundle != self.bundle_id:
-            raise EndpointError(
-                f"{self.url} serves bundle {self.bundle_id[:12]}, and {expect_bundle[:12]} is expected",
-                hint="Serve the expected bundle, or give the address or the bundle that belongs to the other.",
-            )
-        try:
-            self.manifest = parse_manifest(text, f"the manifest at {self.url}")
-        except BundleCorrupt as problem:
-            raise EndpointError(problem.what, hint="Restart the server with a verified bundle.") from None
-        if self.manifest.bundle_id != self.bundle_id:
-            raise EndpointError(f"the manifest at {self.url} does not match its bundle id", hint="Do not trust it.")
-        if missing := sorted(set(self.manifest.networks) - set(found)):
-            raise EndpointError(f"{self.url} does not serve network {missing[0]!r} of its bundle")
-        self.max_batch_size = max(1, min(int(config.max_batch_size) for config in found.values()))
+        learnt = served_bundle(found, self.url, expect_bundle)
+        self.manifest, self.bundle_id, self.bundle_path = learnt.manifest, learnt.manifest.bundle_id, learnt.path
+        self.max_batch_size = learnt.max_batch_size
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         started = time.monotonic()
@@ -141,17 +114,67 @@ class TritonInference:
             raise EndpointError(f"the call to {self.url} failed ({type(problem).__name__})") from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServedBundle:
+    """What a server's model configurations tell: the manifest, where its bundle lay, the images of one request."""
+
+    manifest: Manifest
+    path: str
+    max_batch_size: int
+
+
+def served_bundle(configs: Mapping[str, Any], url: str, expect_bundle: str | None) -> ServedBundle:
+    """Manifest and bundle id from the model configurations by network; all must belong to the same bundle."""
+    parameters = {name: config.parameters for name, config in configs.items()}
+    if not configs or any(BUNDLE_ID not in each or MANIFEST not in each for each in parameters.values()):
+        raise EndpointError(f"{url} is a Triton server, but not one that serves a fieldmark bundle", hint=_START)
+    text, bundle_id, path = (
+        next(iter(parameters.values()))[key].string_value for key in (MANIFEST, BUNDLE_ID, BUNDLE_PATH)
+    )
+    if any(each[BUNDLE_ID].string_value != bundle_id for each in parameters.values()):
+        raise EndpointError(f"{url} serves networks of different bundles", hint="Restart it with one bundle.")
+    if expect_bundle is not None and expect_bundle != bundle_id:
+        raise EndpointError(
+            f"{url} serves bundle {bundle_id[:12]}, and {expect_bundle[:12]} is expected",
+            hint="Serve the expected bundle, or give the address or the bundle that belongs to the other.",
+        )
+    try:
+        manifest = parse_manifest(text, f"the manifest at {url}")
+    except BundleCorrupt as problem:
+        raise EndpointError(problem.what, hint="Restart the server with a verified bundle.") from None
+    if manifest.bundle_id != bundle_id:
+        raise EndpointError(f"the manifest at {url} does not match its bundle id", hint="Do not trust it.")
+    if missing := sorted(set(manifest.networks) - set(configs)):
+        raise EndpointError(f"{url} does not serve network {missing[0]!r} of its bundle")
+    smallest = max(1, min(int(config.max_batch_size) for config in configs.values()))
+    return ServedBundle(manifest=manifest, path=path, max_batch_size=smallest)
+
+
+def shaped(value: npt.NDArray[Any] | None, tensor: TensorSpec, count: int, url: str) -> npt.NDArray[Any]:
+    """One output in the manifest's type and shape; Triton gives what is [N] there as [N, 1]."""
+    expected = (count, *tensor.shape)
+    if value is None or value.dtype != numpy_type(tensor) or value.size != np.prod(expected):
+        found = "nothing" if value is None else f"{value.dtype} {value.shape}"
+        raise EndpointError(f"{url} answered {found} as {tensor.name!r}, not {numpy_type(tensor)} {expected}")
+    return value.reshape(expected)
+
+
+def numpy_type(tensor: TensorSpec) -> np.dtype[Any]:
+    """The numpy type of a tensor's elements."""
+    return np.dtype({"FP32": "float32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}[tensor.dtype])
+
+
 class _UnknownModel(EndpointError):
     """The server has no model of this name: another Triton, or a bundle with one network."""
 
 
-def parse_url(url: str) -> str:
-    """HOST:PORT from what a person types (`host`, `host:port`, `grpc://host:port`, `[::1]:8001`)."""
+def parse_url(url: str, *, port: int = DEFAULT_PORT) -> str:
+    """HOST:PORT from what a person types (`host`, `host:port`, `grpc://host:port`, `[::1]:8001`); `port` if none is."""
     match = _ADDRESS.fullmatch(url.strip())
-    if not match or not 0 < int(match["port"] or DEFAULT_PORT) < 65536:
-        hint = f"Give HOST:PORT of the server's gRPC port, such as localhost:{DEFAULT_PORT}."
+    if not match or not 0 < int(match["port"] or port) < 65536:
+        hint = f"Give HOST:PORT of the server's gRPC port, such as localhost:{port}."
         raise EndpointError(f"{url!r} is not the address of a gRPC server", hint=hint)
-    return f"{match['host']}:{match['port'] or DEFAULT_PORT}"
+    return f"{match['host']}:{match['port'] or port}"
 
 
 def explain(status: str, message: str, url: str, elapsed: float) -> EndpointError:
@@ -201,7 +224,8 @@ _SENTENCES: tuple[tuple[tuple[str, ...], str, str], ...] = (
 )
 
 
-def _channel_options(url: str) -> list[tuple[str, int]]:
+def channel_options(url: str) -> list[tuple[str, int]]:
+    """What a channel to HOST:PORT needs: messages of any size, no proxy to this machine, no memory of old failures."""
     return [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
@@ -210,10 +234,6 @@ def _channel_options(url: str) -> list[tuple[str, int]]:
         # A proxy set for the internet must not be asked for this machine's own server.
         ("grpc.enable_http_proxy", 0 if url.rpartition(":")[0] in _LOOPBACK else 1),
     ]
-
-
-def _numpy(tensor: TensorSpec) -> np.dtype[Any]:
-    return np.dtype({"FP32": "float32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}[tensor.dtype])
 
 
 def _first_line(message: str) -> str:

@@ -182,6 +182,7 @@ def test_the_version_is_the_projects(capsys: pytest.CaptureFixture[str]) -> None
         ("bundle", "show", "{nowhere}"),
         ("bundle", "verify", "{nowhere}"),
         ("serve", "{nowhere}"),
+        ("gateway", "{nowhere}"),
         ("score", "{nowhere}", "--bundle", "{golden}", "--out", "{tmp}/scores"),
         ("score", "{tmp}", "--bundle", "{nowhere}", "--out", "{tmp}/scores"),
         ("drift", "{nowhere}", "--bundle", "{golden}", "--plot", "{tmp}/drift.png"),
@@ -302,6 +303,8 @@ def test_a_system_error_names_the_file(verb: Any, tmp_path: Path, capsys: pytest
         ("torch", ("train", "x", "--out", "y"), "training"),
         ("pyarrow", ("score", "{photos}", "--bundle", "{toy}", "--out", "{tmp}/scores"), "scoring"),
         ("onnx", ("export", "x", "--out", "y"), "export"),
+        ("grpc_health", ("gateway", "{toy}"), "gateway"),
+        ("prometheus_client", ("gateway", "{toy}"), "gateway"),
         # Used only at the end of minutes of work, and yet missed at its beginning.
         ("onnxscript", ("export", "x", "--out", "y"), "export"),
     ],

@@ -271,7 +271,7 @@ def test_a_graph_that_fails_on_one_image(toy_bundle: Bundle, tmp_path: Path) -> 
             assert client.infer(good, "full")["p_value"].shape == (1,)
             with pytest.raises(EndpointError) as problem:
                 client.infer(np.full((2, 32, 32, 3), 255, np.uint8), "full")
-            assert "could not answer (the network could not be run on this batch" in str(problem.value)
+            assert "could not answer (the network could not be run on this request" in str(problem.value)
             assert client.infer(good, "full")["p_value"].shape == (1,)
         wait_for(lambda: any("indices element out of data bounds" in line for line in log))
 

@@ -1,0 +1,132 @@
+"""What the two clients of fieldmark.v1 share: how to call, what an error means, and when to call again.
+
+Classify and Describe change nothing, so calling again is safe; it is done only where the service says that it is worth
+it, within the deadline, and within a budget: retries of many callers at once are what keeps an overloaded service down.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from bundle.errors import OptionError, RequestRefused
+from serving.client import channel_options, parse_url
+from serving.gateway.failures import DETAILS, read_details
+from serving.gateway.generated import fieldmark_pb2 as v1
+from serving.gateway.options import DEFAULT_PORT, is_loopback
+
+KEY_HEADER = "x-api-key"
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds
+_TOKENS, _TOKENS_PER_CALL = 10.0, 0.1  # so at most a tenth more calls than were asked for, after the first ten
+
+_SENTENCES = {
+    "UNAUTHENTICATED": ("{url} does not know this key", "Give the key that its owner gave you."),
+    "PERMISSION_DENIED": ("{url} does not allow this key to do that", "Ask its owner."),
+    "UNIMPLEMENTED": ("what listens at {url} does not speak fieldmark.v1", "Start it: fieldmark gateway BUNDLE"),
+    "RESOURCE_EXHAUSTED": ("the request is more than {url} takes ({details})", "Send the image smaller."),
+    "DEADLINE_EXCEEDED": ("{url} did not answer in time", "Give it longer, or try again later."),
+    "UNAVAILABLE": ("{url} is not available ({details})", "Start it: fieldmark gateway BUNDLE"),
+    "CANCELLED": ("the call to {url} was cancelled", ""),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tls:
+    """PEM files: `ca` that signed the service's certificate (None: the usual ones), and a certificate of one's own."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retries:
+    """At most `attempts` calls for one answer; 1 never calls again."""
+
+    attempts: int = 4
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError("attempts is less than 1")
+
+
+class Budget:
+    """Tokens that calls earn and retries cost, shared by all calls of one client."""
+
+    def __init__(self, retries: Retries, *, chance: Callable[[], float] = random.random) -> None:
+        self.tokens = _TOKENS
+        self._retries, self._chance = retries, chance
+
+    def earn(self) -> None:
+        """A call begins."""
+        self.tokens = min(_TOKENS, self.tokens + _TOKENS_PER_CALL)
+
+    def wait(self, refused: RequestRefused, attempt: int, left: float) -> float | None:
+        """Seconds to wait before calling again after failed call number `attempt` (from 1), or None: do not.
+
+        `left` is the seconds until the deadline. What the service asks for is the least; the rest is chance, so that
+        callers who were refused together do not come back together.
+        """
+        if refused.retry_after is None or attempt >= self._retries.attempts or self.tokens < 1:
+            return None
+        spread = min(_FIRST_WAIT * float(2 ** (attempt - 1)), _LONGEST_WAIT)
+        wait = refused.retry_after + spread * self._chance()
+        if wait >= left:
+            return None
+        self.tokens -= 1
+        return wait
+
+
+def open_channel(url: str, key: str, tls: Tls | None, module: Any) -> tuple[str, Any]:
+    """(HOST:PORT, channel) of `module`, which is grpc or grpc.aio; raises OptionError or EndpointError."""
+    address = parse_url(url, port=DEFAULT_PORT)
+    if tls is None:
+        if key and not is_loopback(address.rpartition(":")[0]):
+            raise OptionError(
+                f"a key for {address} would be sent for everybody to read",
+                hint="Use TLS: tls=Tls(), with its CA if need be.",
+            )
+        return address, module.insecure_channel(address, options=channel_options(address))
+    try:
+        files = [path.read_bytes() if path else None for path in (tls.ca, tls.key, tls.certificate)]
+    except OSError as problem:
+        raise OptionError(f"{problem.filename}: {(problem.strerror or 'cannot be read').lower()}") from None
+    return address, module.secure_channel(
+        address, grpc.ssl_channel_credentials(*files), options=channel_options(address)
+    )
+
+
+def metadata(key: str) -> tuple[tuple[str, str], ...]:
+    """What goes along with every call."""
+    return ((KEY_HEADER, key),) if key else ()
+
+
+def make_request(
+    image: bytes,
+    *,
+    network: str = "",
+    top_k: int | None = None,
+    alpha: float | None = None,
+    explain: bool = False,
+) -> v1.ClassifyRequest:
+    """A request; raises OptionError for a number that the message cannot hold."""
+    try:
+        return v1.ClassifyRequest(image=image, network=network, top_k=top_k, alpha=alpha, explain=explain)
+    except (ValueError, TypeError) as problem:
+        raise OptionError(f"this is no request ({problem})") from None
+
+
+def explain_error(problem: Any, url: str) -> RequestRefused:
+    """What a grpc.RpcError of either kind means: the service's own words, or a sentence for gRPC's."""
+    code, words = problem.code().name, " ".join((problem.details() or "").split())[:300]
+    for key, value in problem.trailing_metadata() or ():
+        if key == DETAILS and isinstance(value, bytes):
+            refused = read_details(value, words)
+            if refused.reason:
+                return refused
+    what, hint = _SENTENCES.get(code, ("{url} could not answer ({details})", ""))
+    again = 0.0 if code == "UNAVAILABLE" else None  # it was not there, so it has done nothing
+    return RequestRefused(what.format(url=url, details=words), hint=hint, retry_after=again)

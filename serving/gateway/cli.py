@@ -1,0 +1,158 @@
+"""`fieldmark gateway`: the typed service before a Triton that runs already, or before one that it starts itself."""
+
+import asyncio
+import contextlib
+import json as jsonlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from bundle import Bundle
+from bundle.errors import OptionError, ServerError
+from serving.gateway.options import GatewayOptions, is_loopback
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+WATCH_SECONDS = 0.25
+_DEFAULTS = GatewayOptions(workers=1)
+
+
+@app.callback()
+def verbs() -> None:
+    """Keeps `gateway` a command of its own name while it is the only one here."""
+
+
+def option(text: str) -> Any:
+    """A number of GatewayOptions, which checks it."""
+    return typer.Option(help=text)
+
+
+@app.command()
+def gateway(
+    triton: Annotated[
+        str, typer.Argument(metavar="BUNDLE|HOST:PORT", help="Start a Triton for this bundle, or use the one there.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = _DEFAULTS.host,
+    port: Annotated[int, option("Port of fieldmark.v1; 0 takes any free one.")] = _DEFAULTS.port,
+    metrics_port: Annotated[int, option("Port of Prometheus' endpoint, on loopback; 0: any.")] = _DEFAULTS.metrics_port,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen on an address that others reach, without TLS and keys.")
+    ] = False,
+    bundle: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="Insist on this bundle, and take prototype images from it.")
+    ] = None,
+    triton_header: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="One line NAME=VALUE that Triton's restricted protocols ask for."),
+    ] = None,
+    triton_tls: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="ca.pem, client.pem, client.key for a Triton with mutual TLS.")
+    ] = None,
+    triton_python: Annotated[
+        Path | None, typer.Option(help="With BUNDLE: Python of the server environment, as for serve.")
+    ] = None,
+    workers: Annotated[int | None, option("Threads that decode. Default: one a core.")] = None,
+    concurrency: Annotated[int, option("Requests of a network in work at a time.")] = _DEFAULTS.concurrency,
+    queue_size: Annotated[int, option("Requests of a network that may wait.")] = _DEFAULTS.queue_size,
+    queue_bytes: Annotated[int, option("Bytes of images that may wait.")] = _DEFAULTS.queue_bytes,
+    image_bytes: Annotated[int, option("Largest encoded image.")] = _DEFAULTS.image_bytes,
+    pixels: Annotated[int, option("Most pixels of an image.")] = _DEFAULTS.pixels,
+    stream_window: Annotated[int, option("Requests of a stream in work at a time.")] = _DEFAULTS.stream_window,
+    streams: Annotated[int, option("Streams that may be open.")] = _DEFAULTS.streams,
+    timeout: Annotated[float, option("Longest time of a request, in seconds.")] = _DEFAULTS.timeout,
+    probe_seconds: Annotated[float, option("Seconds between probes, and for each.")] = _DEFAULTS.probe_seconds,
+    stall_seconds: Annotated[float, option("Seconds that answers may lie unread.")] = _DEFAULTS.stall_seconds,
+    idle_seconds: Annotated[float, option("Seconds that a stream may be idle.")] = _DEFAULTS.idle_seconds,
+    connection_seconds: Annotated[float, option("Seconds that a connection lives.")] = _DEFAULTS.connection_seconds,
+    drain_seconds: Annotated[float, option("Seconds for what is in work at the end.")] = _DEFAULTS.drain_seconds,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No log on stderr.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the addresses as one line of JSON when ready.")] = False,
+) -> None:
+    """Answer fieldmark.v1: image bytes in; labels, and whether it looks adversarial, out. Until Ctrl-C or SIGTERM.
+
+    It logs one JSON object a line on stderr. It listens on loopback; what faces strangers stands before it.
+    """
+    given = locals()
+    settings = {name: given[name] for name in _DEFAULTS.__dataclass_fields__ if given[name] is not None}
+    try:
+        options = GatewayOptions(**settings)
+    except ValueError as problem:
+        raise OptionError(str(problem)) from None
+    if not insecure and not is_loopback(host):
+        raise OptionError(
+            f"--host {host} can be reached by others, and the gateway asks nobody who they are",
+            hint="Put a proxy with TLS and keys before 127.0.0.1, or say --insecure.",
+        )
+    from serving.gateway.server import require_libraries
+    from serving.gateway.upstream import TritonAddress
+
+    require_libraries()
+    header, opened = _read_access(triton_header), Bundle.open(bundle) if bundle else None
+    with _triton(triton, opened, triton_python) as (url, server, started):
+        address = TritonAddress(url=url, header=header, tls=triton_tls)
+        asyncio.run(_serve(options, address, started or opened, server, None if quiet else sys.stderr, json))
+
+
+def _read_access(file: Path | None) -> tuple[str, str] | None:
+    from serving.gateway.upstream import read_header
+
+    return read_header(file) if file else None
+
+
+@contextlib.contextmanager
+def _triton(where: str, insisted: Bundle | None, python: Path | None) -> Iterator[tuple[str, Any, Bundle | None]]:
+    """(address, the server if it is ours, its bundle) of a Triton: started here for a folder, else the one named."""
+    if not Path(where).exists() and os.sep not in where:
+        yield where, None, None
+        return
+    from serving.server import TritonServer
+
+    opened = Bundle.open(Path(where))
+    if insisted is not None and insisted.bundle_id != opened.bundle_id:
+        raise OptionError(f"--bundle is not the bundle at {where}", hint="Leave --bundle out.")
+    server = TritonServer(opened, grpc_port=0, http_port=0, metrics_port=0, triton_python=python)
+    with server:
+        yield server.grpc_url, server, opened
+
+
+async def _serve(
+    options: GatewayOptions, address: Any, bundle: Bundle | None, server: Any, log: Any, json: bool
+) -> None:
+    from serving.gateway.server import Gateway
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with Gateway(options, address, bundle=bundle, log=log) as gateway:
+        _announce(gateway, json)
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), WATCH_SECONDS)
+            if server is not None:
+                server.check()
+            if gateway.dead:
+                raise ServerError("the gateway's prober died", hint="Start it again; its log says why.")
+
+
+def _announce(gateway: Any, json: bool) -> None:
+    facts = {
+        "url": gateway.url,
+        "metrics_url": f"http://127.0.0.1:{gateway.metrics_port}/metrics",
+        "networks": list(gateway.manifest.networks),
+        "bundle_id": gateway.manifest.bundle_id,
+        "pid": os.getpid(),
+    }
+    if json:
+        print(jsonlib.dumps(facts), flush=True)
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"fieldmark.v1 at [bold]{escape(gateway.url)}[/], metrics at {escape(facts['metrics_url'])}")
+    console.print(f"bundle {gateway.manifest.bundle_id[:12]}: {', '.join(facts['networks'])}. Ctrl-C stops it.")

@@ -1,0 +1,60 @@
+"""What Prometheus sees of a gateway. docs/gateway.md lists the names, and a test compares the list."""
+
+from typing import Any
+
+from bundle.errors import ServerError
+
+PREFIX = "fieldmark_gateway_"
+STAGES = ("queue", "decode", "inference", "total")
+# seconds: from a small network's millisecond to the longest time of a request
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_P_VALUES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_LOOPBACK = "127.0.0.1"
+
+
+class Metrics:
+    """One gateway's own registry, so that two in one process do not share counts."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self.registry = CollectorRegistry()
+        self._server: tuple[Any, Any] | None = None
+
+        def make(kind: Any, name: str, text: str, labels: tuple[str, ...] = (), **options: Any) -> Any:
+            return kind(PREFIX + name, text, labels, registry=self.registry, **options)
+
+        self.requests = make(Counter, "requests", "Requests by outcome.", ("method", "code", "reason"))
+        self.seconds = make(Histogram, "seconds", "Seconds of answered requests.", ("stage",), buckets=_SECONDS)
+        self.p_value = make(Histogram, "p_value", "p-values given.", ("network",), buckets=_P_VALUES)
+        self.flagged = make(Counter, "flagged", "Images flagged, at the alpha asked for.", ("network",))
+        self.alpha = make(Counter, "alpha", "Sum of the alphas asked for: flags expected at most.", ("network",))
+        self.shed = make(Counter, "shed", "Requests sent away before any work.", ("reason",))
+        self.in_flight = make(Gauge, "in_flight", "Requests decoded or at Triton now.", ("network",))
+        self.waiting = make(Gauge, "waiting", "Requests in the queue now.", ("network",))
+        self.streams = make(Gauge, "streams", "Streams open now.")
+        self.stalled_streams = make(Gauge, "stalled_streams", "Streams given up that wait for their caller to read.")
+        self.serving = make(Gauge, "serving", "1 while the network answers its probes.", ("network",))
+        self.lost_log_lines = make(Counter, "lost_log_lines", "Log lines dropped because nobody took them.")
+
+    def listen(self, port: int) -> int:
+        """Serve the endpoint on loopback; returns the port, and raises ServerError if it is taken."""
+        from prometheus_client import start_http_server
+
+        try:
+            self._server = start_http_server(port, addr=_LOOPBACK, registry=self.registry)
+        except OSError as problem:
+            raise ServerError(
+                f"port {port} for metrics cannot be used on {_LOOPBACK} ({problem.strerror})",
+                hint="Choose another one: --metrics-port N (0 takes any free one).",
+            ) from None
+        return int(self._server[0].server_port)
+
+    def close(self) -> None:
+        """Stop the endpoint; safe to call twice."""
+        if self._server is not None:
+            server, thread = self._server
+            self._server = None
+            server.shutdown()
+            server.server_close()
+            thread.join(timeout=5)

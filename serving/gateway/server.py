@@ -1,0 +1,188 @@
+"""A gateway: one port that speaks fieldmark.v1, health and reflection; a metrics port; a Triton behind it.
+
+async with Gateway(options, TritonAddress(url="localhost:8001")) as gateway:
+    await gateway.wait()
+"""
+
+import asyncio
+import contextlib
+import importlib
+import socket
+from typing import Any, TextIO
+
+import grpc
+
+from bundle import Bundle
+from bundle.errors import MissingExtra, ServerError
+from serving.classify import prototype_images
+from serving.client import ServedBundle
+from serving.gateway.handlers import SERVICE, add_service
+from serving.gateway.journal import Journal
+from serving.gateway.metrics import Metrics
+from serving.gateway.options import METADATA_BYTES, GatewayOptions
+from serving.gateway.probing import Prober
+from serving.gateway.service import FieldmarkService, Served
+from serving.gateway.upstream import Triton, TritonAddress
+
+EVERYTHING = ""  # health's name for the server as a whole
+_SPARE_CALLS = 64  # for health, reflection and descriptions, beside what may classify
+_CALLS_OF_A_CONNECTION = 1024
+_NO_COMPRESSION = 1  # of gRPC's algorithms, the first bit alone: images are compressed already, and bombs are
+
+
+class Gateway:
+    """Start it and stop it inside one event loop. `bundle` is where the pictures of prototypes are, if anywhere."""
+
+    def __init__(
+        self, options: GatewayOptions, triton: TritonAddress, *, bundle: Bundle | None = None, log: TextIO | None = None
+    ) -> None:
+        require_libraries()
+        self.options, self.port, self.metrics_port = options, 0, 0
+        self.manifest: Any = None
+        self.metrics = Metrics()
+        self._address, self._bundle = triton, bundle
+        self._journal = Journal(log, lost=self.metrics.lost_log_lines.inc)
+        self._open = contextlib.AsyncExitStack()
+        self._probing: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """HOST:PORT of fieldmark.v1."""
+        return address_of(self.options.host, self.port)
+
+    async def start(self) -> None:
+        """Learn the bundle, have every network answer once, listen; raises a FieldmarkError and leaves nothing open."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._open.aclose()
+            raise
+
+    async def stop(self) -> None:
+        """Drain: say that it does not serve any more, let what is in work end, take nothing new."""
+        self._service.stopping.set()
+        for name in self._names():
+            await self._health.set(name, self._not_serving)
+        self._journal.write("stopping", in_work=sum(each.working for each in self._service.admissions.values()))
+        await self._server.stop(self.options.drain_seconds)
+        await self._open.aclose()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it drains, and takes nothing new."""
+        return self._service.stopping.is_set()
+
+    @property
+    def dead(self) -> bool:
+        """Whether the prober has ended, which it does not: then nothing tells the truth about readiness any more."""
+        return self._probing is not None and self._probing.done()
+
+    async def __aenter__(self) -> "Gateway":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _start(self) -> None:
+        self._open.callback(self._journal.close)
+        triton = Triton(self._address)
+        self._open.push_async_callback(triton.close)
+        self._prober = Prober(
+            triton,
+            self.options.probe_seconds,
+            expect_bundle=self._bundle.bundle_id if self._bundle else None,
+            on_change=self._changed,
+            on_bundle=self._learnt,
+        )
+        self._service = FieldmarkService(
+            self.options, triton, self._prober, metrics=self.metrics, journal=self._journal
+        )
+        self._open.callback(self._service.close)
+        self._make_server()
+        await self._prober.start()
+        self.metrics_port = self.metrics.listen(self.options.metrics_port)
+        self._open.callback(self.metrics.close)
+        await self._server.start()
+        self._probing = asyncio.create_task(self._prober.run())
+        self._open.callback(self._probing.cancel)
+        self._journal.write("started", url=self.url, metrics_port=self.metrics_port, bundle_id=self.manifest.bundle_id)
+
+    def _make_server(self) -> None:
+        from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+        from grpc_reflection.v1alpha import reflection
+
+        options = self.options
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", options.message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_metadata_size", METADATA_BYTES),
+                ("grpc.absolute_max_metadata_size", METADATA_BYTES),
+                ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_connection_age_ms", int(1000 * options.connection_seconds)),
+                ("grpc.max_connection_age_grace_ms", int(1000 * (options.timeout + options.stall_seconds))),
+                ("grpc.max_concurrent_streams", _CALLS_OF_A_CONNECTION),
+                ("grpc.keepalive_time_ms", 30_000),  # a caller that is gone without a word is noticed
+                ("grpc.keepalive_timeout_ms", 10_000),
+            ],
+            maximum_concurrent_rpcs=2 * (options.concurrency + options.queue_size) + options.streams + _SPARE_CALLS,
+        )
+        self._health, self._not_serving = health.aio.HealthServicer(), health_pb2.HealthCheckResponse.NOT_SERVING
+        self._serving = health_pb2.HealthCheckResponse.SERVING
+        add_service(self._service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        check_port(options.host, options.port)
+        self.port = server.add_insecure_port(address_of(options.host, options.port))
+        self._server = server
+        self._open.push_async_callback(server.stop, None)
+
+    def _learnt(self, learnt: ServedBundle) -> None:
+        self.manifest = learnt.manifest
+        look_up = prototype_images(self._bundle, learnt.path, learnt.manifest)
+        self._service.serve(Served(manifest=learnt.manifest, image=learnt.manifest.image, look_up=look_up))
+        self._journal.write("bundle", bundle_id=learnt.manifest.bundle_id, name=learnt.manifest.name)
+
+    async def _changed(self, network: str, serving: bool) -> None:
+        self.metrics.serving.labels(network).set(int(serving))
+        self._journal.write("network", network=network, serving=serving)
+        state = self._serving if serving else self._not_serving
+        everything = self._serving if self._prober.ready else self._not_serving
+        await self._health.set(f"{SERVICE}/{network}", state)
+        for name in (EVERYTHING, SERVICE):
+            await self._health.set(name, everything)
+
+    def _names(self) -> list[str]:
+        return [EVERYTHING, SERVICE, *(f"{SERVICE}/{network}" for network in self.manifest.networks)]
+
+
+def require_libraries() -> None:
+    """Raise MissingExtra unless all that a gateway needs is installed; asked before anything is started."""
+    try:
+        for name in ("prometheus_client", "grpc_health", "grpc_reflection", "google.rpc"):
+            importlib.import_module(name)
+    except ImportError as problem:
+        raise MissingExtra.named("gateway", "fieldmark gateway", problem) from None
+
+
+def address_of(host: str, port: int) -> str:
+    """HOST:PORT, with the brackets that an IPv6 address wants."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ServerError if nobody could listen there; gRPC would write lines of its own, and no sentence."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1)
+    except (OSError, UnicodeError) as problem:
+        reason = getattr(problem, "strerror", None) or "no such address"
+        raise ServerError(
+            f"port {port} cannot be used on {host} ({reason.lower()})",
+            hint="Stop what listens there, or choose another one: --port N (0 takes any free one).",
+        ) from None

@@ -1,0 +1,286 @@
+"""fieldmark.v1: checks a request, waits for its turn, decodes beside the event loop, asks Triton, answers.
+
+Each call ends in an answer or in one of the statuses of `serving.gateway.failures`; whatever else goes wrong inside is
+BUG to the caller and a line in the log.
+"""
+
+import asyncio
+import dataclasses
+import math
+import time
+import traceback
+import uuid
+from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from bundle import ImageSpec, Manifest
+from bundle.errors import ImageError, RequestRefused
+from bundle.image import FORMATS
+from serving.gateway import failures
+from serving.gateway.admission import Admission, Memory
+from serving.gateway.answer import LookUp, Stages, make_answer, make_explanation
+from serving.gateway.asked import check_request, smallest_alpha
+from serving.gateway.generated import fieldmark_pb2 as v1
+from serving.gateway.handlers import well_formed
+from serving.gateway.journal import Journal
+from serving.gateway.metrics import STAGES, Metrics
+from serving.gateway.options import GatewayOptions
+from serving.gateway.probing import Prober
+from serving.gateway.stream import ClassifyStream
+from serving.gateway.upstream import Triton
+
+REQUEST_ID = "x-request-id"
+KEY_NAME = "x-fieldmark-key-name"  # the name of the caller's key, from what checked the key; never the key
+_MAX_NAME = 128  # characters
+Result = TypeVar("Result")
+_SHED = (failures.OVERLOADED, failures.TOO_MANY_STREAMS, failures.NETWORK_UNAVAILABLE, failures.STOPPING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What is behind the gateway now. `image` has the gateway's limits where these are the narrower ones."""
+
+    manifest: Manifest
+    image: ImageSpec
+    look_up: LookUp
+
+
+@dataclass(kw_only=True)
+class Call:
+    """One request on its way: who sent it, until when (seconds of the monotonic clock), and what became of it."""
+
+    method: str
+    request_id: str
+    key_name: str
+    arrived: float
+    deadline: float
+    network: str = ""
+    bytes: int = 0
+    stages: Stages = field(default_factory=Stages)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
+
+
+class FieldmarkService:
+    """The servicer. `serve` says what is behind it, and again whenever that changes."""
+
+    def __init__(
+        self, options: GatewayOptions, triton: Triton, prober: Prober, *, metrics: Metrics, journal: Journal
+    ) -> None:
+        self.options, self.prober = options, prober
+        self.metrics, self.journal = metrics, journal
+        self.stopping = asyncio.Event()
+        self.open_streams = self.stalled_streams = 0
+        self.stream_memory = Memory(options.queue_bytes)
+        metrics.streams.set_function(lambda: self.open_streams)
+        metrics.stalled_streams.set_function(lambda: self.stalled_streams)
+        self._triton = triton
+        self._served: Served | None = None
+        self.admissions: dict[str, Admission] = {}
+        self._decoders = ThreadPoolExecutor(options.workers, thread_name_prefix="decode")
+
+    def serve(self, served: Served) -> None:
+        """Answer with this bundle from now on; requests in work end with the one that they began with."""
+        limits = dataclasses.replace(
+            served.image,
+            max_bytes=min(served.image.max_bytes, self.options.image_bytes),
+            max_pixels=min(served.image.max_pixels, self.options.pixels),
+        )
+        for network in served.manifest.networks:
+            if network in self.admissions:
+                continue
+            # Each network has a queue of its own, so that one which hangs does not take the places of the other.
+            admission = self.admissions[network] = Admission(
+                concurrency=self.options.concurrency,
+                queue_size=self.options.queue_size,
+                queue_bytes=self.options.queue_bytes,
+            )
+            self.metrics.in_flight.labels(network).set_function(lambda each=admission: each.working)
+            self.metrics.waiting.labels(network).set_function(lambda each=admission: each.waiting)
+        self._served = dataclasses.replace(served, image=limits)
+
+    def close(self) -> None:
+        """Let go of the decoders; what they decode now is not waited for."""
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    async def Classify(self, request: v1.ClassifyRequest, context: Any) -> v1.ClassifyResponse:
+        """One image, one answer."""
+        call = self.begin("Classify", context)
+        return await self._guarded(self.classify(request, call), call, context)
+
+    async def ClassifyStream(self, _: Any, context: Any) -> None:
+        """Many images, many answers."""
+        call = self.begin("ClassifyStream", context, longest=math.inf)
+        await self._guarded(ClassifyStream(self, call, context).run(), call, context)
+
+    async def Describe(self, request: v1.DescribeRequest, context: Any) -> v1.DescribeResponse:
+        """What is served, and its limits."""
+        call = self.begin("Describe", context)
+        return await self._guarded(self._describe(request), call, context)
+
+    def begin(self, method: str, context: Any, *, longest: float | None = None) -> Call:
+        """A call's record; it may take `longest` seconds, if its caller sets no earlier deadline.
+
+        An id that is too long, or not plain text, is replaced by one of our own.
+        """
+        sent = {key: value for key, value in context.invocation_metadata() or () if key in (REQUEST_ID, KEY_NAME)}
+        now, remaining = time.monotonic(), context.time_remaining()  # None: no deadline
+        return Call(
+            method=method,
+            request_id=_plain(sent.get(REQUEST_ID)) or uuid.uuid4().hex,
+            key_name=_plain(sent.get(KEY_NAME)),
+            arrived=now,
+            deadline=now
+            + min(self.options.timeout if longest is None else longest, math.inf if remaining is None else remaining),
+        )
+
+    async def classify(self, request: v1.ClassifyRequest, call: Call, *, patient: bool = False) -> v1.ClassifyResponse:
+        """The answer to one request; raises RequestRefused. `patient` is for one of a stream (see Admission)."""
+        served, request = self._ready(), well_formed(request)
+        call.bytes = len(request.image)
+        asked = check_request(request, served.manifest, served.image.max_bytes)
+        call.network = asked.network
+        if not self.prober.serving(asked.network):
+            raise RequestRefused(
+                f"the network {asked.network!r} does not answer at the moment",
+                hint="Try again in a moment.",
+                reason=failures.NETWORK_UNAVAILABLE,
+                retry_after=self.prober.seconds,
+            )
+        try:
+            async with (
+                asyncio.timeout(call.left),
+                self.admissions[asked.network].enter(call.bytes, call.left, patient=patient),
+            ):
+                pixels = await self._beside(_decode, served.image, request.image, call)
+                began = time.monotonic()
+                outputs = await self._triton.infer(
+                    pixels, served.manifest, asked.network, timeout=max(call.left, 0.001), explained=asked.explain
+                )
+                call.stages.inference = time.monotonic() - began
+        except TimeoutError:
+            raise RequestRefused("the request was not answered within its time", reason=failures.TOO_LATE) from None
+        self.prober.heard(asked.network)
+        answer = make_answer(outputs, served.manifest, asked)
+        if asked.explain:
+            answer.explanation.CopyFrom(await self._beside(make_explanation, outputs, served.manifest, served.look_up))
+        call.stages.total = time.monotonic() - call.arrived
+        answer.request_id = call.request_id
+        answer.times.CopyFrom(call.stages.message())
+        self._count(answer)
+        return answer
+
+    def ended(self, call: Call, problem: BaseException | None, answer: Any = None) -> RequestRefused | None:
+        """Count and log the end of a call or of one request of a stream; returns what its caller is told instead."""
+        refused = failures.as_refusal(problem) if isinstance(problem, Exception) else None
+        code, reason = "OK", ""
+        if refused is not None:
+            code, reason = failures.FAILURES[refused.reason].code, refused.reason
+        elif problem is not None:
+            code = "DEADLINE_EXCEEDED" if call.left <= 0 else "CANCELLED"
+        self.metrics.requests.labels(call.method, code, reason).inc()
+        if reason in _SHED and call.stages.decode == 0:
+            self.metrics.shed.labels(reason).inc()
+        facts: dict[str, Any] = {"network": call.network, "bytes": call.bytes}
+        if isinstance(answer, v1.ClassifyResponse):
+            facts |= {"p_value": round(answer.adversarial.p_value, 6), "flagged": answer.adversarial.flagged}
+        if reason == failures.BUG and problem is not None:
+            place = traceback.extract_tb(problem.__traceback__)[-1]
+            facts["bug"] = f"{type(problem).__name__} in {place.name}, line {place.lineno}: {problem}"
+        self.journal.write(
+            "request",
+            method=call.method,
+            code=code,
+            reason=reason,
+            request_id=call.request_id,
+            key_name=call.key_name,
+            seconds=round(time.monotonic() - call.arrived, 6),
+            **facts,
+        )
+        return refused
+
+    async def _guarded(self, work: Awaitable[Result], call: Call, context: Any) -> Result:
+        """Await the work of a call; every failure of it becomes its documented status."""
+        try:
+            answer = await work
+        except BaseException as problem:
+            refused = self.ended(call, problem)
+            if refused is None:  # cancelled, by its caller or by its deadline
+                raise
+            data = failures.details(refused, {"request_id": call.request_id})
+            code = grpc.StatusCode[failures.FAILURES[refused.reason].code]
+            await context.abort(code, failures.sentence(refused), ((failures.DETAILS, data),))
+        self.ended(call, None, answer)
+        return answer
+
+    async def _beside(self, function: Any, *arguments: Any) -> Any:
+        """Run something in a decoder's thread, so that the event loop goes on."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
+
+    def _ready(self) -> Served:
+        if self.stopping.is_set() or self._served is None:
+            raise failures.stopping()
+        return self._served
+
+    def _count(self, answer: v1.ClassifyResponse) -> None:
+        for stage in STAGES:
+            duration = getattr(answer.times, stage)
+            self.metrics.seconds.labels(stage).observe(duration.seconds + duration.nanos / 1e9)
+        self.metrics.p_value.labels(answer.network).observe(answer.adversarial.p_value)
+        self.metrics.alpha.labels(answer.network).inc(answer.adversarial.alpha)
+        self.metrics.flagged.labels(answer.network).inc(int(answer.adversarial.flagged))
+
+    async def _describe(self, request: v1.DescribeRequest) -> v1.DescribeResponse:
+        well_formed(request)
+        served = self._ready()
+        manifest, image = served.manifest, served.image
+        first = [manifest.main_network, *(name for name in manifest.networks if name != manifest.main_network)]
+        networks = [
+            v1.Network(
+                name=name,
+                alpha=manifest.networks[name].detector.alpha,
+                smallest_alpha=smallest_alpha(manifest.networks[name]),
+                layers=manifest.networks[name].detector.layers,
+                serving=self.prober.serving(name),
+            )
+            for name in first
+        ]
+        return v1.DescribeResponse(
+            name=manifest.name,
+            bundle_id=manifest.bundle_id,
+            labels=manifest.labels,
+            networks=networks,
+            limits=v1.Limits(
+                image_bytes=image.max_bytes,
+                pixels=image.max_pixels,
+                shortest_side=image.min_side,
+                formats=FORMATS,
+                stream_window=self.options.stream_window,
+            ),
+        )
+
+
+def _decode(image: ImageSpec, data: bytes, call: Call) -> npt.NDArray[np.uint8]:
+    """The pixels : (H, W, 3) uint8, as training decodes them; notes in `call` how long it took."""
+    began = time.monotonic()
+    call.stages.queue = began - call.arrived
+    try:
+        return image.decode(data)
+    except ImageError as problem:
+        raise failures.image_refused(problem) from None
+    finally:
+        call.stages.decode = time.monotonic() - began
+
+
+def _plain(value: str | bytes | None) -> str:
+    """A header's value if it is short, printable text; else nothing."""
+    return value if isinstance(value, str) and len(value) <= _MAX_NAME and value.isprintable() else ""
