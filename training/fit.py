@@ -206,7 +206,7 @@ class Trainer:
     def _warn(self, row: dict[str, float]) -> None:
         """Say at once what is going wrong."""
         if len(self.history) > self.config.warmup_epochs:
-            found = [*fallen(self.warmed, row), exploded(self.history, self.config.warmup_epochs)]
+            found = [*fallen(self.warmed, row, ended=False), exploded(self.history, self.config.warmup_epochs)]
             for sentence in filter(None, found):
                 self.console.print(f"warning: {sentence}", highlight=False, markup=False, soft_wrap=True)
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 EXPLODED = 10.0  # times the smallest loss so far
-SLACK = 0.02  # of validation images, by which a head may fall below its warm-up
+SLACK = 0.02  # of validation images, by which a head may end below its warm-up
+DIP = 0.5  # of what the warm-up reached; what is above after the first joint epochs comes back by itself
 CHANCE = 0.01  # probability of doing as well by guessing
 
 Row = Mapping[str, float]
@@ -20,13 +21,15 @@ def exploded(history: Sequence[Row], joint_from: int) -> str | None:
     )
 
 
-def fallen(warmed: Row, now: Row) -> list[str]:
-    """Heads whose validation accuracy is below that at the end of their warm-up."""
+def fallen(warmed: Row, now: Row, *, ended: bool) -> list[str]:
+    """Heads whose validation accuracy is below that at the end of their warm-up; far below, as long as the run has not
+    `ended`.
+    """
     return [
         f"{head} got worse than its warm-up ({now[head]:.1%} of validation after {share:.1%}): the backbone learns too "
         "fast (--set learning_rate_backbone=...), or the heads warmed up for too short a time"
         for head, share in warmed.items()
-        if head in now and now[head] < share - SLACK
+        if head in now and now[head] < (share - SLACK if ended else DIP * share)
     ]
 
 
