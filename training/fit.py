@@ -331,7 +331,7 @@ class Trainer:
     def _outcome(self, shares: dict[str, float]) -> list[str]:
         """What speaks against the finished run."""
         found = [
-            *fallen(self.warmed, shares),
+            *fallen(self.warmed, shares, ended=True),
             *guessing(shares, len(self.parts["validation"]), len(self.dataset.labels)),
         ]
         if (rise := exploded(self.history, self.config.warmup_epochs)) is not None:
