@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from bundle.errors import OptionError
+from bundle.progress import Work
 from training.adversaries import AUTO_CLASSES, BATCH, CLEAN, attack_pixels, check_attacks, run_dataset, spread
 from training.attack_losses import judge_of
 from training.attacks import from_bytes
-from training.data.loading import image_loader
+from training.data.loading import image_loader, load_part
 from training.networks import Network
 from training.run import RunRecord, image_spec
 
@@ -57,33 +56,36 @@ def evaluate_run(
     chosen = spread(dataset.parts[part], count)
     able = network.config.classes >= AUTO_CLASSES and AUTOATTACK not in names
     subset = spread(chosen, autoattack_count) if able else ()
-    jobs = [(name, chosen) for name in names] + ([(AUTOATTACK, subset)] if subset else [])
-    talk = Console(stderr=True)
+    spec = image_spec(record.config)
+    whole, some = load_part(chosen, spec), load_part(subset, spec)
+    jobs = [(name, whole) for name in names] + ([(AUTOATTACK, some)] if subset else [])
+    total = len(network.config.heads) * sum(len(images) for _, images in jobs)
     transferred: dict[tuple[str, int], torch.Tensor] = {}  # by attack and batch: the same for every head
     right: dict[str, dict[str, str]] = {}
     seconds: dict[str, float] = {}
-    for head in network.config.heads:
-        survived: dict[str, list[bool]] = {}
-        for name, samples in track(
-            jobs, f"attacking {head}", console=talk, transient=True, disable=not talk.is_terminal
-        ):
-            started = time.perf_counter()
-            generator = torch.Generator().manual_seed(seed)
-            judge, answers = judge_of(network, head), []
-            loader = image_loader(samples, image_spec(record.config), batch_size=BATCH, shuffle_seed=None)
-            for index, (images, labels, _) in enumerate(loader):
-                pixels, labels = from_bytes(images.to(device)), labels.to(device)
-                attacked = transferred.get((name, index))
-                if attacked is None:
-                    attacked = attack_pixels(name, network, head, pixels, labels, generator, sources)
-                if "@" in name:
-                    transferred[name, index] = attacked
-                with torch.no_grad():
-                    answers += judge(attacked, labels).tolist()
-            survived[name] = answers
-            seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 2)
-        survived[WORST] = [all(each) for each in zip(*(survived[name] for name in names), strict=True)]
-        right[head] = {name: "".join("01"[each] for each in answers) for name, answers in survived.items()}
+    with Work("attacking", total) as work:
+        for head in network.config.heads:
+            survived: dict[str, list[bool]] = {}
+            for name, loaded in jobs:
+                work.what = f"{head}: {name}"
+                started = time.perf_counter()
+                generator = torch.Generator().manual_seed(seed)
+                judge, answers = judge_of(network, head), []
+                loader = image_loader(loaded, spec, batch_size=BATCH, shuffle_seed=None)
+                for index, (images, labels, _) in enumerate(loader):
+                    pixels, labels = from_bytes(images.to(device)), labels.to(device)
+                    attacked = transferred.get((name, index))
+                    if attacked is None:
+                        attacked = attack_pixels(name, network, head, pixels, labels, generator, sources)
+                    if "@" in name:
+                        transferred[name, index] = attacked
+                    with torch.no_grad():
+                        answers += judge(attacked, labels).tolist()
+                    work.advance(len(labels))
+                survived[name] = answers
+                seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 2)
+            survived[WORST] = [all(each) for each in zip(*(survived[name] for name in names), strict=True)]
+            right[head] = {name: "".join("01"[each] for each in answers) for name, answers in survived.items()}
     return {
         "preset": record.config.preset,
         "system": record.config.system,
