@@ -24,6 +24,7 @@ from training.run import RunRecord, image_spec
 # Clean and the white-box columns of the paper; black-box ones are ATTACK@SOURCE.
 PAPER = ("clean", "fgsm-2", "fgsm-8", "bim10-2", "bim10-8", "pgd10-2", "pgd10-8", "mim10-2", "mim10-8")
 AUTOATTACK, WORST = "autoattack-8", "worst"
+NO_AUTOATTACK = "not measured: AutoAttack needs four classes"
 
 
 def evaluate_run(
@@ -37,11 +38,13 @@ def evaluate_run(
     count: int,
     autoattack_count: int,
     seed: int,
+    minutes: float | None = None,
 ) -> dict[str, Any]:
     """For every head and attack, image by image whether the answer stayed right.
 
     `right[head][attack]` is a text of 1 and 0, one for each image; `worst` is right only where every attack leaves the
     answer right. AutoAttack at 8/255 runs on the first `autoattack_count` images of an even spread, as `autoattack-8`.
+    What takes longer than so many `minutes` runs on fewer images; `not_measured` says so.
     """
     names = tuple(dict.fromkeys((CLEAN, *attacks)))
     check_attacks(names, sources, network)
@@ -53,6 +56,13 @@ def evaluate_run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for each in (network, *sources.values()):
         each.to(device)
+    told: tuple[str, ...] = () if network.config.classes >= AUTO_CLASSES or not autoattack_count else (NO_AUTOATTACK,)
+    if minutes is not None:
+        from robustness.budget import within_paper
+
+        asked = {"count": min(count, len(dataset.parts[part])), "autoattack_count": autoattack_count}
+        asked, fewer = within_paper(record, network, names, dataset.parts[part], asked, minutes)
+        count, autoattack_count, told = asked["count"], asked["autoattack_count"], (*told, *fewer)
     chosen = spread(dataset.parts[part], count)
     able = network.config.classes >= AUTO_CLASSES and AUTOATTACK not in names
     subset = spread(chosen, autoattack_count) if able else ()
@@ -96,6 +106,7 @@ def evaluate_run(
         "images": [sample.key for sample in chosen],
         "autoattack_images": [sample.key for sample in subset],
         "right": right,
+        "not_measured": list(told),
         "seconds": seconds,
     }
 

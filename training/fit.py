@@ -273,7 +273,7 @@ class Trainer:
             samples = self.dataset.parts["train"]
             sources = project(network, lambda: self._all("finding the prototypes"), samples, self.fabric.device)
             results["validation_after_projection"] = self.accuracy("validation")
-            fit_last_layer(network, lambda: self._all("fitting the last layer"), self.config)
+            fit_last_layer(network, lambda: self._all("similarities of the prototypes"), self.config, self.console)
             if self.share.rank == 0:
                 self.run.write_prototypes(sources)
         results["validation"] = self.accuracy("validation")
