@@ -201,7 +201,7 @@ def _without(suite: Suite, costs: Costs, kept: Sequence[str]) -> list[tuple[Suit
         return costs.suite(suite) - costs.suite(_less(suite, part[1]))
 
     found, left = [], suite
-    for name, change in sorted(parts, key=saved, reverse=True):
+    for name, change in sorted(filter(saved, parts), key=saved, reverse=True):  # nothing that costs nothing
         left = _less(left, change)
         found.append((left, name))
     return found

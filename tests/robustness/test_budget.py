@@ -15,9 +15,7 @@ QUICK, FULL = SUITES["quick"], SUITES["full"]
 
 
 def costs(seconds: float, classes: int = 20) -> Costs:
-    return Costs(
-        seconds={"full": seconds, "attention": seconds}, losses={"full": 2, "attention": 1}, classes=classes
-    )
+    return Costs(seconds={"full": seconds, "attention": seconds}, losses={"full": 2, "attention": 1}, classes=classes)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +56,9 @@ def test_a_probe_takes_the_fastest_try_and_every_head(tiny_run):
 
     _, network = Run(tiny_run).load_network()
     times = iter([0.0, 8.0, 10.0, 12.0, 20.0, 24.0, 0.0, 80.0, 100.0, 116.0, 200.0, 264.0])
-    found = Costs.measured(network, ("full", "attention"), np.zeros((40, 32, 32, 3), np.uint8), clock=lambda: next(times))
+    found = Costs.measured(
+        network, ("full", "attention"), np.zeros((40, 32, 32, 3), np.uint8), clock=lambda: next(times)
+    )
     assert found.seconds == {"full": 2 / 16, "attention": 16 / 16}
     assert found.losses == {"full": 2, "attention": 1}
 
