@@ -210,7 +210,7 @@ class Manifest:
                 raise ValueError(f"prototypes[{index}] has label {prototype.label}, and there are {len(self.labels)}")
             if prototype.image not in self.files:
                 raise ValueError(f"prototypes[{index}] names {prototype.image[:80]!r}, which is not in files")
-        if self.training.get(DEFAULT_NETWORK, self.main_network) not in self.networks:
+        if DEFAULT_NETWORK in self.training and self.training[DEFAULT_NETWORK] not in list(self.networks):
             raise ValueError(f"training.{DEFAULT_NETWORK} names no network of this bundle")
         if tensors.FULL in self.networks and not self.prototypes:
             raise ValueError(f"the network {tensors.FULL!r} needs prototypes")

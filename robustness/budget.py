@@ -24,6 +24,7 @@ from training.networks import Network
 from training.run import RunRecord, image_spec
 
 PROBED, REPEATS = 16, 3
+GAIN, MOST_THREADS = 0.7, 8  # what every further thread brings, and beyond how many none does
 FORWARD = 1 / 3  # of a pass
 AUTO_PASSES = 4000.0  # APGD 100 steps, APGD-T and FAB-T 100 for each of nine targets, Square 5,000 queries
 MIN_CLEAN = 200  # clean images below which p-values are not worth a figure
@@ -39,28 +40,37 @@ class Costs:
 
     @classmethod
     def measured(
-        cls,
-        network: Network,
-        heads: Sequence[str],
-        images: Images,
-        clock: Callable[[], float] = time.perf_counter,
+        cls, network: Network, heads: Sequence[str], images: Images, clock: Callable[[], float] | None = None
     ) -> "Costs":
-        """On a few of `images` (n, H, W, 3), the fastest of some tries: others may use the machine meanwhile."""
-        device = next(network.parameters()).device
+        """On a few of `images` (n, H, W, 3), the fastest of some tries. On a processor by the time that one thread
+        computes, so that it does not matter what else the machine does meanwhile.
+        """
+        device, threads = next(network.parameters()).device, torch.get_num_threads()
         network.eval()
         pixels = from_bytes(torch.from_numpy(images[:PROBED]).to(device))
         labels = torch.zeros(len(pixels), dtype=torch.long, device=device)
+        if clock is None:
+            clock = time.process_time if device.type == "cpu" else time.perf_counter
         seconds = {}
-        for head in heads:
-            loss, tries = loss_of(network, head), []
-            for _ in range(REPEATS):
-                begun, probe = clock(), pixels.clone().requires_grad_()
-                (gradient,) = torch.autograd.grad(loss(probe, labels).sum(), probe)
-                gradient.sum().item()  # a device may answer before it has computed
-                tries.append((clock() - begun) / len(pixels))
-            seconds[head] = min(tries)
+        try:
+            torch.set_num_threads(1)
+            for head in heads:
+                loss, tries = loss_of(network, head), []
+                for _ in range(REPEATS):
+                    begun, probe = clock(), pixels.clone().requires_grad_()
+                    (gradient,) = torch.autograd.grad(loss(probe, labels).sum(), probe)
+                    gradient.sum().item()  # a device may answer before it has computed
+                    tries.append((clock() - begun) / len(pixels))
+                seconds[head] = min(tries)
+        finally:
+            torch.set_num_threads(threads)
+        together = 1 + GAIN * (min(threads, MOST_THREADS) - 1) if device.type == "cpu" else 1.0
         losses = {head: len(losses_against(network, head)) for head in heads}
-        return cls(seconds=seconds, losses=losses, classes=network.config.classes)
+        return cls(
+            seconds={head: each / together for head, each in seconds.items()},
+            losses=losses,
+            classes=network.config.classes,
+        )
 
     def lesson(self, attacks: Sequence[str]) -> float:
         """Seconds that one image takes under all of `attacks`, at most, on all heads."""

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,16 +52,18 @@ def test_no_attack_takes_more_passes_than_it_is_said_to(tiny_run):
             assert sum(seen) / 6 <= passes(name, losses) + 1, (name, head)
 
 
-def test_a_probe_takes_the_fastest_try_and_every_head(tiny_run):
-    import numpy as np
-
+def test_a_probe_takes_the_fastest_try_of_every_head_and_leaves_the_threads_alone(tiny_run):
     _, network = Run(tiny_run).load_network()
+    before = torch.get_num_threads()
     times = iter([0.0, 8.0, 10.0, 12.0, 20.0, 24.0, 0.0, 80.0, 100.0, 116.0, 200.0, 264.0])
     found = Costs.measured(
         network, ("full", "attention"), np.zeros((40, 32, 32, 3), np.uint8), clock=lambda: next(times)
     )
-    assert found.seconds == {"full": 2 / 16, "attention": 16 / 16}
+    threads = torch.get_num_threads()
+    together = 1 + 0.7 * (min(threads, 8) - 1)
+    assert found.seconds == pytest.approx({"full": 2 / 16 / together, "attention": 16 / 16 / together})
     assert found.losses == {"full": 2, "attention": 1}
+    assert torch.get_num_threads() == before
 
 
 def test_lessons_that_fit_are_all_there_is_and_say_nothing():
