@@ -19,6 +19,7 @@ from benchmarks.page import PAGE, write_page
 from benchmarks.record import RESULTS, environment
 from bundle.errors import OptionError
 from bundle.files import write_text
+from bundle.progress import Work
 from demo.stages import fieldmark
 from fieldmark import guarded
 from robustness.accuracy import WORST, wilson
@@ -166,11 +167,14 @@ def study(
     if backbone == "small" and (image_size or 64) > 128:
         raise OptionError("the small backbone is for images of at most 128 pixels", hint="Choose another --backbone.")
     sources = _sources(data, folder, backbone, common)
-    for seed, row in jobs(backbone, seeds, other_seeds):
+    todo = list(jobs(backbone, seeds, other_seeds))
+    work = Work("study", len(todo), unit="trainings")
+    for done, (seed, row) in enumerate(todo):
         run, evaluation = folder / f"{row.name}-{seed}", folder / f"{row.name}-{seed}.json"
         if evaluation.is_file():
             continue
-        console.rule(f"[bold]{row.name}[/], seed {seed}", align="left")
+        work.at(done, work.worked)
+        console.rule(f"[bold]{row.name}[/], seed {seed}: {work}", align="left")
         words = [*common, *row.options, "--epochs", str(_length(row, epochs, fast_epochs))]
         fieldmark("train", data, "--out", run, "--preset", row.preset, "--seed", str(seed), *words, "--resume")
         attacked = [word for source, path in sources.items() for word in ("--source", f"{source}={path}")]
@@ -179,6 +183,7 @@ def study(
             attacked, counts = ["--attacks", row.attacks], ["--count", str(count), "--autoattack-count", "0"]
         fieldmark("evaluate", run, "--data", data, "--seed", str(seed), *attacked, *counts, "--out", evaluation)
         _save(folder, backbone, seeds, name, built_in)
+        work.advance()
     result = _save(folder, backbone, seeds, name, built_in)
     if name is None:
         write_page(result)

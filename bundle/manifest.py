@@ -30,6 +30,7 @@ MAX_FILES = 100_000
 MAX_TOTAL_BYTES = 2**36  # of all files together: 64 GiB, a minute or two of hashing
 MAX_PARTS = 16  # of one path
 MARGINAL, PER_CLASS = "marginal", "per-class"
+DEFAULT_NETWORK = "default_network"  # the one key of `training` that a reader depends on
 PRECISIONS = FP32, FP16, BF16, INT8 = "fp32", "fp16", "bf16", "int8"
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
@@ -209,6 +210,8 @@ class Manifest:
                 raise ValueError(f"prototypes[{index}] has label {prototype.label}, and there are {len(self.labels)}")
             if prototype.image not in self.files:
                 raise ValueError(f"prototypes[{index}] names {prototype.image[:80]!r}, which is not in files")
+        if DEFAULT_NETWORK in self.training and self.training[DEFAULT_NETWORK] not in list(self.networks):
+            raise ValueError(f"training.{DEFAULT_NETWORK} names no network of this bundle")
         if tensors.FULL in self.networks and not self.prototypes:
             raise ValueError(f"the network {tensors.FULL!r} needs prototypes")
 
@@ -218,8 +221,11 @@ class Manifest:
 
     @property
     def main_network(self) -> str:
-        """The network that answers unless another is asked for: `full`, where the bundle has it."""
-        return next(name for name in tensors.NETWORKS if name in self.networks)
+        """The network that answers unless another is asked for: the one that training found better, else `full`, where
+        the bundle has it.
+        """
+        default: str = self.training.get(DEFAULT_NETWORK) or next(n for n in tensors.NETWORKS if n in self.networks)
+        return default
 
     @functools.cached_property
     def bundle_id(self) -> str:

@@ -67,7 +67,8 @@ def demo(
     export: tuple[str | Path, ...] = ("export", run, "--out", bundle_path, "--data", data, *rate, "--force")
     stages.run("export", " ".join([key, *rate]), bundle_path, lambda: fieldmark(*export))
     bundle = Bundle.open(bundle_path)
-    first, *_ = networks = [name for name in tensors.NETWORKS if name in bundle.manifest.networks]
+    networks = [name for name in tensors.NETWORKS if name in bundle.manifest.networks]
+    main = bundle.manifest.main_network
     arguments = ("--out", attacked, "--data", data, "--attacks", ",".join(ATTACKS), "--count", str(count), "--force")
     stages.run("attack", f"{key} {count}", attacked, lambda: fieldmark("attack", run, *arguments))
     console.rule("[bold]serve and classify[/]", align="left")
@@ -81,19 +82,19 @@ def demo(
     stages.seconds["serve"] = round(stages.seconds["serve"] - stages.seconds["classify"], 2)
     console.rule("[bold]score a folder[/]", align="left")
     with stages.timed("score"):
-        archive = make_archive(attacked / first, out / "archive")
+        archive = make_archive(attacked / main, out / "archive")
         scored = score_archive(archive, bundle_path, out / "scores")
     report = {
         "seconds": {**_setup_seconds(), **stages.seconds},
         "reused": stages.reused,
         "triton_version": endpoint["triton_version"],
         "bundle_id": bundle.bundle_id,
-        "alpha": bundle.manifest.networks[first].detector.alpha,
+        "alpha": bundle.manifest.networks[main].detector.alpha,
         "networks": {network: _measure(by_attack) for network, by_attack in answers.items()},
         "scored": scored,
     }
     write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
-    _figure(answers[first], out / "demo.png")
+    _figure(answers[main], out / "demo.png")
     _print(report, console)
     say(
         console,

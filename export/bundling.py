@@ -18,31 +18,33 @@ from bundle.files import check_free, sha256_of
 from bundle.folder import Bundle, write_bundle
 from bundle.image import ImageSpec
 from bundle.manifest import (
+    DEFAULT_NETWORK,
     FP32,
     MANIFEST,
     SCHEMA,
     NetworkInfo,
     PrototypeInfo,
 )
+from bundle.progress import Work
 from bundle.records import to_plain
 from bundle.tensors import DTYPES
 from detector.conformal import check_calibration_size
 from detector.model import Detector
 from export.graph import check_device, labels_digest
 from export.parity import BATCHES
+from export.plan import Limits, Plan, make_plan, trial_attacks
 from export.quality import Trial
 from export.staging import GraphSettings, Narrowing, stage_network
-from robustness.fitting import DetectorSettings, Images, Labels, Lessons, Parts, attacked, fit_detector
+from robustness.fitting import DetectorSettings, Images, Labels, Lessons, Parts, attacked, fit_detector, some
 from robustness.report import headlines, make_report, require
 from robustness.suites import Suite
-from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset, spread
+from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset
 from training.data import Sample, check_outside
 from training.data.loading import images_array
 from training.networks import Network
 from training.run import PrototypeSource, Run, RunRecord, image_spec
 
 RANGE_IMAGES = 256  # training images that int8 takes its ranges from
-ATTACKED_IMAGES = 200  # test images on which a narrower precision's detection is compared
 REPORT = "report"  # the bundle's folder for it
 
 
@@ -56,9 +58,10 @@ def export_run(
     replace: bool,
     graphs: GraphSettings = GraphSettings(),
     suite: Suite | None = None,
+    limits: Limits = Limits(),
 ) -> Bundle:
     """Fit the detectors, export both graphs, calibrate them on their own outputs, prove parity, measure the report of
-    `suite` if there is one, write the bundle.
+    `suite` if there is one, write the bundle. What takes longer than the limits is done on less, and that is said.
     """
     run = Run(run_path)
     check_free(out, replace=replace, marker=MANIFEST)  # before work that takes minutes
@@ -91,23 +94,25 @@ def export_run(
     sources = run.prototypes_of(network, by_key) if network.prototype_head is not None else []
     if suite is not None:
         require(suite)
+    plan = make_plan(network, parts, dataset, settings, graphs, suite, limits, console)
+    settings = plan.settings
     metadata = {"labels_sha256": labels_digest(record.labels), "weights_sha256": sha256_of(run_path / "model.pt")}
     with tempfile.TemporaryDirectory(prefix="fieldmark-export-") as folder:
         staged = Path(folder)
         found = {
             served: _export_network(
-                network, served, parts, settings, graphs, test, staged, metadata, record.labels, console
+                network, served, parts, plan, graphs, test, staged, metadata, record.labels, console
             )
             for served in network.config.heads
         }
-        if suite is not None:
+        if plan.suite is not None:
             report = make_report(
                 run,
                 record,
                 network,
                 {served: Detector.load(staged / info.detector.file) for served, (info, _) in found.items()},
                 dataset,
-                suite,
+                plan.suite,
                 lessons={served: lessons for served, (_, lessons) in found.items()},
                 sources={},
                 seed=settings.seed,
@@ -127,7 +132,7 @@ def export_run(
                 "image": spec,
                 "networks": {served: info for served, (info, _) in found.items()},
                 "prototypes": prototypes,
-                "training": _provenance(record, metadata["weights_sha256"], settings, graphs),
+                "training": _provenance(record, metadata["weights_sha256"], plan, graphs),
             },
             replace=replace,
         )
@@ -137,7 +142,7 @@ def _export_network(
     network: Network,
     served: str,
     parts: Parts,
-    settings: DetectorSettings,
+    plan: Plan,
     graphs: GraphSettings,
     test: tuple[Images, Labels] | None,
     staged: Path,
@@ -145,17 +150,12 @@ def _export_network(
     labels: tuple[str, ...],
     console: Console,
 ) -> tuple[NetworkInfo, Lessons]:
-    talk = Console(stderr=True)  # standard output is for results
-    with talk.status(f"{served}: fitting the detector"):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        detector, lessons = fit_detector(network.to(device), served, parts, settings)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    detector, lessons = fit_detector(network.to(device), served, parts, plan.settings)
     narrowing = None
     if test is not None:
-        with talk.status(f"{served}: attacking test images"):
-            narrowing = Narrowing(
-                ranges=_training_images(parts, RANGE_IMAGES), trial=_trial(network, served, test, settings)
-            )
-    with talk.status(f"{served}: writing, calibrating and proving the ONNX graph"):
+        narrowing = Narrowing(ranges=_training_images(parts, RANGE_IMAGES), trial=_trial(network, served, test, plan))
+    with Work(f"{served}: writing, calibrating and proving the ONNX graph"):
         info = stage_network(
             network.cpu(),
             served,
@@ -179,19 +179,13 @@ def _export_network(
     return info, lessons
 
 
-def _trial(network: Network, served: str, test: tuple[Images, Labels], settings: DetectorSettings) -> Trial:
+def _trial(network: Network, served: str, test: tuple[Images, Labels], plan: Plan) -> Trial:
     """The test part clean, and some of it under the attacks that the detector learns from (or would, by default)."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    few = np.array(spread(tuple(range(len(test[1]))), ATTACKED_IMAGES))
-    part = test[0][few], test[1][few]
-    return Trial(
-        clean=test[0],
-        labels=test[1],
-        attacked={
-            name: attacked(name, network, served, part, generator)
-            for name in settings.attacks or DetectorSettings().attacks
-        },
-    )
+    generator, names = torch.Generator().manual_seed(plan.settings.seed), trial_attacks(plan.settings)
+    part = some(test, plan.trial_images)
+    with Work(f"{served}: attacks on the narrower graph", len(names) * len(part[1])) as work:
+        made = {name: attacked(name, network, served, part, generator, work=work) for name in names}
+    return Trial(clean=test[0], labels=test[1], attacked=made)
 
 
 def _training_images(parts: Parts, count: int) -> Images:
@@ -242,18 +236,28 @@ def _prototype_files(
     return tuple(infos)
 
 
-def _provenance(
-    record: RunRecord, weights_sha256: str, settings: DetectorSettings, graphs: GraphSettings
-) -> dict[str, Any]:
+def _provenance(record: RunRecord, weights_sha256: str, plan: Plan, graphs: GraphSettings) -> dict[str, Any]:
     results = {key: value for key, value in record.results.items() if key != "history"}
     config = json.loads(json.dumps(to_plain(record.config)))
+    better = better_head(results["validation"], record.dataset.counts["validation"])
     return {
+        **({} if better is None else {DEFAULT_NETWORK: better}),
         "preset": record.config.preset,
         "config": config,
         "dataset": record.dataset.published(),
         "results": results,
         "versions": record.versions,
         "weights_sha256": weights_sha256,
-        "detector": to_plain(settings),
+        "detector": to_plain(plan.settings),
         "graphs": to_plain(graphs),
+        "left_out": list(plan.left_out),
     }
+
+
+def better_head(validation: Mapping[str, float], images: int) -> str | None:
+    """The head that is right on more of so many validation images than `full`; None where `full` is as good, or one
+    image worse, which is nothing.
+    """
+    right = {head: round(share * images) for head, share in validation.items()}
+    best = max(right, key=lambda head: right[head])
+    return best if tensors.FULL in right and right[best] > right[tensors.FULL] + 1 else None

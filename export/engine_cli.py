@@ -12,6 +12,7 @@ from bundle.console import say
 from bundle.engines import EngineRecord, EngineSet, Profile
 from bundle.errors import OptionError
 from bundle.folder import Bundle
+from bundle.progress import Work
 from bundle.records import to_plain
 from bundle.tensors import NETWORKS
 from export.compiler import LOCAL, Compiler
@@ -54,16 +55,15 @@ def engine(
         opened.model(network)
     check_out(out, opened)
     console = Console(stderr=json)
-    waiting = Console(stderr=True).status("building")
+    work = Work("building", len(networks) * len(targets), unit="engines", console=console)
     outcomes: list[Outcome] = []
 
     def tell(outcome: Outcome) -> None:
         outcomes.append(outcome)
-        waiting.stop()  # its line is not to stand before ours
         say(console, _line(outcome))
-        waiting.start()
+        work.advance()
 
-    with waiting:
+    with work:
         engines, dropped = build_engines(
             opened, out, compiler, networks=networks, targets=targets, profile=batches, force=force, tell=tell
         )

@@ -58,6 +58,10 @@ def evaluate(
     autoattack_count: Annotated[
         int | None, typer.Option(min=0, help="Images at most for AutoAttack; 0 leaves it out.")
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="What takes longer runs on fewer images, then without its dearest attacks, and says so."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of noise and random starts.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="'paper': a JSON file. Otherwise the folder for report.json and report.html.")
@@ -85,6 +89,8 @@ def evaluate(
         raise OptionError(
             f"{'--quick' if quick else '--force'} goes with a report", hint="Add --suite full or --suite adaptive."
         )
+    if minutes is not None:
+        check_minutes("--minutes", minutes)
     names = None if attacks is None else tuple(name.strip() for name in attacks.split(",") if name.strip())
     if names == ():
         raise OptionError("--attacks names nothing", hint="Name some, such as fgsm-8,pgd10-8, or clean alone.")
@@ -95,7 +101,7 @@ def evaluate(
     sources = open_sources(tuple(source or ()), record)
     root = data if data is not None else Path(record.dataset.root)
     if suite == "paper":
-        _paper(record, network, root, names, sources, part, count, autoattack_count, seed, out, json)
+        _paper(record, network, root, names, sources, part, count, autoattack_count, minutes, seed, out, json)
         return
     if part != "test":
         raise OptionError(f"a report is about the test part, not {part!r}")
@@ -119,6 +125,7 @@ def evaluate(
         suite,
         quick,
         changes,
+        minutes,
         sources=sources,
         seed=seed,
     )
@@ -141,6 +148,7 @@ def _paper(
     part: str,
     count: int | None,
     autoattack_count: int | None,
+    minutes: float | None,
     seed: int,
     out: Path | None,
     json: bool,
@@ -160,6 +168,7 @@ def _paper(
         count=400 if count is None else count,
         autoattack_count=32 if autoattack_count is None else autoattack_count,
         seed=seed,
+        minutes=minutes,
     )
     text = jsonlib.dumps(result) + "\n"
     if out is not None:
@@ -167,7 +176,10 @@ def _paper(
     if json:
         sys.stdout.write(text)
     else:
-        Console().print(show(result))
+        console = Console()
+        console.print(show(result))
+        for line in result["not_measured"]:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_weights(target: Path, run: "Run") -> None:
@@ -177,6 +189,14 @@ def _check_weights(target: Path, run: "Run") -> None:
     made_of = Bundle.open(target).manifest.training.get("weights_sha256")
     if made_of != sha256_of(run.path / "model.pt"):
         raise OptionError(f"{target} was not made of the weights in {run.path}", hint="Name its own run with --run.")
+
+
+def check_minutes(option: str, minutes: float) -> None:
+    """A time that something can be bounded by."""
+    if not 0 < minutes < float("inf"):
+        raise OptionError(
+            f"{option} {minutes:g} is no time", hint="Name minutes, such as 5; a large number is no limit."
+        )
 
 
 def _check_calibration(n: int) -> None:
@@ -200,6 +220,7 @@ def _report(
     suite: str,
     quick: bool,
     changes: dict[str, Any],
+    minutes: float | None,
     *,
     sources: dict[str, "Network"],
     seed: int,
@@ -207,7 +228,7 @@ def _report(
     """With a bundle's own detectors, or with detectors fitted as export would."""
     from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate, lessons_of
     from robustness.report import make_report, require
-    from robustness.suites import suite_named
+    from robustness.suites import KEPT, suite_named
     from training.adversaries import check_attacks, run_dataset
     from training.data import check_outside
     from training.run import image_spec
@@ -223,16 +244,19 @@ def _report(
     if bundle is None:
         _check_calibration(len(dataset.parts["calibration"]))
     parts = Parts.of(dataset, image_spec(record.config))
-    talk = Console(stderr=True)
+    if minutes is not None:
+        from robustness.budget import Costs, within
+
+        costs = Costs.measured(network, served, parts.validation[0])
+        named = () if changes["attacks"] is None else chosen.attacks
+        chosen = within(chosen, costs, minutes, len(dataset.parts["test"]), kept=(*KEPT, *named))
     found = {}
     for head in served:
-        with talk.status(f"{head}: fitting the detector"):
-            if bundle is None:
-                found[head] = fit_and_calibrate(
-                    network, head, parts, DetectorSettings(alpha=ALPHA, seed=seed), record.labels
-                )
-            else:
-                found[head] = lessons_of(bundle, network, head, parts)
+        if bundle is None:
+            settings = DetectorSettings(alpha=ALPHA, seed=seed)
+            found[head] = fit_and_calibrate(network, head, parts, settings, record.labels)
+        else:
+            found[head] = lessons_of(bundle, network, head, parts)
     return make_report(
         run,
         record,
@@ -248,7 +272,10 @@ def _report(
 
 def show_report(document: dict[str, Any], console: Console) -> None:
     """Gates first, red where broken; then what matters most."""
+    from robustness.limits import not_measured
     from robustness.report import gate_table, summary_table
 
     console.print(gate_table(document))
     console.print(summary_table(document))
+    for line in not_measured(document):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

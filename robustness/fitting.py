@@ -18,6 +18,7 @@ from bundle.errors import BundleCorrupt, BundleUnsupported, DetectorError
 from bundle.folder import Bundle
 from bundle.image import ImageSpec
 from bundle.manifest import AGAIN, MARGINAL, PER_CLASS
+from bundle.progress import Work
 from detector.combination import Combination, fit_combination, relative_combination
 from detector.gaussian import ClassGaussians
 from detector.model import Detector, layer_scores
@@ -39,14 +40,16 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorSettings:
-    """`attacks` teach the detector's combination; without any, clean images do. `alpha` is the default false-positive
-    rate of `is_adversarial`: on the whole (`marginal`), or in every predicted class.
+    """`attacks` on at most so many validation `images` teach the detector's combination; without any, clean images do.
+    `alpha` is the default false-positive rate of `is_adversarial`: on the whole (`marginal`), or in every predicted
+    class.
     """
 
     attacks: tuple[str, ...] = ("fgsm-8", "pgd10-2", "pgd10-8")
     alpha: float = 0.05
     calibration: str = MARGINAL
     seed: int = 0
+    images: int = VALIDATION_IMAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +80,11 @@ class Parts:
 @dataclass(frozen=True, kw_only=True)
 class Lessons:
     """Layer scores of validation images, (n, columns) each: all clean ones, the negatives that take part, and by attack
-    the positives: those that fool the network, and all.
+    the positives: those that fool the network, and all. `available` images there would have been.
     """
 
     layers: int
+    available: int
     clean: Float32
     negatives: Float32
     fooled: dict[str, Float32]
@@ -102,8 +106,9 @@ def fit_detector(network: Network, served: str, parts: Parts, settings: Detector
     """Everything but the p-values: calibration scores are zeros until what will be served has been calibrated; and what
     the combination was learnt from, to learn it again from less.
     """
-    gaussians = fit_layers(network, served, parts.training_batches())
-    lessons = teach(network, served, gaussians, parts.validation, settings.attacks, settings.seed)
+    with Work(f"{served}: features of the training part", len(parts.train)) as work:
+        gaussians = fit_layers(network, served, parts.training_batches(), work)
+    lessons = teach(network, served, gaussians, parts.validation, settings)
     calibration_n = len(parts.calibration[0])
     detector = Detector(
         layers=tuple(gaussians),
@@ -129,7 +134,8 @@ def lessons_of(bundle: Path, network: Network, served: str, parts: Parts) -> tup
     """A bundle's own detector, and what it was learnt from, made again from the settings in its manifest."""
     opened = Bundle.open(bundle)
     told = opened.manifest.training.get("detector")
-    if served not in opened.manifest.networks or not isinstance(told, dict) or not {"attacks", "seed"} <= set(told):
+    settings = _settings_in(told)
+    if served not in opened.manifest.networks or settings is None:
         raise BundleUnsupported(
             f"{bundle} does not say how the detector of {served!r} was taught", hint="Export the run again."
         )
@@ -138,7 +144,18 @@ def lessons_of(bundle: Path, network: Network, served: str, parts: Parts) -> tup
     if detector.columns != info.layers or len(detector.gaussians[0].means) != len(opened.manifest.labels):
         raise BundleCorrupt(f"{opened.path / info.file} is not the detector of {served!r}", hint=AGAIN)
     gaussians = dict(zip(detector.layers, detector.gaussians, strict=True))
-    return detector, teach(network, served, gaussians, parts.validation, told["attacks"], told["seed"])
+    return detector, teach(network, served, gaussians, parts.validation, settings)
+
+
+def _settings_in(told: Any) -> DetectorSettings | None:
+    """What a manifest, which holds whatever its maker wrote, says of a detector's lessons."""
+    if not isinstance(told, dict) or not {"attacks", "seed"} <= set(told):
+        return None
+    attacks, images = told["attacks"], told.get("images", VALIDATION_IMAGES)  # older bundles: all that there were
+    whole = isinstance(images, int) and images >= 1
+    if not isinstance(attacks, list) or not isinstance(told["seed"], int) or not whole:
+        return None
+    return DetectorSettings(attacks=tuple(attacks), seed=told["seed"], images=images)
 
 
 def teach(
@@ -146,15 +163,16 @@ def teach(
     served: str,
     gaussians: Mapping[str, ClassGaussians],
     validation: tuple[Images, Labels],
-    attacks: Sequence[str],
-    seed: int,
+    settings: DetectorSettings,
 ) -> Lessons:
-    """Layer scores to learn from.
+    """Layer scores to learn from, of as many validation images as the settings want, evenly spread.
 
     As Lee et al. (2018): positives are attacked images that the network now gets wrong, negatives the same images
     clean and noisy, and only images that it gets right both ways take part.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, attacks = torch.Generator().manual_seed(settings.seed), settings.attacks
+    available = len(validation[1])
+    validation = some(validation, settings.images)
 
     def scores(images: Images) -> tuple[Float32, npt.NDArray[np.bool_]]:
         measured, predicted = measure(network, served, images)
@@ -163,27 +181,40 @@ def teach(
 
     clean, clean_right = scores(validation[0])
     if not attacks:
-        return Lessons(layers=len(gaussians), clean=clean, negatives=clean, fooled={}, every={})
+        return Lessons(layers=len(gaussians), available=available, clean=clean, negatives=clean, fooled={}, every={})
     noisy, noisy_right = scores(attacked(NOISE, network, served, validation, generator))
     kept = clean_right & noisy_right
     if kept.sum() < MIN_IMAGES:  # a network that gets little right still needs a detector, of whatever it answers
         kept = np.ones_like(kept)
     fooled, every, changed = {}, {}, False
-    for name in attacks:
-        images = attacked(name, network, served, validation, generator)
-        changed |= not np.array_equal(images, validation[0])
-        adversarial, right = scores(images)
-        fooled[name], every[name] = adversarial[kept & ~right], adversarial[kept]
+    with Work(f"{served}: attacks for the detector's lessons", len(attacks) * len(validation[1])) as work:
+        for name in attacks:
+            images = attacked(name, network, served, validation, generator, work=work)
+            changed |= not np.array_equal(images, validation[0])
+            adversarial, right = scores(images)
+            fooled[name], every[name] = adversarial[kept & ~right], adversarial[kept]
     if not changed:
         raise DetectorError(
             f"the attacks {', '.join(attacks)} change no image, so there is nothing to learn from",
             hint="Name others, or learn from clean images alone: --attacks none.",
         )
     negatives = np.concatenate([clean[kept], noisy[kept]])
-    return Lessons(layers=len(gaussians), clean=clean, negatives=negatives, fooled=fooled, every=every)
+    return Lessons(
+        layers=len(gaussians), available=available, clean=clean, negatives=negatives, fooled=fooled, every=every
+    )
 
 
-def fit_layers(network: Network, served: str, batches: Iterable[Any]) -> dict[str, ClassGaussians]:
+def some(part: tuple[Images, Labels], count: int) -> tuple[Images, Labels]:
+    """At most `count` images of a part in memory, evenly over it."""
+    if count >= len(part[1]):
+        return part
+    picked = np.array(spread(tuple(range(len(part[1]))), count))
+    return part[0][picked], part[1][picked]
+
+
+def fit_layers(
+    network: Network, served: str, batches: Iterable[Any], work: Work | None = None
+) -> dict[str, ClassGaussians]:
     """Class Gaussians of every layer, in one pass over batches (images uint8 [B, H, W, 3], labels [B], ...)."""
     moments: dict[str, ClassMoments] = {}
     for images, labels, *_ in batches:
@@ -191,6 +222,8 @@ def fit_layers(network: Network, served: str, batches: Iterable[Any]) -> dict[st
         for layer, values in features.items():
             kept = moments.setdefault(layer, ClassMoments(network.config.classes, values.shape[1]))
             kept.add(values.numpy(), labels.numpy())
+        if work is not None:
+            work.advance(len(labels))
     return {layer: kept.gaussians(layer=layer) for layer, kept in moments.items()}
 
 
@@ -225,14 +258,16 @@ def attacked(
     part: tuple[Images, Labels],
     generator: torch.Generator,
     sources: Mapping[str, Network] | None = None,
+    *,
+    work: Work | None = None,
 ) -> Images:
-    """The part's images after `name` (an attack, `noise` or `clean`), rounded to bytes like any file."""
-    if name == CLEAN:
-        return part[0]
-    device = next(network.parameters()).device
-    return np.concatenate(
-        [
-            perturb(name, network, served, images, labels, generator, sources).cpu().numpy()
-            for images, labels in by_batch(*part, device)
-        ]
-    )
+    """The part's images after `name` (an attack, `noise` or `clean`), rounded to bytes like any file; `work` advances
+    by every one of them.
+    """
+    found = [part[0]] if name == CLEAN else []
+    if name != CLEAN:
+        for images, labels in by_batch(*part, next(network.parameters()).device):
+            found.append(perturb(name, network, served, images, labels, generator, sources).cpu().numpy())
+            if work is not None:
+                work.advance(len(labels))
+    return np.concatenate(found)

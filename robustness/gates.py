@@ -13,6 +13,7 @@ from training.attacks import attack_named
 STATIC, ANY = "attacks above", "any"  # among successes: attacks that do not know the detector, and all together
 HOLDS, BROKEN, UNKNOWN = "holds", "broken", "not measured"
 _NO_SUBSTITUTE = "no substitute was given (--source NAME=RUN)"
+CHANCE = 0.01  # how rarely a guessing network may do as well
 SLACK = 0.02  # share of images, at least one image, by which a figure may miss its gate
 
 
@@ -31,11 +32,15 @@ def broken(measured: Mapping[str, Any]) -> list[str]:
     return [gate["name"] for gate in measured["gates"] if gate["state"] == BROKEN]
 
 
-def gates(head: str, measured: Mapping[str, Any], classes: int) -> list[Gate]:
-    """Judge one head's measurements, as in report.json under `heads`."""
+def gates(head: str, measured: Mapping[str, Any], classes: int, outcome: Sequence[str] | None = None) -> list[Gate]:
+    """Judge one head's measurements, as in report.json under `heads`. `outcome` is what training said against its own
+    end, nothing where all went well; None of a run that does not say.
+    """
     right = {name: (each["count"], each["of"]) for name, each in measured["accuracy"].items()}
     curve = [(point["eps"], point["right"]["count"], point["right"]["of"]) for point in measured["curve"]]
     return [
+        _better_than_chance(head, measured["clean"]["right"], classes),
+        _learnt(head, outcome),
         _monotone(head, curve, classes),
         _chance(head, curve, classes),
         _not_above(head, "iterative attacks are no weaker than single steps", right, "fgsm-8", "pgd10-8"),
@@ -45,6 +50,29 @@ def gates(head: str, measured: Mapping[str, Any], classes: int) -> list[Gate]:
         _gradients(head, measured["zero_gradients"]),
         _adaptive(head, measured["adaptive"]["success"]),
     ]
+
+
+def _better_than_chance(head: str, right: Mapping[str, Any], classes: int) -> Gate:
+    """An exact binomial test: would a network that guesses do as well at least once in a hundred times?"""
+    from scipy.stats import binom
+
+    name = "clean accuracy is better than chance"
+    count, of = right["count"], right["of"]
+    guessed = float(binom.sf(count - 1, of, 1 / classes))
+    evidence = f"{count} of {of} clean images right, {of / classes:.1f} by chance; p = {guessed:.2g}"
+    if guessed <= CHANCE:
+        return Gate(name=name, head=head, state=HOLDS, evidence=evidence)
+    if classes ** -float(of) > CHANCE:
+        return Gate(name=name, head=head, state=UNKNOWN, evidence=f"{of} images are too few to tell")
+    return Gate(name=name, head=head, state=BROKEN, evidence=evidence)
+
+
+def _learnt(head: str, outcome: Sequence[str] | None) -> Gate:
+    name = "training ended better than its warm-up"
+    if outcome is None:
+        return Gate(name=name, head=head, state=UNKNOWN, evidence="the run does not say; train it again")
+    evidence = " ".join(outcome) or "the run has nothing to say against it"
+    return Gate(name=name, head=head, state=BROKEN if outcome else HOLDS, evidence=evidence)
 
 
 def _monotone(head: str, curve: Sequence[tuple[float, int, int]], classes: int) -> Gate:

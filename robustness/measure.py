@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from bundle.errors import OptionError
+from bundle.progress import Work, shown
 from detector.model import Detector
 from robustness.accuracy import AUTOATTACK, WORST
 from robustness.adaptive import AdaptiveAttack, attack_both
@@ -21,7 +20,7 @@ from robustness.defended import Defended
 from robustness.fitting import Images, Labels, Lessons, attacked, by_batch
 from robustness.gates import ANY, STATIC, gates
 from robustness.metrics import auroc, auroc_interval, share, true_negatives
-from robustness.suites import Suite
+from robustness.suites import CURVE, JOINT_WEIGHTS, ORTHOGONAL, OWN_HEAD, SELECTIVE, Suite
 from training.adversaries import AUTO_CLASSES, CLEAN, NOISE, check_attacks, spread
 from training.attack_losses import judge_of, loss_of, losses_against
 from training.attacks import Attack, from_bytes, round_to_bytes, worst_case
@@ -33,8 +32,6 @@ from training.run import RunRecord, image_spec
 EPS = 8 / 255
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.2)
 WORST_THERE = "worst there"  # of all attacks, on AutoAttack's images
-CURVE = (0, 1, 2, 4, 8, 16, 64)  # eps in 1/255
-JOINT_WEIGHTS = (0.03, 0.1, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +76,16 @@ def measure(
     spec = image_spec(record.config)
     chosen = images_array(spread(dataset.parts["test"], suite.count), spec)
     clean = images_array(spread(dataset.parts["test"], suite.clean_count), spec)
-    return {
+    found = {
         head: _Bench(Defended(network, head, detector).to(device), lessons[head], sources, suite, seed).measure(
             chosen, clean, names
         )
         for head, detector in detectors.items()
     }
+    for head, measured in found.items():
+        judged = gates(head, measured, network.config.classes, record.results.get("outcome"))
+        measured["gates"] = [asdict(gate) for gate in judged]
+    return found
 
 
 class _Bench:
@@ -98,20 +99,22 @@ class _Bench:
         self.network, self.head = defended.network, defended.head
         self.alpha = defended.detector.alpha
         self.device = next(defended.parameters()).device
-        self.talk = Console(stderr=True)
 
     def measure(
         self, chosen: tuple[Images, Labels], clean: tuple[Images, Labels], names: Sequence[str]
     ) -> dict[str, Any]:
         images, labels = chosen
-        seen = {name: self.see(self.attacked(name, images, labels), labels) for name in self._told(names, "attacks")}
+        with Work(f"{self.head}: attacks", (len(names) - 1) * len(labels)) as work:
+            seen = {name: self.see(self.attacked(name, images, labels, work), labels) for name in names}
         accuracy = {name: share(each.right.sum(), len(labels)) for name, each in seen.items()}
         worst = np.all([each.right for name, each in seen.items() if name != NOISE], axis=0)
         accuracy[WORST] = share(worst.sum(), len(labels))
         able = self.network.config.classes >= AUTO_CLASSES and AUTOATTACK not in names
         if self.suite.autoattack_count and able:
             picked = _evenly(len(labels), self.suite.autoattack_count)
-            found = self.see(self.attacked(AUTOATTACK, images[picked], labels[picked]), labels[picked])
+            with Work(f"{self.head}: AutoAttack", len(picked)) as work:
+                made = self.attacked(AUTOATTACK, images[picked], labels[picked], work)
+            found = self.see(made, labels[picked])
             accuracy[AUTOATTACK] = share(found.right.sum(), len(picked))
             accuracy[WORST_THERE] = share((worst[picked] & found.right).sum(), len(picked))
             seen_auto = {AUTOATTACK: (picked, found)}
@@ -120,7 +123,7 @@ class _Bench:
         pairs = {name: (np.arange(len(labels)), each) for name, each in seen.items()} | seen_auto
         adaptive = self._adaptive(images, labels, seen)
         everything = self.see(*clean)
-        measured: dict[str, Any] = {
+        return {
             "accuracy": accuracy,
             "curve": self._curve(images, labels),
             "detection": {name: self._detection(seen[CLEAN], *each) for name, each in pairs.items() if name != CLEAN},
@@ -135,17 +138,11 @@ class _Bench:
             "zero_gradients": self._zero_gradients(images, labels),
             "answers": {name: _plain(each) for name, each in seen.items()},
         }
-        measured["gates"] = [asdict(gate) for gate in gates(self.head, measured, self.network.config.classes)]
-        return measured
 
-    def _told(self, items: Sequence[Any], what: str) -> Any:
-        return track(
-            items, f"{self.head}: {what}", console=self.talk, transient=True, disable=not self.talk.is_terminal
-        )
-
-    def attacked(self, name: str, images: Images, labels: Labels) -> Images:
+    def attacked(self, name: str, images: Images, labels: Labels, work: Work | None = None) -> Images:
         """(n, H, W, 3) after an attack by name."""
-        return attacked(name, self.network, self.head, (images, labels), self._generator(), self.sources)
+        part = images, labels
+        return attacked(name, self.network, self.head, part, self._generator(), self.sources, work=work)
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
@@ -166,7 +163,7 @@ class _Bench:
         if not steps:
             return []
         losses, judge = losses_against(self.network, self.head), judge_of(self.network, self.head)
-        for level in self._told(CURVE, "accuracy against eps"):
+        for level in shown(CURVE, f"{self.head}: accuracy against eps", unit="points"):
             eps = level / 255
             attack = Attack(name="curve", eps=eps, steps=steps, step=2.5 * eps / steps, random_start=True)
             generator = self._generator()
@@ -224,20 +221,21 @@ class _Bench:
         """Success: answered wrongly and not flagged at 5 % false positives, of all images, as in `system`."""
         suite, alpha = self.suite, 0.05
         picked = _evenly(len(labels), suite.adaptive_count)
-        attacks = [
-            *(_adaptive_attack(f"joint, weight {weight:g}", "joint", suite, weight=weight) for weight in JOINT_WEIGHTS),
-            _adaptive_attack("selective PGD", "selective", suite),
-            _adaptive_attack("orthogonal PGD", "orthogonal", suite),
-        ]
-        if len(losses_against(self.network, self.head)) > 1:  # a gated head falls to its own loss or to the sum of both
-            attacks.append(_adaptive_attack("selective PGD, own head", "selective", suite, own=True))
+        known = {
+            **{name: _adaptive_attack(name, "joint", suite, weight=weight) for name, weight in JOINT_WEIGHTS.items()},
+            SELECTIVE: _adaptive_attack(SELECTIVE, "selective", suite),
+            ORTHOGONAL: _adaptive_attack(ORTHOGONAL, "orthogonal", suite),
+        }
+        if len(losses_against(self.network, self.head)) > 1:
+            known[OWN_HEAD] = _adaptive_attack(OWN_HEAD, "selective", suite, own=True)
+        attacks = [known[name] for name in suite.adaptive if name in known]
         static = [each for name, each in seen.items() if name not in (CLEAN, NOISE)]
         success = {STATIC: np.any([(~each.right & ~each.flagged(alpha))[picked] for each in static], axis=0)}
-        for attack in self._told(attacks, "adaptive attacks"):
+        for attack in shown(attacks, f"{self.head}: attacks that know the detector", unit="attacks"):
             generator = self._generator()
             parts = [
-                attack_both(attack, self.defended, from_bytes(batch), known, generator).fooled.cpu()
-                for batch, known in by_batch(images[picked], labels[picked], self.device)
+                attack_both(attack, self.defended, from_bytes(batch), truth, generator).fooled.cpu()
+                for batch, truth in by_batch(images[picked], labels[picked], self.device)
             ]
             success[attack.name] = torch.cat(parts).numpy()
         success[ANY] = np.any(list(success.values()), axis=0)

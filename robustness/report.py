@@ -23,7 +23,7 @@ from bundle.errors import MissingExtra
 from bundle.files import sha256_of, write_text
 from bundle.records import to_plain
 from detector.model import Detector
-from robustness.accuracy import AUTOATTACK, WORST
+from robustness.accuracy import WORST
 from robustness.figures import (
     Looked,
     Prototype,
@@ -37,9 +37,10 @@ from robustness.figures import (
 )
 from robustness.fitting import Lessons
 from robustness.gates import ANY, BROKEN, HOLDS, UNKNOWN, broken
-from robustness.measure import EPS, WORST_THERE, measure
+from robustness.limits import FEW, attacked_images, limits, not_measured
+from robustness.measure import EPS, measure
 from robustness.pointing import pointing
-from robustness.suites import SUITES, Suite
+from robustness.suites import Suite
 from training.adversaries import CLEAN, NOISE, attack_pixels, spread
 from training.attacks import from_bytes, round_to_bytes
 from training.data import Dataset
@@ -111,6 +112,7 @@ def make_report(
             head: {
                 "columns": list(each.columns),
                 "taught": list(lessons[head].fooled),
+                "lessons": {"images": len(lessons[head].clean), "of": lessons[head].available},
                 "alpha": each.alpha,
                 "calibration_n": each.calibration_n,
             }
@@ -141,7 +143,7 @@ def headlines(document: Mapping[str, Any]) -> list[str]:
         if won is not None:
             line += f"; who knows the detector gets {won['count']} of {won['of']} past both"
         lines.append(line)
-    return lines
+    return [*lines, *not_measured(document)]
 
 
 def gate_table(document: Mapping[str, Any]) -> Table:
@@ -186,51 +188,6 @@ def _aware(document: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for each in document["heads"].values() for name in each["adaptive"]["success"]))
 
 
-def limits(document: Mapping[str, Any]) -> list[str]:
-    """What a reader must not believe after reading, in plain words and with this report's own figures."""
-    said = []
-    for head, measured in document["heads"].items():
-        worst = measured["accuracy"][WORST]
-        said.append(
-            f"{head}: the worst of this suite's attacks, AutoAttack aside, leaves {worst['count']} of {worst['of']} "
-            "images right."
-        )
-        if AUTOATTACK in measured["accuracy"]:
-            there, auto = measured["accuracy"][WORST_THERE], measured["accuracy"][AUTOATTACK]
-            said.append(
-                f"{head}: of the {auto['of']} images under AutoAttack it leaves {auto['count']} right, and all attacks "
-                f"together {there['count']}."
-            )
-        if ANY in measured["adaptive"]["success"]:
-            won = measured["adaptive"]["success"][ANY]
-            said.append(
-                f"{head}: an attacker who knows the detector gets {won['count']} of {won['of']} images past "
-                f"network and detector at eps {255 * EPS:g}/255."
-                + (" Against such an attacker the detector is no defence." if won["interval"][0] > 0.5 else "")
-            )
-        if found := broken(measured):
-            said.append(
-                f"{head}: gates are broken ({'; '.join(found)}), so its accuracy under attack is not to be trusted."
-            )
-    said.append(
-        "Perturbations are bounded in the maximum norm. Patches, rotations, paint on the bird and unknown species were "
-        "not tried."
-    )
-    suite = document["suite"]
-    if not suite["autoattack_count"] or suite["adaptive_steps"] < SUITES["full"].adaptive_steps:
-        auto = "" if suite["autoattack_count"] else ", no AutoAttack"
-        said.append(
-            f"{worst['of']} images, {suite['adaptive_steps']} adaptive steps{auto}: harder attacks leave less. "
-            "fieldmark evaluate RUN --suite full."
-        )
-    said.append(
-        "p-values are valid for images like the calibration images. Another camera or season shifts them; "
-        "fieldmark drift shows it."
-    )
-    said.append(f"One training (seed {document['run']['config']['seed']}) on {document['dataset']['name']}.")
-    return said
-
-
 def render(document: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
     """report.html, figures inside."""
     import jinja2
@@ -254,6 +211,8 @@ def render(document: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
         worst=WORST,
         any=ANY,
         eps=round(255 * EPS),
+        few=attacked_images(document) < FEW,
+        left_out=not_measured(document),
     )
 
 

@@ -4,10 +4,17 @@ from dataclasses import dataclass, replace
 
 from robustness.accuracy import PAPER
 
+CURVE = (0, 1, 2, 4, 8, 16, 64)  # eps in 1/255
+JOINT_WEIGHTS = {f"joint, weight {weight:g}": weight for weight in (0.03, 0.1, 1.0)}
+SELECTIVE, ORTHOGONAL = "selective PGD", "orthogonal PGD"
+OWN_HEAD = f"{SELECTIVE}, own head"  # for a gated head, which falls to its own loss or to the sum of both
+ADAPTIVE = (*JOINT_WEIGHTS, SELECTIVE, ORTHOGONAL, OWN_HEAD)
+KEPT = ("fgsm-8", "pgd10-8", SELECTIVE)  # what is measured however little time there is
+
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """How hard is tried: attacks by name, images, steps."""
+    """How hard is tried: attacks by name, images, steps. `left_out` says what there was no time for."""
 
     name: str
     attacks: tuple[str, ...]
@@ -15,8 +22,10 @@ class Suite:
     curve_steps: int
     adaptive_steps: int
     adaptive_count: int
+    adaptive: tuple[str, ...] = ADAPTIVE
     autoattack_count: int = 0
     clean_count: int = 2000  # test images for the p-values of clean ones
+    left_out: tuple[str, ...] = ()
 
 
 _LONG = ("pgd100x10-8:margin", "pgd100-8:least-likely", "pgd100-8:random", "pgd100x10-8")

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from bundle import tensors
@@ -22,6 +20,7 @@ from bundle.console import say
 from bundle.errors import FieldmarkError, ScoringError
 from bundle.folder import Bundle
 from bundle.formats import passed_over
+from bundle.progress import Work
 
 if TYPE_CHECKING:
     from serving.prediction import Inference
@@ -83,7 +82,7 @@ def score(
         if network is None:
             options = replace(options, network=opened.manifest.main_network)
         inference = open_inference(opened, url)
-        with _progress(source, quiet=json) as show, _stopping(show) as on_progress:
+        with _progress(source) as show, _stopping(show) as on_progress:
             summary = score_source(
                 source, inference, out, options, on_progress=on_progress, check=lambda: check_served(opened, url)
             )
@@ -141,38 +140,18 @@ def _stopping(on_progress: OnProgress) -> Iterator[OnProgress]:
 
 
 @contextmanager
-def _progress(source: Path, *, quiet: bool) -> Iterator[OnProgress]:
-    """A bar on stderr. It spins until a second walk over the source, beside the first, has counted the files."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda done, scored: None
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("scoring"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("scoring", total=None, rate="")
+def _progress(source: Path) -> Iterator[OnProgress]:
+    """Shown on stderr. How many files there are a second walk over the source counts, beside the first."""
+    with Work("scoring", rated=True) as work:
         stop = threading.Event()
-        threading.Thread(target=_count, args=(source, bar, task, stop), daemon=True).start()
-        begun = time.monotonic()
-
-        def on_progress(done: int, scored: int) -> None:
-            rate = scored / max(time.monotonic() - begun, 1e-3)
-            left = (bar.tasks[0].total or done) - done
-            eta = f"  {_duration(left / rate)} left" if rate and left else ""
-            bar.update(task, completed=done, rate=f"{rate:,.1f} images/s{eta}" if scored else "checking what is there")
-
+        threading.Thread(target=_count, args=(source, work, stop), daemon=True).start()
         try:
-            yield on_progress
+            yield work.at
         finally:
             stop.set()
 
 
-def _count(source: Path, bar: Progress, task: TaskID, stop: threading.Event) -> None:
+def _count(source: Path, work: Work, stop: threading.Event) -> None:
     from serving.sources import Source
 
     total = 0
@@ -183,7 +162,7 @@ def _count(source: Path, bar: Progress, task: TaskID, stop: threading.Event) -> 
                 return
     except (FieldmarkError, OSError):  # the job itself meets it and reports it
         return
-    bar.update(task, total=total)
+    work.total = total
 
 
 def _show(summary: "Summary") -> None:
@@ -234,9 +213,3 @@ def _safe(out: Path) -> str:
         return read_state(out).safe_in(out) + "; "
     except (ScoringError, OSError):
         return ""
-
-
-def _duration(seconds: float) -> str:
-    minutes, whole = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"

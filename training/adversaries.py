@@ -14,12 +14,11 @@ from typing import TypeVar
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from bundle.errors import CheckpointError, OptionError
 from bundle.files import atomic_folder
+from bundle.progress import Work
 from training.attack_losses import LOSSES, TARGETS, LogitLoss, judge_of, losses_against, targeted, targets_of
 from training.attacks import Attack, Judge, attack_named, from_bytes, gaussian_noise, round_to_bytes, worst_case
 from training.autoattack import auto_attack
@@ -203,11 +202,11 @@ def write_attacks(
         each.to(device)
     loader = image_loader(chosen, image_spec(record.config), batch_size=BATCH, shuffle_seed=None)
     rows: list[tuple[str, str, str, str, str]] = []
-    talk = Console(stderr=True)
-    with atomic_folder(out, replace=replace, marker="index.csv") as folder:
+    total = len(networks) * len(attacks) * len(chosen)
+    with atomic_folder(out, replace=replace, marker="index.csv") as folder, Work("attacking", total) as work:
         for served in networks:
-            progress = track(attacks, f"attacking {served}", console=talk, transient=True, disable=not talk.is_terminal)
-            for name in progress:
+            for name in attacks:
+                work.what = f"{served}: {name}"
                 target = folder / served / name
                 target.mkdir(parents=True)
                 generator = torch.Generator().manual_seed(seed)
@@ -219,6 +218,7 @@ def write_attacks(
                         Image.fromarray(pixels).save(target / file)
                         label = dataset.labels[sample.label]
                         rows.append((served, name, f"{served}/{name}/{file}", sample.key, label))
+                    work.advance(len(attacked))
         with (folder / "index.csv").open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
             writer.writerow(("network", "attack", "path", "source", "label"))

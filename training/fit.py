@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bundle import tensors
 from bundle.errors import CheckpointError, Interrupted, OptionError, TrainingError, first_line
+from bundle.progress import Work
 from training.adversaries import spread
 from training.attack_losses import loss_of
 from training.attacks import Attack, from_bytes, run_attack
@@ -169,18 +169,19 @@ class Trainer:
                 self.run.clear()
             self.run.write_record(record)
         self.fabric.barrier()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         writer = nullcontext(Silent()) if self.share.rank else curves(self.run.path, done=len(self.history))
-        with bar as progress, self._stoppable(), writer as shown:
-            for epoch in range(len(self.history), self.config.epochs):
-                task = progress.add_task(f"epoch {epoch + 1}/{self.config.epochs}", total=self.steps_per_epoch)
-                row = self._epoch(epoch, lambda task=task: progress.advance(task))
-                progress.remove_task(task)
-                self._tell(epoch, row)
-                self._warn(row)
-                for name, value in {**row, "learning rate": self.optimizer.param_groups[0]["lr"]}.items():
-                    shown.add_scalar(name, value, epoch + 1)
+        with self._stoppable(), writer as shown:
+            with Work(
+                "training", self.config.epochs * self.steps_per_epoch, unit="steps", console=self.console
+            ) as work:
+                work.at(len(self.history) * self.steps_per_epoch, 0)
+                for epoch in range(len(self.history), self.config.epochs):
+                    work.what = f"training, epoch {epoch + 1} of {self.config.epochs}"
+                    row = self._epoch(epoch, work.advance)
+                    self._tell(epoch, row)
+                    self._warn(row)
+                    for name, value in {**row, "learning rate": self.optimizer.param_groups[0]["lr"]}.items():
+                        shown.add_scalar(name, value, epoch + 1)
             return self._finish(record)
 
     @contextmanager
@@ -312,12 +313,13 @@ class Trainer:
         results: dict[str, Any] = {"history": self.history}
         if network.prototype_head is not None:
             samples = self.dataset.parts["train"]
-            sources = project(network, lambda: self._batches("train", None, Share()), samples, self.fabric.device)
+            sources = project(network, lambda: self._all("finding the prototypes"), samples, self.fabric.device)
             results["validation_after_projection"] = self.accuracy("validation")
             attacked = None
             if self.hardening.active and self.config.last_layer_attacked:
                 attacked = partial(self._attacked, generator=self._seed(self.config.epochs))
-            fit_last_layer(network, lambda: self._batches("train", None, Share()), self.config, attacked)
+            batches = partial(self._all, "similarities of the prototypes")
+            fit_last_layer(network, batches, self.config, attacked, console=self.console)
             if self.share.rank == 0:
                 self.run.write_prototypes(sources)
         results["validation"] = self.accuracy("validation")
@@ -366,6 +368,13 @@ class Trainer:
         if not isinstance(total, Tensor):
             raise AssertionError("a tensor reduces to a tensor")
         return total
+
+    def _all(self, what: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The whole training part, in order and in every process alike, on the device."""
+        with Work(what, len(self.parts["train"]), console=self.console) as work:
+            for images, labels, positions in self._batches("train", None, Share()):
+                yield images, labels, positions
+                work.advance(len(labels))
 
     def _batches(
         self, part: str, epoch: int | None, share: Share | None = None

@@ -155,8 +155,14 @@ class Objective(nn.Module):
         return loss
 
 
-def sparsity(head: PrototypeHead) -> Tensor:
-    """L1 norm of the last layer's weights from other classes' prototypes, for the last-layer phase."""
+def others_mask(head: PrototypeHead) -> Tensor:
+    """[K, m], 1 where the last layer weighs another class's prototype."""
     weight = head.classifier.weight
-    own = PrototypeHead.own_class(weight.shape[0], weight.shape[1] // weight.shape[0]).to(weight)
-    return (weight * (1 - own)).abs().sum()
+    return 1 - PrototypeHead.own_class(weight.shape[0], weight.shape[1] // weight.shape[0]).to(weight)
+
+
+def sparsity(head: PrototypeHead, others: Tensor | None = None) -> Tensor:
+    """L1 norm of the last layer's weights from other classes' prototypes, for the last-layer phase. Who asks often
+    gives `others_mask(head)`.
+    """
+    return (head.classifier.weight * (others_mask(head) if others is None else others)).abs().sum()

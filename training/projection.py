@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor
 
+from bundle.progress import shown
 from training.attacks import from_bytes
 from training.config import TrainingConfig
 from training.data import Sample
-from training.losses import sparsity
+from training.losses import others_mask, sparsity
 from training.networks import Network
 from training.run import PrototypeSource
 
@@ -58,10 +60,15 @@ def project(
 
 
 def fit_last_layer(
-    network: Network, batches: Callable[[], Batches], config: TrainingConfig, attacked: Attacked | None = None
+    network: Network,
+    batches: Callable[[], Batches],
+    config: TrainingConfig,
+    attacked: Attacked | None = None,
+    *,
+    console: Console | None = None,
 ) -> None:
     """Fit only the last layer on the projected prototypes' similarities, which are computed once; batches come on the
-    network's device. `attacked` changes images before they are looked at, anew in every pass.
+    network's device. `attacked` changes images before they are looked at, anew in every pass. Shown on `console`.
     """
     head = network.prototype_head
     if head is None:
@@ -69,7 +76,9 @@ def fit_last_layer(
     optimizer = torch.optim.Adam(head.classifier.parameters(), lr=config.learning_rate_last_layer)
     generator = torch.Generator().manual_seed(config.seed * 100_003 + config.epochs)
     similarities, labels = _similarities(network, batches(), attacked)
-    for epoch in range(config.last_layer_epochs):
+    others = others_mask(head)  # once: with a thousand classes it has ten million entries
+    passes = shown(range(config.last_layer_epochs), "fitting the last layer", unit="passes", console=console)
+    for epoch in passes:
         if attacked is not None and epoch:
             similarities, labels = _similarities(network, batches(), attacked)
         drops = epoch // config.last_layer_drop if config.last_layer_drop else 0
@@ -78,7 +87,7 @@ def fit_last_layer(
         order = torch.randperm(len(labels), generator=generator).to(labels.device)
         for chosen in order.split(config.batch_size):
             loss = F.cross_entropy(head.classifier(similarities[chosen]), labels[chosen])
-            loss = loss + config.loss.sparsity * sparsity(head)
+            loss = loss + config.loss.sparsity * sparsity(head, others)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

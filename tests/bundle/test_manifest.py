@@ -84,6 +84,23 @@ def test_the_id_follows_every_part_of_the_manifest() -> None:
     assert len(ids) == len(changes) + 1
 
 
+def test_the_main_network_is_full_unless_training_found_another_better() -> None:
+    """Bundles of before say nothing, and mean what they always meant."""
+    assert MANIFEST.main_network == "full"
+    alone = replace(MANIFEST, networks={"attention": MANIFEST.networks["attention"]})
+    assert alone.main_network == "attention"
+    told = replace(MANIFEST, training={"default_network": "attention"})
+    assert parse_manifest(told.to_json(), "manifest.json").main_network == "attention"
+
+
+@pytest.mark.parametrize("default", ["", "spiral", None, 0, ["full"], {"full": 1}])
+def test_a_main_network_that_is_not_there_is_refused(default: Any) -> None:
+    document = json.loads(TEXT)
+    document["training"]["default_network"] = default
+    with pytest.raises(BundleCorrupt, match="default_network names no network"):
+        parse_manifest(canonical(document), "manifest.json")
+
+
 # Round trip
 
 names = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=12)

@@ -17,7 +17,7 @@ from bundle import Bundle, tensors
 from bundle.errors import CheckpointError, DetectorError, ExportError, OptionError
 from bundle.image import ImageSpec
 from detector.model import Detector
-from export.bundling import _prototype_files, export_run
+from export.bundling import _prototype_files, better_head, export_run
 from export.graph import GraphSession, to_onnx
 from export.parity import compare
 from export.served import ServedNetwork
@@ -335,3 +335,23 @@ def test_the_verb_refuses_an_unfinished_run_and_an_existing_bundle(exported, tin
     assert "Traceback" not in done.stderr
     shown = fieldmark("bundle", "show", exported.path, "--json")
     assert json.loads(shown.stdout)["bundle_id"] == exported.bundle_id
+
+
+def test_the_better_head_on_validation_answers_by_default():
+    assert better_head({"full": 0.90, "attention": 0.90}, 100) is None
+    assert better_head({"full": 0.90, "attention": 0.91}, 100) is None, "one image is nothing"
+    assert better_head({"full": 0.90, "attention": 0.92}, 100) == "attention"
+    assert better_head({"full": 0.92, "attention": 0.90}, 100) is None
+    assert better_head({"attention": 0.5}, 100) is None
+
+
+@pytest.mark.parametrize(("attention", "default"), [(1.0, "attention"), (0.0, "full")])
+def test_a_bundle_says_which_head_was_better(tiny_run, tmp_path, attention, default):
+    run = Run(shutil.copytree(tiny_run, tmp_path / "run"))
+    record = run.read_record()
+    results = record.results | {"validation": {"full": 0.5, "attention": attention}}
+    run.write_record(replace(record, results=results))
+    bundle = export_run(run.path, tmp_path / "bundle", SETTINGS, Console(quiet=True), data=None, replace=False)
+    assert bundle.manifest.main_network == default
+    assert Bundle.open(bundle.path).manifest.main_network == default
+    assert ("default_network" in bundle.manifest.training) == (default == "attention")

@@ -90,9 +90,20 @@ def test_prototypes_of_another_run_are_refused(run, damage):
         Run(run).prototypes_of(network, keys)
 
 
-def test_a_bundle_that_does_not_tell_its_lessons(bundle, tiny_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"detector": ["fgsm-8"]},
+        {"detector": {"attacks": "fgsm-8", "seed": 0}},
+        {"detector": {"attacks": ["fgsm-8"], "seed": "0"}},
+        {"detector": {"attacks": ["fgsm-8"], "seed": 0, "images": 0}},
+        {"detector": {"attacks": ["fgsm-8"], "seed": 0, "images": "all"}},
+    ],
+)
+def test_a_bundle_that_does_not_tell_its_lessons(bundle, tiny_run, tmp_path, monkeypatch, told):
     opened = Bundle.open(bundle)
-    silent = Bundle(bundle, replace(opened.manifest, training={}))
+    silent = Bundle(bundle, replace(opened.manifest, training=told))
     monkeypatch.setattr("robustness.fitting.Bundle.open", lambda _: silent)
     with pytest.raises(BundleUnsupported, match="does not say how the detector"):
         lessons_of(bundle, Run(tiny_run).load_network()[1], "full", None)

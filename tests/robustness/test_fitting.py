@@ -113,7 +113,7 @@ def test_the_combination_learns_from_the_right_images(
     }
     taught = []
 
-    def attacked(name, *_):
+    def attacked(name, *_, work=None):
         return shown[name]
 
     def spy(negatives, positives):

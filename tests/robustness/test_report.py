@@ -20,9 +20,10 @@ from export.bundling import export_run
 from robustness.cli import app, show_report
 from robustness.defended import Defended
 from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_and_calibrate, lessons_of
+from robustness.limits import limits
 from robustness.measure import _Bench
 from robustness.metrics import auroc
-from robustness.report import limits, make_report, render, summary_table
+from robustness.report import make_report, render, summary_table
 from robustness.suites import SUITES, Suite, suite_named
 from training.adversaries import run_dataset, spread
 from training.data.loading import images_array

@@ -433,7 +433,8 @@ class TestLoading:
         images_array(samples, SPEC)
         printed = capsys.readouterr()
         assert printed.out == ""
-        assert "decoding images" in printed.err
+        assert "decoding" in printed.err
+        assert "11/11 images" in printed.err
 
     def test_an_empty_part_is_empty(self) -> None:
         assert list(image_loader((), SPEC, batch_size=4, shuffle_seed=None)) == []

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bundle.progress import Work
 from training.data.check import examine
 from training.data.cub_writer import Recipe, write_birds
 from training.data.dataset import Dataset, open_dataset
@@ -56,16 +56,9 @@ def make(
     """Draw birds whose species differ only by local field marks."""
     recipe = Recipe(species=species, size=size, images_train=images_train, images_test=images_test, seed=seed)
     console = Console(markup=False, highlight=False, soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    talk = Console(stderr=True)
-    with Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal) as progress:
-        task = progress.add_task("drawing birds", total=recipe.images)
+    with Work("drawing birds", recipe.images) as work:
         write_birds(
-            path,
-            recipe,
-            workers=workers or len(os.sched_getaffinity(0)),
-            force=force,
-            tick=lambda images: progress.advance(task, images),
+            path, recipe, workers=workers or len(os.sched_getaffinity(0)), force=force, tick=lambda n: work.advance(n)
         )
     console.print(
         f"{path}: {recipe.species} species, {recipe.species * recipe.images_train} training images, "

@@ -3,21 +3,18 @@
 The only file of this folder that needs PyTorch.
 """
 
-import contextlib
 import os
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import Progress
 
 from bundle.errors import ImageError, MissingExtra
 from bundle.image import ImageSpec
+from bundle.progress import shown
 from training.data.index import Sample
 
 try:
@@ -29,7 +26,7 @@ except ImportError as error:
 Samples = tuple[Sample, ...]
 Item = tuple[torch.Tensor, int, int]
 CACHE_BYTES = 2**31
-SLOW_SECONDS = 2.0
+SLOW_SECONDS = 2.0  # a shorter decoding needs no bar
 
 
 def images_array(samples: Samples, spec: ImageSpec) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -45,7 +42,9 @@ def images_array(samples: Samples, spec: ImageSpec) -> tuple[npt.NDArray[np.uint
     # Pillow releases the GIL while it decodes and resizes, so threads suffice.
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
-        _shown(pool.map(decode, range(len(samples))), len(samples))
+        waiting = [pool.submit(decode, index) for index in range(len(samples))]
+        for each in shown(waiting, "decoding", unit="images", after=SLOW_SECONDS):
+            each.result()
     finally:
         pool.shutdown(cancel_futures=True)
     return images, np.array([sample.label for sample in samples], dtype=np.int64)
@@ -182,16 +181,3 @@ class _Guarded(Dataset[Item | ImageError]):
 def _collate(items: list[Item | ImageError]) -> Any:
     problem = next((item for item in items if isinstance(item, ImageError)), None)
     return default_collate(items) if problem is None else problem
-
-
-def _shown(steps: Iterable[None], total: int) -> None:
-    """Take every step; a progress bar on stderr appears once this has lasted SLOW_SECONDS."""
-    start = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        bar: Progress | None = None
-        for done, _ in enumerate(steps, start=1):
-            if bar is None and time.monotonic() - start > SLOW_SECONDS:
-                bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
-                bar.add_task("decoding images", total=total)
-            if bar is not None:
-                bar.update(bar.task_ids[0], completed=done)

@@ -1,0 +1,137 @@
+"""What attacks take is known before they begin, what does not fit is left out and named, and what fits is untouched."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from robustness.accuracy import evaluate_run
+from robustness.budget import Costs, few, passes, within
+from robustness.fitting import MIN_IMAGES
+from robustness.suites import SUITES
+from training.run import Run
+
+QUICK, FULL = SUITES["quick"], SUITES["full"]
+
+
+def costs(seconds: float, classes: int = 20) -> Costs:
+    return Costs(seconds={"full": seconds, "attention": seconds}, losses={"full": 2, "attention": 1}, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "losses", "expected"),
+    [
+        ("clean", 2, 1),
+        ("fgsm-8", 1, 2),
+        ("fgsm-8", 2, 4),
+        ("pgd10-8:margin", 2, 22),
+        ("pgd100x10-8", 1, 1010),
+        ("pgd10-8@twin", 1, 11),
+        ("autoattack-8", 1, 4000),
+    ],
+)
+def test_an_attack_costs_its_steps_its_restarts_and_its_losses(name, losses, expected):
+    assert passes(name, losses) == expected
+
+
+def test_no_attack_takes_more_passes_than_it_is_said_to(tiny_run):
+    """Counted in the network itself: every image that goes through it with a gradient."""
+    from training.adversaries import attack_pixels
+
+    _, network = Run(tiny_run).load_network()
+    seen = []
+    network.backbone.register_forward_hook(
+        lambda module, inputs, output: seen.append(len(inputs[0]) if torch.is_grad_enabled() else len(inputs[0]) / 3)
+    )
+    for name in ("fgsm-8", "bim3-2", "pgd5x2-2:margin", "pgd4-8:least-likely"):
+        for head, losses in (("full", 2), ("attention", 1)):
+            seen.clear()
+            generator = torch.Generator().manual_seed(0)
+            attack_pixels(name, network, head, torch.rand(6, 3, 32, 32), torch.zeros(6, dtype=torch.long), generator)
+            assert sum(seen) / 6 <= passes(name, losses) + 1, (name, head)
+
+
+def test_a_probe_takes_the_fastest_try_of_every_head_and_leaves_the_threads_alone(tiny_run):
+    _, network = Run(tiny_run).load_network()
+    before = torch.get_num_threads()
+    times = iter([0.0, 8.0, 10.0, 12.0, 20.0, 24.0, 0.0, 80.0, 100.0, 116.0, 200.0, 264.0])
+    found = Costs.measured(
+        network, ("full", "attention"), np.zeros((40, 32, 32, 3), np.uint8), clock=lambda: next(times)
+    )
+    threads = torch.get_num_threads()
+    together = 1 + 0.7 * (min(threads, 8) - 1)
+    assert found.seconds == pytest.approx({"full": 2 / 16 / together, "attention": 16 / 16 / together})
+    assert found.losses == {"full": 2, "attention": 1}
+    assert torch.get_num_threads() == before
+
+
+def test_lessons_that_fit_are_all_there_is_and_say_nothing():
+    assert few(300, 1.0, 5.0, "lessons") == (300, None)
+    assert few(12, 1e9, 5.0, "lessons") == (12, None)
+
+
+def test_lessons_that_do_not_fit_are_fewer_and_never_too_few():
+    kept, said = few(300, 6.0, 5.0, "lessons")
+    assert kept == 50
+    assert said == "lessons: 50 of 300 images, since all would take up to 30 min and 5 min are allowed"
+    kept, said = few(300, 60.0, 5.0, "lessons")
+    assert kept == MIN_IMAGES
+    assert said.endswith("fewer teach nothing stable, so it may take 20 min")
+
+
+def test_a_report_that_fits_is_untouched():
+    assert within(QUICK, costs(1e-4), 10.0, 600) is QUICK
+
+
+def test_a_report_that_does_not_fit_has_fewer_images_and_says_how_many():
+    whole = costs(0.02).suite(QUICK, 600)
+    found = within(QUICK, costs(0.02), 0.7 * whole / 60, 600)
+    assert found.attacks == QUICK.attacks
+    assert found.adaptive == QUICK.adaptive
+    assert MIN_IMAGES <= found.adaptive_count < QUICK.adaptive_count
+    assert MIN_IMAGES <= found.count < QUICK.count
+    assert costs(0.02).suite(found, 600) <= 0.7 * whole
+    assert any(f"{found.count} of 60 images under every attack" in each for each in found.left_out)
+    assert any(f"{found.adaptive_count} of 40 images under attacks that know" in each for each in found.left_out)
+
+
+@pytest.mark.parametrize("images", [24, 600])
+def test_a_report_whose_fewest_images_do_not_fit_goes_without_its_dearest_parts(images):
+    slow = costs(0.08)
+    least = slow.suite(replace(QUICK, count=20, adaptive_count=20, clean_count=min(images, 200)), images)
+    found = within(QUICK, slow, 0.5 * least / 60, images)
+    assert {"fgsm-8", "pgd10-8"} <= set(found.attacks)
+    assert "selective PGD" in found.adaptive
+    gone = {*QUICK.attacks, *QUICK.adaptive} - {*found.attacks, *found.adaptive}
+    assert gone
+    for name in gone:
+        assert any(each.startswith(f"left out: {name}, for want of time") for each in found.left_out), name
+    assert slow.suite(found, images) <= 0.5 * least
+
+
+def test_what_cannot_be_had_in_the_time_is_said_and_done_all_the_same():
+    found = within(FULL, costs(1.0), 0.01, 600)
+    assert set(found.attacks) == {"fgsm-8", "pgd10-8"}
+    assert found.adaptive == ("selective PGD",)
+    assert found.autoattack_count == found.curve_steps == 0
+    assert found.count == found.adaptive_count == MIN_IMAGES
+    assert any(each.startswith("what is left may take") for each in found.left_out)
+
+
+def test_attacks_that_were_asked_for_by_name_stay():
+    found = within(QUICK, costs(1.0), 0.01, 600, kept=QUICK.attacks)
+    assert found.attacks == QUICK.attacks
+
+
+def test_the_papers_columns_on_fewer_images(tiny_run, tiny_birds, monkeypatch):
+    """On a machine on which a pass takes a second, a minute is enough for the fewest images alone."""
+    record, network = Run(tiny_run).load_network()
+    arguments = {"attacks": ("fgsm-8",), "sources": {}, "part": "train", "autoattack_count": 3, "seed": 0}
+    free = evaluate_run(record, network, tiny_birds, count=30, **arguments)
+    ample = evaluate_run(record, network, tiny_birds, count=30, **arguments, minutes=1e6)
+    assert (ample["right"], ample["not_measured"]) == (free["right"], ["not measured: AutoAttack needs four classes"])
+    monkeypatch.setattr("robustness.budget.Costs.measured", lambda *_: costs(1.0, classes=3))
+    found = evaluate_run(record, network, tiny_birds, count=30, **arguments, minutes=1.0)
+    assert len(found["images"]) == MIN_IMAGES
+    assert found["not_measured"][1].startswith("20 of 30 images under every attack, for want of time")
