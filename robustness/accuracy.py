@@ -61,12 +61,11 @@ def evaluate_run(
     if WORST in names:
         raise OptionError(f"{WORST!r} is no attack but the worst of all others")
     dataset = run_dataset(record, root)
-    chosen = spread(samples_of(dataset, part), count)
+    everything = samples_of(dataset, part)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for each in (network, *sources.values()):
         each.to(device)
     told: tuple[str, ...] = () if network.config.classes >= AUTO_CLASSES or not autoattack_count else (NO_AUTOATTACK,)
-    everything = samples_of(dataset, part)
     if minutes is not None:
         from robustness.budget import within_paper
 
