@@ -1,7 +1,8 @@
 """How large AVIF and HEIC images are to their decoders, whatever size the container gives the picture in the end.
 
-HEIC's decoder keeps to the size that the container declares before it crops. AVIF's makes room for the frame that the data announce, up to 16384 x 16384, before anybody can see that it is not
-the size in the container's header. So the announcements are looked for first: ISO/IEC 14496-12 8.11, AV1 5.3 and 5.5.
+HEIC's decoder keeps to the size that the container declares before it crops. AVIF's makes room for the frame that the
+data announce, up to 16384 x 16384, before anybody can see that it is not the size in the container's header. So what is
+declared or announced is looked for first: ISO/IEC 14496-12 8.11, AV1 5.3 and 5.5.
 """
 
 from collections.abc import Iterator
