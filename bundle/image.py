@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from bundle.av1 import coded_pixels
+from bundle.coded import coded_pixels, declared_pixels
 from bundle.errors import ImageError, first_line
 from bundle.files import open_regular
 from bundle.formats import FORMATS as FORMATS
@@ -156,7 +156,8 @@ class ImageSpec:
                 "the image is animated or has several pages", hint="Send one frame as an image of its own."
             )
 
-        if image.format == "AVIF" and (pixels := coded_pixels(data)) > self.max_pixels:
+        size_of = {"AVIF": coded_pixels, "HEIF": declared_pixels}.get(image.format or "")
+        if size_of is not None and (pixels := size_of(data)) > self.max_pixels:
             raise ImageError(f"{pixels:,} coded pixels are more than the limit of {self.max_pixels:,}", hint=LIMIT)
 
     def _check_size(self, image: Image.Image, data: bytes) -> None:

@@ -103,7 +103,7 @@ def bombs() -> Hostile:
             r"12000x9000 pixels are more than the limit of 100,000,000 for a progressive JPEG \(2 x 50,000,000",
         ),
         "12000x9000.avif": (lying(encode(noise(), "AVIF"), 12_000, 9_000), "12000x9000 pixels are more than the limit"),
-        "20000x20000.heic": (lying(heic(noise()), 20_000, 20_000), "20000x20000 pixels are more than the limit"),
+        "20000x20000.heic": (lying(heic(noise()), 20_000, 20_000), "400,000,000 coded pixels are more than the limit"),
     }
 
 

@@ -1,7 +1,8 @@
-"""How large an AVIF image is to its decoder: what its AV1 data say, whatever the container says of itself.
+"""How large AVIF and HEIC images are to their decoders, whatever size the container gives the picture in the end.
 
-The decoder makes room for the frame that the data announce, up to 16384 x 16384, before anybody can see that it is not
-the size in the container's header. So the announcements are looked for first: ISO/IEC 14496-12 8.11, AV1 5.3 and 5.5.
+HEIC's decoder keeps to the size that the container declares before it crops. AVIF's makes room for the frame that the
+data announce, up to 16384 x 16384, before anybody can see that it is not the size in the container's header. So what is
+declared or announced is looked for first: ISO/IEC 14496-12 8.11, AV1 5.3 and 5.5.
 """
 
 from collections.abc import Iterator
@@ -24,6 +25,18 @@ def coded_pixels(data: bytes) -> int:
                     found = max(found, _announced(item))
     if not found:
         raise ValueError("no AV1 picture is in it")
+    return found
+
+
+def declared_pixels(data: bytes) -> int:
+    """Pixels of the largest picture that a HEIC file declares, before it is cropped; 0 where it declares none."""
+    found, places = 0, [(0, len(data))]
+    for name, head in ((b"meta", 4), (b"iprp", 0), (b"ipco", 0), (b"ispe", 4)):
+        inner = [_boxes(data, *place) for place in places]
+        places = [(begin + head, end) for boxes in inner for kind, begin, end in boxes if kind == name]
+    for begin, _ in places:
+        width, height = (int.from_bytes(data[place : place + 4], "big") for place in (begin, begin + 4))
+        found = max(found, width * height)
     return found
 
 
