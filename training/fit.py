@@ -171,6 +171,8 @@ class Trainer:
         self.fabric.barrier()
         writer = nullcontext(Silent()) if self.share.rank else curves(self.run.path, done=len(self.history))
         with self._stoppable(), writer as shown:
+            if not self.history and self.config.warmup_steps:
+                self._warm_up()
             with Work(
                 "training", self.config.epochs * self.steps_per_epoch, unit="steps", console=self.console
             ) as work:
@@ -215,8 +217,6 @@ class Trainer:
         started = time.perf_counter()
         joint = epoch >= self.config.warmup_epochs
         generator = self._seed(epoch)
-        if epoch == 0 and self.config.warmup_steps:
-            self._warm_up(generator)
         self.network.train()
         self.network.backbone.learn_from(self.config.frozen_stages if joint else None)
         total, seen = 0.0, 0
@@ -266,10 +266,12 @@ class Trainer:
         self._write("state.pt", self._state())
         return row
 
-    def _warm_up(self, generator: torch.Generator) -> None:
+    def _warm_up(self) -> None:
         """The heads alone, for `warmup_steps`: every process takes the same steps, on all images."""
-        batches = partial(self._batches, "train", None, Share())
-        loss = warm_up(self.network, self.learner.objective, batches, self.config, generator, self.fabric.autocast)
+        batches = partial(self._all, "features for the warm-up")
+        generator = self._seed(self.config.epochs + 1)
+        objective, autocast = self.learner.objective, self.fabric.autocast
+        loss = warm_up(self.network, objective, batches, self.config, generator, autocast, self.console)
         if self.average is not None:
             self.average.module.load_state_dict(self.network.state_dict())
         self.warmed = self.accuracy("validation")

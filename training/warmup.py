@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
+from bundle.progress import shown
 from training.attacks import from_bytes
 from training.augment import augment
 from training.config import TrainingConfig
@@ -27,11 +29,13 @@ def warm_up(
     config: TrainingConfig,
     generator: torch.Generator,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    console: Console | None = None,
 ) -> float:
     """Take `warmup_steps` steps of the heads; returns the mean loss of the last tenth of them.
 
     The backbone computes under `autocast`, the heads as they always do, in float32. The rate is constant for half of
-    the steps and falls to zero over the rest. Nothing but the heads changes.
+    the steps and falls to zero over the rest. Nothing but the heads changes. Shown on
+    `console`.
     """
     # No longer than for the features: autocast keeps the weights that it has cast, and the steps below change them.
     with autocast():
@@ -44,7 +48,7 @@ def warm_up(
         parameters += [*network.prototype_head.add_on.parameters(), network.prototype_head.prototypes]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate_warmup)
     losses = []
-    for step in range(config.warmup_steps):
+    for step in shown(range(config.warmup_steps), "warming up the heads", unit="steps", console=console):
         chosen = torch.randint(len(labels), (config.batch_size,), generator=generator).to(labels.device)
         forward = read_heads(
             [stages[chosen].float()], network.attention_head, network.prototype_head, network.pooled_head
