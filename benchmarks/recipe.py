@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from benchmarks.page import table_head, table_row
 from benchmarks.record import save
 from bundle.files import write_text
 from demo.stages import fieldmark
@@ -75,7 +76,9 @@ def recipe(
     first: Annotated[int, typer.Option(min=0, help="Row to begin with.")] = 0,
     last: Annotated[int, typer.Option(min=0, help="Row to end before.")] = len(ROWS),
 ) -> None:
-    """Train every row, measure it on the test part, and write benchmarks/results/recipe.json."""
+    """Train every row, measure it on the test part; write benchmarks/results/recipe.json and its table in
+    docs/results.md.
+    """
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
     probe = out / "probe.json"
@@ -91,11 +94,12 @@ def recipe(
             fieldmark("train", data, "--out", run, "--preset", f"{row.system}-{backbone}", *words)
             counts = ("--count", EVERYTHING, "--autoattack-count", "0", "--attacks", "clean")
             fieldmark("evaluate", run, "--data", data, *counts, "--out", evaluation)
-    path = save("recipe", _collected(out, backbone))
+        path = save("recipe", collected(out, backbone))
+    put("recipe", table(json.loads(path.read_text(encoding="utf-8"))))
     console.print(f"figures: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _collected(out: Path, backbone: str) -> dict[str, Any]:
+def collected(out: Path, backbone: str) -> dict[str, Any]:
     """Of every row that is finished: shares of validation and test by head, intervals, and how long it trained."""
     found = []
     for number, row in enumerate(ROWS):
@@ -170,22 +174,20 @@ def _features(network: Network, samples: Any, size: int) -> tuple[Any, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The rows as Markdown."""
-    lines = ["| recipe | head | epochs | validation | test, 95 % interval | minutes |", "|---|---|---|---|---|---|"]
+    """The rows as Markdown, in percent."""
+    lines = table_head(["recipe", "head", "epochs", "validation", "test, 95 % interval", "minutes"])
     probe = result["probe"]
-    low, high = probe["test"]["interval"]
-    lines.append(
-        f"| linear probe, nothing trained | | | {probe['validation']:.1%} | {probe['test']['share']:.1%} "
-        f"({low:.1%} to {high:.1%}) | |"
-    )
+    lines.append(table_row("linear probe", ["", "", f"{100 * probe['validation']:.1f}", _percent(probe["test"]), ""]))
     for row in result["rows"]:
         for head, share in row["test"].items():
-            low, high = share["interval"]
-            lines.append(
-                f"| {row['row']} | {head} | {row['epochs']} | {row['validation'][head]:.1%} | {share['share']:.1%} "
-                f"({low:.1%} to {high:.1%}) | {row['minutes']:.0f} |"
-            )
-    return "\n".join(lines)
+            validation, minutes = f"{100 * row['validation'][head]:.1f}", f"{row['minutes']:.0f}"
+            lines.append(table_row(row["row"], [head, str(row["epochs"]), validation, _percent(share), minutes]))
+    return "\n".join(lines) + "\n"
+
+
+def _percent(share: Mapping[str, Any]) -> str:
+    low, high = share["interval"]
+    return f"{100 * share['share']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 if __name__ == "__main__":

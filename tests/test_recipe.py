@@ -1,0 +1,49 @@
+"""The ablation of the recipe for photographs: rows that can be trained, and a table of what is finished."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import recipe
+from training.presets import preset
+
+
+def test_every_row_is_a_preset_with_settings_that_differ_from_it() -> None:
+    names = [row.name for row in recipe.ROWS]
+    assert len(set(names)) == len(names)
+    for row in recipe.ROWS:
+        ours = preset(f"{row.system}-vgg16-96")
+        changed = preset(f"{row.system}-vgg16-96", texts=row.settings)
+        assert (changed != ours) == bool(row.settings), row.name
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    share = {"right": 42, "of": 100, "share": 0.42, "interval": [0.33, 0.52]}
+    (tmp_path / "probe.json").write_text(json.dumps({"penalty": 0.1, "validation": 0.385, "test": share}))
+    (tmp_path / "01").mkdir()
+    record = {
+        "config": {"epochs": 10},
+        "results": {
+            "validation": {"full": 0.5, "attention": 0.75},
+            "outcome": [],
+            "history": [{"seconds": 90.0}, {"seconds": 30.0}],
+        },
+    }
+    (tmp_path / "01" / "run.json").write_text(json.dumps(record))
+    right = {"full": {"clean": "0110"}, "attention": {"clean": "1110"}}
+    (tmp_path / "01.json").write_text(json.dumps({"right": right}))
+    (tmp_path / "02").mkdir()  # under way
+    return tmp_path
+
+
+def test_what_is_finished_is_told_with_its_interval(folder: Path) -> None:
+    result = recipe.collected(folder, "vgg16-96")
+    (row,) = result["rows"]
+    assert (row["row"], row["minutes"], row["epochs"]) == ("ours, maxsep", 2.0, 10)
+    assert row["test"]["attention"] == {"right": 3, "of": 4, "share": 0.75, "interval": [0.3006, 0.9544]}
+    lines = recipe.table(result).splitlines()
+    assert lines[2] == "| linear probe |  |  | 38.5 | 42.0 (33.0 to 52.0) |  |"
+    assert lines[3] == "| ours, maxsep | full | 10 | 50.0 | 50.0 (15.0 to 85.0) | 2 |"
+    assert lines[4].startswith("| ours, maxsep | attention | 10 | 75.0 | 75.0 ")
