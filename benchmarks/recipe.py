@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks.page import table_head, table_row
+from benchmarks.page import put, table_head, table_row
 from benchmarks.record import save
 from bundle.files import write_text
 from demo.stages import fieldmark
