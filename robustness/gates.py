@@ -59,7 +59,8 @@ def _better_than_chance(head: str, right: Mapping[str, Any], classes: int) -> Ga
     name = "clean accuracy is better than chance"
     count, of = right["count"], right["of"]
     guessed = float(binom.sf(count - 1, of, 1 / classes))
-    evidence = f"{count} of {of} clean images right, {of / classes:.1f} by chance; p = {guessed:.2g}"
+    odds = "p < 1e-9" if guessed < 1e-9 else f"p = {guessed:.2g}"
+    evidence = f"{count} of {of} clean images right, {of / classes:.1f} by chance; {odds}"
     if guessed <= CHANCE:
         return Gate(name=name, head=head, state=HOLDS, evidence=evidence)
     if classes ** -float(of) > CHANCE:

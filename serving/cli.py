@@ -93,7 +93,8 @@ def classify(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...")],
     url: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server's gRPC address.")] = "localhost:8001",
     network: Annotated[
-        str | None, typer.Option(help="full or attention; full, where the bundle has it.", show_default=False)
+        str | None,
+        typer.Option(help="full or attention; by default the one that the bundle names.", show_default=False),
     ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="False-positive rate of is_adversarial, instead of the bundle's.")
