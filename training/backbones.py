@@ -116,7 +116,7 @@ def _densenet121(stride: int) -> Backbone:
         stages.append(nn.Sequential(*block))
         block = [transition.conv, transition.pool]
     if stride == 16:
-        block.pop()
+        block[-1] = nn.Identity()  # layers keep their numbers, and so weights their names
     stages.append(nn.Sequential(*block, features.denseblock4, features.norm5, nn.ReLU()))
     return Backbone(stages, (256, 512, 1024, 1024), stride)
 

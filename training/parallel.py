@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # would need a loss scale, one more state that a resumed run must not lose.
 PRECISIONS = ("32-true", "bf16-mixed")
 AUTO = "auto"
+CPUINFO = Path("/proc/cpuinfo")
 BF16_FLAGS = {
     "avx512_bf16",
     "amx_bf16",
@@ -40,7 +41,7 @@ def default_precision(backbone: str) -> str:
     if torch.cuda.is_available():
         return PRECISIONS[bool(torch.cuda.is_bf16_supported())]
     try:
-        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+        words = set(CPUINFO.read_text(encoding="utf-8").split())
     except OSError:
         return PRECISIONS[0]
     return PRECISIONS[bool(words & BF16_FLAGS)]

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.errors import OptionError
-from training.losses import LossWeights, Objective, nearest_prototypes, regulariser, sparsity
+from training.losses import (
+    LossWeights,
+    Objective,
+    divergence,
+    nearest_prototypes,
+    own_regulariser,
+    regulariser,
+    sparsity,
+)
 from training.networks import Forward, Network, NetworkConfig
 
 
@@ -47,6 +55,35 @@ def test_the_cheap_form_equals_the_triple_loop(batch, classes, per_class, seed):
             strict=True,
         ):
             torch.testing.assert_close(mine, twin, rtol=1e-12, atol=1e-12)
+
+
+def test_every_image_by_its_own_attention_is_eqs_1_and_2():
+    generator = torch.Generator().manual_seed(0)
+    distances = torch.rand(3, 4 * 2, 2, 3, generator=generator)  # 4 classes of 2 prototypes
+    attention, labels = torch.rand(3, 2, 3, generator=generator), torch.tensor([0, 3, 1])
+    cluster = separation = 0.0
+    for image, label in enumerate(labels.tolist()):
+        for row in range(2):
+            for column in range(3):
+                found = distances[image, :, row, column]
+                own = [index // 2 == label for index in range(8)]
+                cluster += attention[image, row, column] * min(found[index] for index in range(8) if own[index])
+                separation += attention[image, row, column] * min(found[index] for index in range(8) if not own[index])
+    expected = cluster / attention.numel(), separation / attention.numel()
+    torch.testing.assert_close(own_regulariser(distances, attention, labels, 4), expected)
+
+
+def test_own_attention_equals_the_batchs_for_a_batch_of_one():
+    distances, attention, labels = torch.rand(1, 6, 4, 4), torch.rand(1, 4, 4), torch.tensor([2])
+    ours = own_regulariser(distances, attention, labels, 3)
+    torch.testing.assert_close(ours, regulariser(distances, attention, labels, 3))
+
+
+def test_divergence_by_its_sum_and_nothing_for_equal_answers():
+    clean, attacked = torch.randn(5, 4), torch.randn(5, 4)
+    p, q = clean.softmax(1), attacked.softmax(1)
+    torch.testing.assert_close(divergence(clean, attacked), (p * (p.log() - q.log())).sum(1).mean())
+    assert divergence(clean, clean).abs() < 1e-6
 
 
 def test_nearest_prototypes_by_hand():

@@ -137,6 +137,27 @@ def test_backbone_maps_at_224_pixels(name, cell):
     assert all((map_ >= 0).all() for map_ in maps)
 
 
+@pytest.mark.parametrize("name", ["vgg16", "vgg19", "resnet34", "densenet121"])
+def test_a_finer_output_stride_sees_six_cells_where_there_were_three(name):
+    torch.manual_seed(0)
+    coarse, fine = (make_backbone(name, stride).eval() for stride in (32, 16))
+    fine.load_state_dict(coarse.state_dict())  # the same weights, by the same names
+    with torch.no_grad():
+        images = torch.rand(1, 3, 96, 96)
+        large, small = fine(images)[-1], coarse(images)[-1]
+    assert (fine.stride, large.shape[2:], small.shape[2:]) == (16, (6, 6), (3, 3))
+    if name.startswith("vgg"):
+        torch.testing.assert_close(torch.nn.functional.max_pool2d(large, 2), small)
+    elif name == "resnet34":  # every second cell is the coarse one: the weights meet what they are used to
+        torch.testing.assert_close(large[:, :, ::2, ::2], small, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "stride"), [("vgg16", 8), ("small", 16), ("resnet34", 64)])
+def test_an_output_stride_that_is_not_there_lists_those_that_are(name, stride):
+    with pytest.raises(OptionError, match=rf"{name} has no output stride of {stride}"):
+        make_backbone(name, stride)
+
+
 def test_an_unknown_backbone_lists_the_known_ones():
     with pytest.raises(OptionError, match="resnet34"):
         make_backbone("vgg17")

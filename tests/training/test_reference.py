@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bundle.errors import CheckpointError
+from bundle.errors import CheckpointError, OptionError
 from training.attacks import Attack, attack_named
 from training.augment import Augmentation, augment
 from training.data import open_dataset
@@ -36,6 +36,13 @@ def test_numbers_of_the_recipe():
     assert (config.weight_decay, config.attention_dropout, config.prototypes_per_class) == (1e-3, 0.8, 10)
     assert (config.loss.cluster, config.loss.separation, config.loss.sparsity) == (100, 0.08, 1e-4)
     assert config.weights == "imagenet"
+
+
+def test_fewer_epochs_than_its_warm_up_name_the_setting_that_helps():
+    with pytest.raises(OptionError, match="5 warm-up epochs do not fit into 2 epochs") as caught:
+        preset("resnet34-reference", epochs=2)
+    assert "warmup_epochs=0" in caught.value.hint
+    assert preset("resnet34", epochs=2).epochs == 2  # our recipe warms up in steps
 
 
 def test_an_epoch_is_thirty_augmented_copies():

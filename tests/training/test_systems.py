@@ -17,6 +17,7 @@ from training.attacks import attack_named, worst_case
 from training.backbones import load_weights, make_backbone
 from training.data import open_dataset
 from training.fit import Trainer
+from training.losses import divergence
 from training.networks import POOLED, detector_features
 from training.parallel import Devices
 from training.presets import preset
@@ -199,6 +200,44 @@ def test_eps_is_nothing_then_rises_then_is_whole(tiny_config, adversarial):
     assert [late.training_attack(place).eps > 0 for place in (0.49, 0.5)] == [False, True]
     with pytest.raises(OptionError, match=r"adversarial_full 0\.25 comes before adversarial_from 0\.5"):
         replace(config, adversarial_from=0.5, adversarial_full=0.25)
+
+
+def test_consistency_compares_the_attacked_answer_with_the_clean_one(tiny_birds, tiny_config, tmp_path):
+    loss = replace(tiny_config.loss, consistency=3.0)
+    config = replace(tiny_config, adversarial="fast", loss=loss)
+    trainer = Trainer(
+        Run(tmp_path / "run"), open_dataset(tiny_birds), config, Devices(accelerator="cpu"), Console(quiet=True)
+    )
+    learner = trainer.learner.eval()
+    attacked, clean, labels = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
+    with torch.no_grad():
+        trainer.network.attention_head.specific.weight.mul_(300)  # answers that differ
+        alone = learner(attacked, labels, True)
+        together = learner(attacked, labels, True, clean)
+        answers = [trainer.network(images).logits["attention"] for images in (clean, attacked)]
+    torch.testing.assert_close(together - alone, 3 * divergence(*answers), rtol=1e-3, atol=1e-5)
+    assert together > alone + 1e-3
+
+
+def test_the_regulariser_takes_part_from_where_it_is_told(tiny_birds, tiny_config, tmp_path, monkeypatch):
+    config = replace(tiny_config, epochs=2, regularise_from=0.5)
+    trainer = Trainer(
+        Run(tmp_path / "run"), open_dataset(tiny_birds), config, Devices(accelerator="cpu"), Console(quiet=True)
+    )
+    trainer.run.path.mkdir()
+    asked = []
+    objective = trainer.learner.objective
+    forward = objective.forward
+
+    def watched(found, labels, *, joint):
+        asked.append(joint)
+        return forward(found, labels, joint=joint)
+
+    monkeypatch.setattr(objective, "forward", watched)
+    for epoch in range(2):
+        trainer._epoch(epoch, lambda: None)
+    steps = trainer.steps_per_epoch
+    assert asked == [False] * steps + [True] * steps
 
 
 def test_the_average_over_weights_is_the_recursion_it_is_named_for(tiny_birds, tiny_config, tmp_path):

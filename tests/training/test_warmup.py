@@ -10,7 +10,7 @@ from training.attacks import from_bytes
 from training.augment import Augmentation
 from training.data import open_dataset
 from training.fit import Trainer
-from training.parallel import Devices
+from training.parallel import Devices, default_precision
 from training.run import Run
 from training.warmup import warm_up
 
@@ -144,3 +144,14 @@ def test_a_clipped_step_has_no_longer_gradient(tiny_birds, tiny_config, tmp_path
     trainer._epoch(0, lambda: None)
     assert norms
     assert max(norms) <= 0.01 * 1.001
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("fpu avx512_bf16 amx_tile", "bf16-mixed"), ("fpu avx2", "32-true")])
+def test_precision_is_what_the_processor_computes_in(monkeypatch, tmp_path, flags, expected):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr("training.parallel.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert default_precision("vgg16") == expected
+    assert default_precision("small") == "32-true"  # its figures are float32's everywhere
+    monkeypatch.setattr("training.parallel.CPUINFO", tmp_path / "none")
+    assert default_precision("vgg16") == "32-true"
