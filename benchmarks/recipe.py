@@ -25,7 +25,9 @@ from training.networks import Network, NetworkConfig
 from training.presets import preset
 
 PENALTIES = (0.001, 0.01, 0.1)  # inverse strengths of the probe's penalty; validation chooses
-EVERYTHING = "1000000"  # images
+EVERYTHING, SOME = "1000000", "200"  # test images, clean and under attack
+UNDER_ATTACK = "pgd10-8"
+AT_ONCE = ("adversarial_from=0", "adversarial_full=0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class Row:
     system: str = "ap"
     settings: tuple[str, ...] = ()
     whole: bool = False  # as long as the preset says; the others are shorter
+    fast: bool = False  # adversarial training
 
 
 ROWS = (
@@ -64,6 +67,13 @@ ROWS = (
     Row(name="the authors' weight of clustering", system="maxsep", settings=("loss.cluster=100",)),
     Row(name="Eqs. 1-2, each image by its own attention", system="maxsep", settings=("loss.over=own",)),
     Row(name="no regulariser", system="maxsep", settings=("loss.cluster=0", "loss.separation=0")),
+    Row(name="adversarial training, eps rises", system="maxsep", fast=True),
+    Row(name="adversarial training, AP", fast=True),
+    Row(name="eps whole from the first step", system="maxsep", settings=AT_ONCE, fast=True),
+    Row(name="regulariser after the rise", system="maxsep", settings=("regularise_from=0.75",), fast=True),
+    Row(name="each image by its own attention", system="maxsep", settings=("loss.over=own",), fast=True),
+    Row(name="consistency with the clean answer", system="maxsep", settings=("loss.consistency=3",), fast=True),
+    Row(name="an average over the weights", system="maxsep", settings=("ema=0.99",), fast=True),
 )
 
 
@@ -91,8 +101,10 @@ def recipe(
             words = [word for text in row.settings for word in ("--set", text)]
             words += [] if row.whole else ["--epochs", str(epochs)]
             words += ["--weights", weights, "--resume"]
-            fieldmark("train", data, "--out", run, "--preset", f"{row.system}-{backbone}", *words)
-            counts = ("--count", EVERYTHING, "--autoattack-count", "0", "--attacks", "clean")
+            name = f"{row.system}-{backbone}{'-fast' if row.fast else ''}"
+            fieldmark("train", data, "--out", run, "--preset", name, *words)
+            counts = ("--autoattack-count", "0", "--count", SOME if row.fast else EVERYTHING)
+            counts += ("--attacks", UNDER_ATTACK if row.fast else "clean")
             fieldmark("evaluate", run, "--data", data, *counts, "--out", evaluation)
         path = save("recipe", collected(out, backbone))
     put("recipe", table(json.loads(path.read_text(encoding="utf-8"))))
@@ -116,8 +128,9 @@ def collected(out: Path, backbone: str) -> dict[str, Any]:
                     "validation": record["results"]["validation"],
                     "outcome": record["results"]["outcome"],
                     "minutes": round(sum(each["seconds"] for each in record["results"]["history"]) / 60, 1),
-                    "test": {
-                        head: _share(each["clean"].count("1"), len(each["clean"])) for head, each in answers.items()
+                    "test": {head: _share(each["clean"]) for head, each in answers.items()},
+                    "attacked": {
+                        head: _share(each[UNDER_ATTACK]) for head, each in answers.items() if UNDER_ATTACK in each
                     },
                 }
             )
@@ -125,7 +138,9 @@ def collected(out: Path, backbone: str) -> dict[str, Any]:
     return {"preset": backbone, "probe": probe, "rows": found}
 
 
-def _share(right: int, count: int) -> dict[str, Any]:
+def _share(answers: str) -> dict[str, Any]:
+    """Of a text of 1 and 0, one for each image."""
+    right, count = answers.count("1"), len(answers)
     low, high = wilson(right, count)
     return {"right": right, "of": count, "share": round(right / count, 4), "interval": [round(low, 4), round(high, 4)]}
 
@@ -152,8 +167,9 @@ def linear_probe(data: Path, name: str, weights: str) -> dict[str, Any]:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=500)).fit(*features["train"])
         judged.append((float(model.score(*features["validation"])), penalty, model))
     share, penalty, model = max(judged, key=lambda each: each[0])
-    right = round(model.score(*features["test"]) * len(features["test"][1]))
-    return {"penalty": penalty, "validation": round(share, 4), "test": _share(right, len(features["test"][1]))}
+    images, labels = features["test"]
+    right = "".join("01"[each] for each in (model.predict(images) == labels).astype(int))
+    return {"penalty": penalty, "validation": round(share, 4), "test": _share(right)}
 
 
 def _features(network: Network, samples: Any, size: int) -> tuple[Any, Any]:
@@ -174,15 +190,30 @@ def _features(network: Network, samples: Any, size: int) -> tuple[Any, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The rows as Markdown, in percent."""
+    """The rows as Markdown, in percent: clean training, then adversarial training."""
+    probe, rows = result["probe"], result["rows"]
     lines = table_head(["recipe", "head", "epochs", "validation", "test, 95 % interval", "minutes"])
-    probe = result["probe"]
     lines.append(table_row("linear probe", ["", "", f"{100 * probe['validation']:.1f}", _percent(probe["test"]), ""]))
-    for row in result["rows"]:
-        for head, share in row["test"].items():
-            validation, minutes = f"{100 * row['validation'][head]:.1f}", f"{row['minutes']:.0f}"
-            lines.append(table_row(row["row"], [head, str(row["epochs"]), validation, _percent(share), minutes]))
+    for row in (row for row in rows if not row["attacked"]):
+        lines += [
+            table_row(row["row"], [*_begin(row, head), _percent(share), f"{row['minutes']:.0f}"])
+            for head, share in row["test"].items()
+        ]
+    if any(row["attacked"] for row in rows):
+        lines += ["", *table_head(["recipe", "head", "epochs", "validation", "test", "PGD-10 8/255", "minutes"])]
+    for row in (row for row in rows if row["attacked"]):
+        lines += [
+            table_row(
+                row["row"],
+                [*_begin(row, head), _percent(share), _percent(row["attacked"][head]), f"{row['minutes']:.0f}"],
+            )
+            for head, share in row["test"].items()
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _begin(row: Mapping[str, Any], head: str) -> list[str]:
+    return [head, str(row["epochs"]), f"{100 * row['validation'][head]:.1f}"]
 
 
 def _percent(share: Mapping[str, Any]) -> str:

@@ -13,8 +13,8 @@ def test_every_row_is_a_preset_with_settings_that_differ_from_it() -> None:
     names = [row.name for row in recipe.ROWS]
     assert len(set(names)) == len(names)
     for row in recipe.ROWS:
-        ours = preset(f"{row.system}-vgg16-96")
-        changed = preset(f"{row.system}-vgg16-96", texts=row.settings)
+        name = f"{row.system}-vgg16-96{'-fast' if row.fast else ''}"
+        ours, changed = preset(name), preset(name, texts=row.settings)
         assert (changed != ours) == bool(row.settings), row.name
 
 
@@ -35,15 +35,22 @@ def folder(tmp_path: Path) -> Path:
     right = {"full": {"clean": "0110"}, "attention": {"clean": "1110"}}
     (tmp_path / "01.json").write_text(json.dumps({"right": right}))
     (tmp_path / "02").mkdir()  # under way
+    fast = next(number for number, row in enumerate(recipe.ROWS) if row.fast)
+    (tmp_path / f"{fast:02d}").mkdir()
+    (tmp_path / f"{fast:02d}" / "run.json").write_text(json.dumps(record))
+    attacked = {head: {**each, "pgd10-8": "0001"} for head, each in right.items()}
+    (tmp_path / f"{fast:02d}.json").write_text(json.dumps({"right": attacked}))
     return tmp_path
 
 
 def test_what_is_finished_is_told_with_its_interval(folder: Path) -> None:
     result = recipe.collected(folder, "vgg16-96")
-    (row,) = result["rows"]
+    row, _ = result["rows"]
     assert (row["row"], row["minutes"], row["epochs"]) == ("ours, maxsep", 2.0, 10)
     assert row["test"]["attention"] == {"right": 3, "of": 4, "share": 0.75, "interval": [0.3006, 0.9544]}
     lines = recipe.table(result).splitlines()
     assert lines[2] == "| linear probe |  |  | 38.5 | 42.0 (33.0 to 52.0) |  |"
     assert lines[3] == "| ours, maxsep | full | 10 | 50.0 | 50.0 (15.0 to 85.0) | 2 |"
     assert lines[4].startswith("| ours, maxsep | attention | 10 | 75.0 | 75.0 ")
+    assert lines[-1].startswith("| adversarial training, eps rises | attention | 10 | 75.0 | 75.0 (")
+    assert lines[-1].endswith("| 25.0 (4.6 to 69.9) | 2 |")
