@@ -103,8 +103,8 @@ def recipe(
             words += ["--weights", weights, "--resume"]
             name = f"{row.system}-{backbone}{'-fast' if row.fast else ''}"
             fieldmark("train", data, "--out", run, "--preset", name, *words)
-            counts = ("--autoattack-count", "0", "--count", SOME if row.fast else EVERYTHING)
-            counts += ("--attacks", UNDER_ATTACK if row.fast else "clean")
+            counts = ["--autoattack-count", "0", "--count", SOME if row.fast else EVERYTHING]
+            counts += ["--attacks", UNDER_ATTACK if row.fast else "clean"]
             fieldmark("evaluate", run, "--data", data, *counts, "--out", evaluation)
         path = save("recipe", collected(out, backbone))
     put("recipe", table(json.loads(path.read_text(encoding="utf-8"))))
