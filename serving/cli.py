@@ -94,7 +94,7 @@ def classify(
     url: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server's gRPC address.")] = "localhost:8001",
     network: Annotated[
         str | None,
-        typer.Option(help="full or attention; by default the one that the bundle names.", show_default=False),
+        typer.Option(help="full or attention; else the one that the bundle names.", show_default=False),
     ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="False-positive rate of is_adversarial, instead of the bundle's.")

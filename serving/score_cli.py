@@ -43,9 +43,7 @@ def score(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the Parquet shards.")],
     network: Annotated[
         str | None,
-        typer.Option(
-            "--network", help="full or attention; by default the one that the bundle names.", show_default=False
-        ),
+        typer.Option("--network", help="full or attention; else the one that the bundle names.", show_default=False),
     ] = None,
     url: Annotated[
         str | None,

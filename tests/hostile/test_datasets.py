@@ -240,7 +240,7 @@ class TestAnyFolder:
             (tmp_path / name).touch()
         dataset = open_dataset(tmp_path)
         assert dataset.passed == {".cr2": 31, ".txt": 2, "": 1}
-        assert "31 .cr2, 2 .txt, 1 without a suffix passed over" in dataset.notes
+        assert "31 .cr2, 2 .txt and 1 without a suffix passed over" in dataset.notes
 
     def test_a_folder_of_unreadable_kinds_gets_the_list_of_readable_ones(self, tmp_path: Path) -> None:
         folder(tmp_path, "a")

@@ -65,6 +65,7 @@ def test_every_column_is_there_for_every_image_and_head(evaluated):
         assert {len(text) for text in answers.values()} == {9}
     assert len(evaluated["images"]) == 9
     assert evaluated["autoattack_images"] == []  # three classes are too few for it
+    assert evaluated["not_measured"] == ["not measured: AutoAttack needs four classes"]
 
 
 def test_the_worst_case_is_right_only_where_every_attack_is(evaluated):
@@ -192,6 +193,7 @@ def test_autoattack_as_a_column_runs_once_on_all_images(tiny_birds, tiny_config,
     )
     found = evaluate_run(record, network, birds, attacks=("fgsm-8",), autoattack_count=3, **options)
     assert len(found["right"]["attention"]["autoattack-8"]) == len(found["autoattack_images"]) == 3
+    assert found["not_measured"] == []
 
 
 def test_sources_must_take_the_same_images_and_know_the_same_classes(tiny_run, substitute):
@@ -213,6 +215,7 @@ def test_the_verb_prints_a_table_and_writes_every_answer(tiny_run, tiny_birds, s
     done = CliRunner().invoke(app, [*arguments, "--source", f"twin={substitute.path}", "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "fgsm-8" in done.output
+    assert "not measured: AutoAttack needs four classes" in done.output
     written = json.loads(out.read_text())
     assert list(written["right"]["full"]) == ["clean", "fgsm-8", "worst"]
 

@@ -21,9 +21,9 @@ from robustness.cli import app, show_report
 from robustness.defended import Defended
 from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_and_calibrate, lessons_of
 from robustness.limits import limits
-from robustness.measure import _Bench
+from robustness.measure import _Bench, measure
 from robustness.metrics import auroc
-from robustness.report import make_report, render, summary_table
+from robustness.report import headlines, make_report, render, summary_table
 from robustness.suites import SUITES, Suite, suite_named
 from training.adversaries import run_dataset, spread
 from training.data.loading import images_array
@@ -177,6 +177,35 @@ def test_limits_are_told_with_the_reports_own_figures(report):
         assert f"{head}: an attacker who knows the detector gets {won['count']} of {won['of']} images past" in text
         assert won["of"] == SMALL.adaptive_count
     assert "no AutoAttack" in text
+
+
+def test_what_few_images_and_few_classes_mean_is_said_on_screen_and_page(report):
+    """Three classes and twelve images: AutoAttack cannot run, and one image is eight points."""
+    auto, few = "not measured: AutoAttack needs four classes", "of 12 images, fewer than 100: one image is 8.3 points"
+    assert auto in report.document["limits"]
+    assert any(few in each for each in report.document["limits"])
+    assert auto in report.page
+    assert "<b>12 images are few</b>: one more or less is 8.3 %" in report.page
+    assert auto in headlines(report.document)
+    console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
+    show_report(report.document, console)
+    assert auto in console.export_text(styles=False)
+    many = json.loads(json.dumps(report.document))
+    many["labels"].append("a fourth")
+    for measured in many["heads"].values():
+        measured["accuracy"]["clean"]["of"] = 100
+    assert not any("AutoAttack needs" in each or "fewer than" in each for each in limits(many))
+
+
+def test_what_training_says_of_itself_reaches_the_gates(tiny_run, parts):
+    record, network, dataset, images = parts
+    told = replace(record, results=record.results | {"outcome": ["full ended below its warm-up."]})
+    detector, lessons = fit_and_calibrate(network, "full", images, replace(SETTINGS, attacks=()), record.labels)
+    suite = replace(SMALL, attacks=("fgsm-8",), curve_steps=0, adaptive=("selective PGD",), adaptive_steps=1)
+    found = measure(told, network, {"full": detector}, dataset, suite, lessons={"full": lessons}, sources={}, seed=0)
+    (gate,) = [each for each in found["full"]["gates"] if each["name"] == "training ended better than its warm-up"]
+    assert (gate["state"], gate["evidence"]) == ("broken", "full ended below its warm-up.")
+    assert list(found["full"]["adaptive"]["success"]) == ["attacks above", "selective PGD", "any"]
 
 
 def test_a_head_without_adaptive_attacks_hides_nothing_of_the_other(report):

@@ -15,9 +15,10 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from bundle.errors import DatasetError, OptionError
+from bundle.formats import passed_over
 from training.data import cars, cub, folder, manifest
 from training.data.division import ALPHA, PARTS, Shares, divide, lacking, needed, smallest_alpha
-from training.data.index import Index, Sample, told_passed
+from training.data.index import Index, Sample
 from training.data.look import Keys, Look, look
 from training.data.series import find_series
 
@@ -204,7 +205,7 @@ def _notes(
 ) -> Iterable[str]:
     """What a user should know before training, a sentence each."""
     if index.passed:
-        yield told_passed(index.passed)
+        yield passed_over(index.passed)
     for part in PARTS[1:]:
         if part in index.given and not index.given[part] and part in wanted:
             yield f"{part}: the dataset gives no images, so they are taken from the training images"

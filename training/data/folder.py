@@ -10,8 +10,9 @@ from collections import Counter
 from pathlib import Path
 
 from bundle.errors import DatasetError
+from bundle.formats import passed_over
 from bundle.image import SUFFIXES
-from training.data.index import Index, Sample, check_readable, told_passed
+from training.data.index import Index, Sample, check_readable
 
 VALIDATION_NAMES = ("validation", "valid", "val")
 Identity = tuple[int, int]
@@ -71,8 +72,9 @@ class _Reader:
                 key = path.relative_to(self.root).as_posix()
                 samples.append(Sample(key=key, path=path, label=self.labels.index(folder.name), box=None))
             if needed and len(samples) == before:
+                told = passed_over(self.passed - passed)
                 raise DatasetError(
-                    f"the class folder {folder.path} holds no images{told_passed(self.passed - passed, ' ({})')}",
+                    f"the class folder {folder.path} holds no images{told and f' ({told})'}",
                     hint=f"Add images ({' '.join(SUFFIXES)}) or remove it.",
                 )
         return samples

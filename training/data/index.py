@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -96,15 +96,6 @@ def text_rows(path: Path, fields: int, *, rest: bool = False) -> Iterator[tuple[
                 hint="Correct the line, or unpack the dataset again.",
             )
         yield f"{path}:{number}", row
-
-
-def told_passed(passed: Mapping[str, int], around: str = "{}") -> str:
-    """ "30 .heic, 2 .txt passed over", most first, inside `around`; nothing of nothing."""
-    if not passed:
-        return ""
-    ordered = sorted(passed.items(), key=lambda each: (-each[1], each[0]))
-    counts = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in ordered)
-    return around.replace("{}", f"{counts} passed over")
 
 
 def whole(text: str, where: str) -> int:

@@ -19,12 +19,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
-from rich.console import Console
-from rich.progress import track
 
 from bundle.errors import ImageError, MissingExtra
 from bundle.files import open_regular, sha256_of
 from bundle.image import FORMATS, ImageSpec
+from bundle.progress import Work
 from training.data.index import Sample
 
 SIDE = 64  # pixels of the small picture
@@ -58,18 +57,12 @@ def look(samples: Sequence[Sample], spec: ImageSpec = SPEC, *, hashed: bool = Tr
             return problem.what.removeprefix(f"{sample.path}: "), None, None
         return (None, _print(pixels), _taken(sample.path)) if hashed else (None, None, None)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes without the interpreter's lock
-        talk = Console(stderr=True)
-        found = list(
-            track(
-                pool.map(one, samples),
-                "looking at the images",
-                total=len(samples),
-                console=talk,
-                transient=True,
-                disable=not talk.is_terminal,
-            )
-        )
+    # Pillow decodes without the interpreter's lock.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, Work("looking at the images", len(samples)) as work:
+        found = []
+        for each in pool.map(one, samples):
+            found.append(each)
+            work.advance()
     keyed = list(zip((sample.key for sample in samples), found, strict=True))
     return Look(
         bad={key: bad for key, (bad, _, _) in sorted(keyed) if bad is not None},
