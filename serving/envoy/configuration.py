@@ -10,7 +10,7 @@ from typing import Any
 
 from serving.client import parse_url
 from serving.envoy.options import EnvoyOptions
-from serving.envoy.refusals import local_replies
+from serving.envoy.refusals import CAME_AS, local_replies
 from serving.envoy.routes import (
     ADAPTIVE_CONCURRENCY,
     BODY,
@@ -123,7 +123,7 @@ def _connection_manager(options: EnvoyOptions) -> dict[str, Any]:
         request_headers_timeout=seconds(_HEADERS_SECONDS),
         stream_idle_timeout=seconds(options.stall_seconds),
         drain_timeout=seconds(options.timeout),
-        early_header_mutation_extensions=[_strip_key_name()],
+        early_header_mutation_extensions=[_first_headers()],
         access_log=[_access_log()],
         local_reply_config=local_replies(),
         http_filters=_http_filters(options),
@@ -131,12 +131,16 @@ def _connection_manager(options: EnvoyOptions) -> dict[str, Any]:
     )
 
 
-def _strip_key_name() -> dict[str, Any]:
+def _first_headers() -> dict[str, Any]:
     """Who a caller is, only his key says, and not he: before anything else, the log included."""
+    came_as = {
+        "header": {"key": CAME_AS, "value": "%REQ(CONTENT-TYPE)%"},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
     kind = "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
     return {
         "name": "envoy.http.early_header_mutation.header_mutation",
-        "typed_config": typed(kind, mutations=[{"remove": KEY_NAME}]),
+        "typed_config": typed(kind, mutations=[{"remove": KEY_NAME}, {"append": came_as}]),
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+CAME_AS = "x-fieldmark-came-as"  # the content type that a request came with; it stays inside Envoy
 _OWN_WORDS = "%LOCAL_REPLY_BODY%"  # of the filter that refuses
 
 
@@ -94,8 +95,9 @@ def local_replies() -> dict[str, Any]:
     return {"mappers": mappers}
 
 
+# Not the content type itself: a call in JSON that was translated has gRPC's by then.
 _IS_GRPC = {
-    "header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}},
+    "header_filter": {"header": {"name": CAME_AS, "string_match": {"prefix": "application/grpc"}}},
 }
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from serving.envoy.options import EnvoyOptions
+from serving.envoy.refusals import CAME_AS
 from serving.envoy.transcoding import PATHS
 from serving.gateway.handlers import SERVICE
 
@@ -31,7 +32,10 @@ def route_configuration(options: EnvoyOptions, cluster: str) -> dict[str, Any]:
             _stream(options, cluster, f"/grpc.reflection.{each}.ServerReflection/ServerReflectionInfo")
             for each in versions
         ]
-    return {"virtual_hosts": [{"name": "fieldmark", "domains": ["*"], "routes": routes}]}
+    return {
+        "virtual_hosts": [{"name": "fieldmark", "domains": ["*"], "routes": routes}],
+        "request_headers_to_remove": [CAME_AS],
+    }
 
 
 def rate_descriptors(options: EnvoyOptions) -> list[dict[str, Any]]:
