@@ -134,7 +134,7 @@ def _connection_manager(options: EnvoyOptions) -> dict[str, Any]:
 def _first_headers() -> dict[str, Any]:
     """Who a caller is, only his key says, and not he: before anything else, the log included."""
     came_as = {
-        "header": {"key": CAME_AS, "value": "%REQ(CONTENT-TYPE)%"},
+        "header": {"key": CAME_AS, "value": "%REQ(CONTENT-TYPE):64%"},
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
     }
     kind = "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"

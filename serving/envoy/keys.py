@@ -51,17 +51,18 @@ def _parse(path: Path, text: str) -> Iterator[Key]:
     for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
         if not line or line.startswith("#"):
             continue
-        name, _, secret = line.partition(":")
-        if not _NAME.fullmatch(name):
+        name, separator, secret = line.partition(":")
+        # What stands where a name should may be a key, so no sentence shows it.
+        if not separator or not _NAME.fullmatch(name):
             raise OptionError(
                 f"{path}:{number}: no line NAME:KEY", hint="A name has up to 64 letters, digits and . _ - in it."
             )
         if not SHORTEST <= len(secret) <= LONGEST or not _KEY.fullmatch(secret):
             raise OptionError(
-                f"{path}:{number}: the key of {name} is not {SHORTEST} to {LONGEST} visible ASCII characters",
+                f"{path}:{number}: the key is not {SHORTEST} to {LONGEST} visible ASCII characters",
                 hint=_MAKE_ONE,
             )
         if secret in seen:
-            raise OptionError(f"{path}:{number}: the key of {name} stands there twice", hint=_MAKE_ONE)
+            raise OptionError(f"{path}:{number}: this key stands there twice", hint=_MAKE_ONE)
         seen.add(secret)
         yield Key(name=name, secret=secret)

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-CAME_AS = "x-fieldmark-came-as"  # the content type that a request came with; it stays inside Envoy
+CAME_AS = "x-fieldmark-came-as"  # a header of our own: the content type that a request came with
 _OWN_WORDS = "%LOCAL_REPLY_BODY%"  # of the filter that refuses
 
 
@@ -28,7 +28,7 @@ REFUSALS: dict[int, Refusal] = {
     400: Refusal(
         code="INVALID_ARGUMENT",
         sentence=_OWN_WORDS,
-        meaning="The JSON is none, or has a field that the method has not.",
+        meaning="No JSON, JSON of another form, or a query that the method does not know.",
     ),
     401: Refusal(
         code="UNAUTHENTICATED",

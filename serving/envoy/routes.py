@@ -3,7 +3,6 @@
 from typing import Any
 
 from serving.envoy.options import EnvoyOptions
-from serving.envoy.refusals import CAME_AS
 from serving.envoy.transcoding import PATHS
 from serving.gateway.handlers import SERVICE
 
@@ -32,10 +31,7 @@ def route_configuration(options: EnvoyOptions, cluster: str) -> dict[str, Any]:
             _stream(options, cluster, f"/grpc.reflection.{each}.ServerReflection/ServerReflectionInfo")
             for each in versions
         ]
-    return {
-        "virtual_hosts": [{"name": "fieldmark", "domains": ["*"], "routes": routes}],
-        "request_headers_to_remove": [CAME_AS],
-    }
+    return {"virtual_hosts": [{"name": "fieldmark", "domains": ["*"], "routes": routes}]}
 
 
 def rate_descriptors(options: EnvoyOptions) -> list[dict[str, Any]]:
