@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "bundle": ("bundle.cli", "Show, verify or sign a bundle."),
     "serve": ("serving.cli", "Serve a bundle on a real Triton."),
     "gateway": ("serving.gateway.cli", "Answer image bytes over gRPC, fieldmark.v1, before a Triton."),
+    "envoy": ("serving.envoy.cli", "Write the configuration of an Envoy that faces strangers before a gateway."),
     "repository": ("serving.cli", "Write a Triton model repository: roll a bundle out, or back."),
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
     "score": ("serving.cli", "Score a folder of images into Parquet shards."),
@@ -54,6 +55,7 @@ EXTRAS: dict[str, str] = {
     "grpc_health": "gateway",
     "grpc_reflection": "gateway",
     "prometheus_client": "gateway",
+    "envoy": "envoy",
     "cryptography": "signing",
 }
 VERSION = "0.1.0"

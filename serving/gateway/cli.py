@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json as jsonlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,19 @@ from rich.markup import escape
 
 from bundle import Bundle
 from bundle.errors import OptionError, ServerError
+from serving.envoy.flags import (
+    Binary,
+    Burst,
+    Certificate,
+    CertificateKey,
+    ClientCa,
+    Connections,
+    Health,
+    Keys,
+    Rate,
+    Reflection,
+)
+from serving.envoy.options import DEFAULTS, SHARED
 from serving.gateway.options import GatewayOptions, is_loopback
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -72,24 +87,32 @@ def gateway(
     idle_seconds: Annotated[float, option("Seconds that a stream may be idle.")] = _DEFAULTS.idle_seconds,
     connection_seconds: Annotated[float, option("Seconds that a connection lives.")] = _DEFAULTS.connection_seconds,
     drain_seconds: Annotated[float, option("Seconds for what is in work at the end.")] = _DEFAULTS.drain_seconds,
+    certificate: Certificate = None,
+    certificate_key: CertificateKey = None,
+    keys: Keys = None,
+    client_ca: ClientCa = None,
+    rate: Rate = DEFAULTS["rate"],
+    burst: Burst = DEFAULTS["burst"],
+    connections: Connections = DEFAULTS["connections"],
+    health: Health = False,
+    reflection: Reflection = False,
+    envoy: Binary = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No log on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the addresses as one line of JSON when ready.")] = False,
 ) -> None:
     """Answer fieldmark.v1: image bytes in; labels, and whether it looks adversarial, out. Until Ctrl-C or SIGTERM.
 
-    It logs one JSON object a line on stderr. It listens on loopback; what faces strangers stands before it.
+    It logs one JSON object a line on stderr. It listens on loopback; with a certificate and keys, an Envoy that
+    is started before it listens instead, on any address.
     """
     given = locals()
+    guarded = _check_door(host, insecure, certificate, certificate_key, keys)
     settings = {name: given[name] for name in _DEFAULTS.__dataclass_fields__ if given[name] is not None}
     try:
         options = GatewayOptions(**settings)
     except ValueError as problem:
         raise OptionError(str(problem)) from None
-    if not insecure and not is_loopback(host):
-        raise OptionError(
-            f"--host {host} can be reached by others, and the gateway asks nobody who they are",
-            hint="Put a proxy with TLS and keys before 127.0.0.1, or say --insecure.",
-        )
+    front = _front(given, options) if guarded else None
     from serving.gateway.server import require_libraries
     from serving.gateway.upstream import TritonAddress
 
@@ -97,7 +120,58 @@ def gateway(
     header, opened = _read_access(triton_header), Bundle.open(bundle) if bundle else None
     with _triton(triton, opened, triton_python) as (url, server, started):
         address = TritonAddress(url=url, header=header, tls=triton_tls)
-        asyncio.run(_serve(options, address, started or opened, server, None if quiet else sys.stderr, json))
+        work = _Work(options=options, address=address, bundle=started or opened, server=server, front=front)
+        asyncio.run(_serve(work, None if quiet else sys.stderr, json))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What runs: a gateway before a Triton (`server`, if it is ours); `front` makes the Envoy before both, if any."""
+
+    options: GatewayOptions
+    address: Any
+    bundle: Bundle | None
+    server: Any
+    front: Callable[[Any], Any] | None
+
+
+def _check_door(host: str, insecure: bool, *needed: Path | None) -> bool:
+    """Whether Envoy is to stand before the gateway; raises OptionError where strangers would find it open."""
+    names = ("--certificate", "--certificate-key", "--keys")
+    missing = [name for name, value in zip(names, needed, strict=True) if value is None]
+    if len(missing) < len(names):
+        if missing:
+            raise OptionError(f"{', '.join(missing)} is missing", hint=f"Envoy needs {', '.join(names)}.")
+        if insecure:
+            raise OptionError("--insecure says that there are no keys, and --keys that there are", hint="Choose.")
+        return True
+    if not insecure and not is_loopback(host):
+        raise OptionError(
+            f"--host {host} can be reached by others, and the gateway asks nobody who they are",
+            hint=f"Give {', '.join(names)}, and Envoy asks them; or say --insecure.",
+        )
+    return False
+
+
+def _front(given: dict[str, Any], options: GatewayOptions) -> Callable[[Any], Any]:
+    """What makes the Envoy before a gateway that runs; everything that can be wrong with it is said here."""
+    from serving.envoy.cli import envoy_options
+    from serving.envoy.process import EnvoyServer, find_envoy
+    from serving.gateway.server import check_port, free_port
+
+    check_port(options.host, options.port)
+    binary = given["envoy"] or find_envoy()
+    port = options.port or free_port(options.host)
+    fields = ("certificate", "certificate_key", "keys", "client_ca", "host", "rate", "burst", "connections")
+    shared = {name: getattr(options, name) for name in SHARED}
+    asked = {name: given[name] for name in (*fields, "health", "reflection")}
+    settings = envoy_options(asked | shared | {"port": port})
+
+    def make(gateway: Any) -> EnvoyServer:
+        behind = dataclasses.replace(settings, gateway=gateway.url)
+        return EnvoyServer(behind, binary=binary, on_log=gateway.journal.copy)
+
+    return make
 
 
 def _read_access(file: Path | None) -> tuple[str, str] | None:
@@ -122,29 +196,33 @@ def _triton(where: str, insisted: Bundle | None, python: Path | None) -> Iterato
         yield server.grpc_url, server, opened
 
 
-async def _serve(
-    options: GatewayOptions, address: Any, bundle: Bundle | None, server: Any, log: Any, json: bool
-) -> None:
+async def _serve(work: _Work, log: Any, json: bool) -> None:
     from serving.gateway.server import Gateway
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with Gateway(options, address, bundle=bundle, log=log) as gateway:
-        _announce(gateway, json)
-        while not stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), WATCH_SECONDS)
-            if server is not None:
-                server.check()
-            if gateway.dead:
-                raise ServerError("the gateway's prober died", hint="Start it again; its log says why.")
+    options = work.options
+    if work.front is not None:  # then only Envoy is to reach it
+        options = dataclasses.replace(options, host="127.0.0.1", port=0)
+    with contextlib.ExitStack() as last:  # what the gateway still answers when it drains goes out through Envoy
+        async with Gateway(options, work.address, bundle=work.bundle, log=log) as gateway:
+            envoy = last.enter_context(work.front(gateway)) if work.front is not None else None
+            _announce(gateway, envoy.url if envoy else gateway.url, json)
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), WATCH_SECONDS)
+                for process in (work.server, envoy):
+                    if process is not None:
+                        process.check()
+                if gateway.dead:
+                    raise ServerError("the gateway's prober died", hint="Start it again; its log says why.")
 
 
-def _announce(gateway: Any, json: bool) -> None:
+def _announce(gateway: Any, url: str, json: bool) -> None:
     facts = {
-        "url": gateway.url,
+        "url": url,
         "metrics_url": f"http://127.0.0.1:{gateway.metrics_port}/metrics",
         "networks": list(gateway.manifest.networks),
         "bundle_id": gateway.manifest.bundle_id,
@@ -154,5 +232,5 @@ def _announce(gateway: Any, json: bool) -> None:
         print(jsonlib.dumps(facts), flush=True)
         return
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"fieldmark.v1 at [bold]{escape(gateway.url)}[/], metrics at {escape(facts['metrics_url'])}")
+    console.print(f"fieldmark.v1 at [bold]{escape(url)}[/], metrics at {escape(facts['metrics_url'])}")
     console.print(f"bundle {gateway.manifest.bundle_id[:12]}: {', '.join(facts['networks'])}. Ctrl-C stops it.")

@@ -31,8 +31,14 @@ class Journal:
             return
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         short = {name: value[:MAX_TEXT] if isinstance(value, str) else value for name, value in facts.items()}
+        self.copy(json.dumps({"time": time, "event": event, **short}, default=str))
+
+    def copy(self, line: str) -> None:
+        """Log a line that is JSON already: of a process that stands beside the gateway."""
+        if self._stream is None:
+            return
         try:
-            self._lines.put_nowait(json.dumps({"time": time, "event": event, **short}, default=str))
+            self._lines.put_nowait(line)
         except queue.Full:
             self.lost()
 

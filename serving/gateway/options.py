@@ -46,11 +46,8 @@ class GatewayOptions:
         if self.port == self.metrics_port != 0:
             raise ValueError(f"--port and --metrics-port are both {self.port}")
         for each in fields(self):
-            value = getattr(self, each.name)
-            if each.name in ("host", "port", "metrics_port", "queue_size", "drain_seconds"):
-                continue
-            if not 0 < value < 2**40:  # NaN is neither
-                raise ValueError(f"{flag(each.name)} {value} is not a positive number")
+            if each.name not in ("host", "port", "metrics_port", "queue_size", "drain_seconds"):
+                check_positive(each.name, getattr(self, each.name))
         if self.queue_size < 0:
             raise ValueError(f"--queue-size {self.queue_size} is negative")
         if not 0 <= self.drain_seconds <= 3600:
@@ -67,6 +64,12 @@ class GatewayOptions:
 def flag(name: str) -> str:
     """The command line's name of a setting."""
     return "--" + name.replace("_", "-")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless a setting is a positive number that makes sense."""
+    if not 0 < value < 2**40:  # NaN is neither
+        raise ValueError(f"{flag(name)} {value} is not a positive number")
 
 
 def is_loopback(host: str) -> bool:

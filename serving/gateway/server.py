@@ -41,7 +41,7 @@ class Gateway:
         self.manifest: Any = None
         self.metrics = Metrics()
         self._address, self._bundle = triton, bundle
-        self._journal = Journal(log, lost=self.metrics.lost_log_lines.inc)
+        self.journal = Journal(log, lost=self.metrics.lost_log_lines.inc)
         self._open = contextlib.AsyncExitStack()
         self._probing: asyncio.Task[None] | None = None
 
@@ -63,7 +63,7 @@ class Gateway:
         self._service.stopping.set()
         for name in self._names():
             await self._health.set(name, self._not_serving)
-        self._journal.write("stopping", in_work=sum(each.working for each in self._service.admissions.values()))
+        self.journal.write("stopping", in_work=sum(each.working for each in self._service.admissions.values()))
         await self._server.stop(self.options.drain_seconds)
         await self._open.aclose()
 
@@ -85,7 +85,7 @@ class Gateway:
         await self.stop()
 
     async def _start(self) -> None:
-        self._open.callback(self._journal.close)
+        self._open.callback(self.journal.close)
         triton = Triton(self._address)
         self._open.push_async_callback(triton.close)
         self._prober = Prober(
@@ -95,9 +95,7 @@ class Gateway:
             on_change=self._changed,
             on_bundle=self._learnt,
         )
-        self._service = FieldmarkService(
-            self.options, triton, self._prober, metrics=self.metrics, journal=self._journal
-        )
+        self._service = FieldmarkService(self.options, triton, self._prober, metrics=self.metrics, journal=self.journal)
         self._open.callback(self._service.close)
         self._make_server()
         await self._prober.start()
@@ -106,7 +104,7 @@ class Gateway:
         await self._server.start()
         self._probing = asyncio.create_task(self._prober.run())
         self._open.callback(self._probing.cancel)
-        self._journal.write("started", url=self.url, metrics_port=self.metrics_port, bundle_id=self.manifest.bundle_id)
+        self.journal.write("started", url=self.url, metrics_port=self.metrics_port, bundle_id=self.manifest.bundle_id)
 
     def _make_server(self) -> None:
         from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -143,11 +141,11 @@ class Gateway:
         self.manifest = learnt.manifest
         look_up = prototype_images(self._bundle, learnt.path, learnt.manifest)
         self._service.serve(Served(manifest=learnt.manifest, image=learnt.manifest.image, look_up=look_up))
-        self._journal.write("bundle", bundle_id=learnt.manifest.bundle_id, name=learnt.manifest.name)
+        self.journal.write("bundle", bundle_id=learnt.manifest.bundle_id, name=learnt.manifest.name)
 
     async def _changed(self, network: str, serving: bool) -> None:
         self.metrics.serving.labels(network).set(int(serving))
-        self._journal.write("network", network=network, serving=serving)
+        self.journal.write("network", network=network, serving=serving)
         state = self._serving if serving else self._not_serving
         everything = self._serving if self._prober.ready else self._not_serving
         await self._health.set(f"{SERVICE}/{network}", state)
@@ -170,6 +168,14 @@ def require_libraries() -> None:
 def address_of(host: str, port: int) -> str:
     """HOST:PORT, with the brackets that an IPv6 address wants."""
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def free_port(host: str) -> int:
+    """A port of the address that nobody uses at the moment."""
+    family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as listener:
+        listener.bind(address)
+        return int(listener.getsockname()[1])
 
 
 def check_port(host: str, port: int) -> None:

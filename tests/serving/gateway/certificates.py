@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 
-def make_certificate(folder: Path, name: str, signer: tuple[Any, Any] | None = None) -> tuple[Any, Any]:
-    """A key and a certificate as NAME.key and NAME.pem; without a signer, an authority that signs itself."""
+def make_certificate(
+    folder: Path, name: str, signer: tuple[Any, Any] | None = None, *, hours: float = 1
+) -> tuple[Any, Any]:
+    """A key and a certificate as NAME.key and NAME.pem; without a signer, an authority that signs itself.
+
+    It ends in so many `hours`, or ended before now.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,8 +26,8 @@ def make_certificate(folder: Path, name: str, signer: tuple[Any, Any] | None = N
         .issuer_name(signer[1].subject if signer else subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(hours=hours))
         .add_extension(x509.BasicConstraints(ca=signer is None, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
     )

@@ -6,6 +6,8 @@ from typing import Any
 
 import typer
 
+from serving.envoy.cli import app as envoy_app
+from serving.envoy.refusals import REFUSALS
 from serving.gateway.cli import app
 from serving.gateway.failures import FAILURES
 from serving.gateway.metrics import PREFIX, Metrics
@@ -26,6 +28,19 @@ def test_every_status_is_on_the_page() -> None:
         for reason, failure in FAILURES.items()
     }
     assert found == expected
+
+
+def test_every_refusal_of_envoy_is_on_the_page() -> None:
+    found = {cells[0]: cells[1:] for cells in rows("HTTP", "status", "when") if cells[0] != "(none)"}
+    assert found == {str(status): [f"`{each.code}`", each.meaning] for status, each in REFUSALS.items()}
+
+
+def test_every_flag_of_envoy_is_on_the_page() -> None:
+    command = typer.main.get_command(envoy_app).commands["envoy"]  # type: ignore[attr-defined]
+    section = PAGE.split("## In front of strangers\n")[1].split("\n## ")[0]
+    for each in command.params:
+        if each.param_type_name == "option" and each.name != "help":
+            assert re.search(rf"(?<![\w-]){each.opts[0]}(?![\w-])", section), each.opts[0]
 
 
 def test_every_flag_is_on_the_page() -> None:

@@ -1,0 +1,98 @@
+"""`fieldmark envoy`: the configuration for whoever runs an Envoy of his own before a gateway."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from bundle.errors import MissingExtra, OptionError
+from bundle.files import atomic_file, check_place
+from serving.envoy.flags import (
+    Binary,
+    Burst,
+    Certificate,
+    CertificateKey,
+    ClientCa,
+    Connections,
+    Health,
+    Keys,
+    Rate,
+    Reflection,
+    check_certificates,
+)
+from serving.envoy.options import DEFAULT_ENVOY_PORT, DEFAULTS, EnvoyOptions
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def verbs() -> None:
+    """Keeps `envoy` a command of its own name while it is the only one here."""
+
+
+@app.command()
+def envoy(
+    gateway: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the gateway listens, seen from Envoy.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it, as JSON. It holds the keys.")],
+    certificate: Certificate = None,
+    certificate_key: CertificateKey = None,
+    keys: Keys = None,
+    client_ca: ClientCa = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = DEFAULTS["host"],
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = DEFAULT_ENVOY_PORT,
+    rate: Rate = DEFAULTS["rate"],
+    burst: Burst = DEFAULTS["burst"],
+    connections: Connections = DEFAULTS["connections"],
+    image_bytes: Annotated[int, typer.Option(help="As the gateway's.")] = DEFAULTS["image_bytes"],
+    concurrency: Annotated[int, typer.Option(help="As the gateway's.")] = DEFAULTS["concurrency"],
+    timeout: Annotated[float, typer.Option(help="As the gateway's.")] = DEFAULTS["timeout"],
+    stall_seconds: Annotated[float, typer.Option(help="As the gateway's.")] = DEFAULTS["stall_seconds"],
+    idle_seconds: Annotated[float, typer.Option(help="As the gateway's.")] = DEFAULTS["idle_seconds"],
+    connection_seconds: Annotated[float, typer.Option(help="As the gateway's.")] = DEFAULTS["connection_seconds"],
+    health: Health = False,
+    reflection: Reflection = False,
+    binary: Binary = None,
+) -> None:
+    """Write the configuration of an Envoy of your own: TLS, keys and limits before a gateway.
+
+    Where Envoy is installed, it looks at it first. The files of certificates are named in it as they are given here.
+    """
+    given = locals()
+    options = envoy_options({name: given[name] for name in EnvoyOptions.__dataclass_fields__})
+    check_place(out)
+    _let_envoy_look(options, binary)
+    from serving.envoy.configuration import configuration
+
+    with atomic_file(out) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.write_text(json.dumps(configuration(options), indent=2) + "\n", encoding="utf-8")
+    shown = escape(str(out))
+    Console(soft_wrap=True, highlight=False).print(f"{shown} holds the keys: keep it. Run it: envoy -c {shown}")
+
+
+def envoy_options(given: dict[str, object]) -> EnvoyOptions:
+    """Options from flags, whose files are read here; raises OptionError."""
+    from serving.envoy.keys import read_keys
+
+    certificate, key, keys = (given[name] for name in ("certificate", "certificate_key", "keys"))
+    client_ca = given["client_ca"]
+    if not (isinstance(certificate, Path) and isinstance(key, Path) and isinstance(keys, Path)):
+        raise OptionError(
+            "who faces strangers needs a certificate and keys", hint="Give --certificate, --certificate-key and --keys."
+        )
+    check_certificates(certificate, key, client_ca if isinstance(client_ca, Path) else None)
+    try:
+        return EnvoyOptions(**given | {"keys": read_keys(keys)})  # type: ignore[arg-type]
+    except ValueError as problem:
+        raise OptionError(str(problem)) from None
+
+
+def _let_envoy_look(options: EnvoyOptions, binary: Path | None) -> None:
+    from serving.envoy.process import find_envoy, validate
+
+    with contextlib.suppress(MissingExtra):  # his own Envoy may live elsewhere
+        validate(options, binary or find_envoy())

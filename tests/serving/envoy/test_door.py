@@ -1,0 +1,263 @@
+"""A real Envoy before a real gateway before a real Triton: who gets in, with what, and what the others are told."""
+
+import io
+import json
+import socket
+import ssl
+import struct
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from bundle import Bundle
+from bundle.errors import RequestRefused
+from serving.gateway.calls import Tls
+from serving.gateway.client import FieldmarkClient
+from serving.gateway.generated import fieldmark_pb2 as v1
+from serving.gateway.server import Gateway
+from tests.serving.envoy.conftest import IMAGE_BYTES
+from tests.serving.envoy.door import ANN, BOB, Door, before, metadata, refusal
+from tests.serving.gateway.gateway_thread import encode
+
+pytestmark = pytest.mark.triton
+
+GOOD = v1.ClassifyRequest(image=encode(np.full((40, 40, 3), 140, np.uint8)))
+RST_STREAM = 3  # of HTTP/2's frames
+NEED_A_KEY = ("UNAUTHENTICATED", "a key is needed: give it as x-api-key")
+
+
+def logged(door: Door, request_id: str) -> dict[str, Any]:
+    """The access log's line of a request; Envoy writes it a moment after the answer."""
+    for _ in range(200):
+        if found := [line for line in door.accesses if line["request_id"] == request_id]:
+            return found[0]
+        time.sleep(0.05)
+    pytest.fail(f"nothing is logged of {request_id}")
+
+
+def test_a_key_opens_and_its_name_goes_on(door: Door, toy_bundle: Bundle, gateway_log: io.StringIO) -> None:
+    with FieldmarkClient(door.url, key=ANN.secret, tls=Tls(ca=door.folder / "ca.pem")) as client:
+        assert client.describe().bundle_id == toy_bundle.bundle_id
+        assert [each.id for each in client.classify_stream([("one", GOOD.image), ("two", GOOD.image)])]
+    sent = metadata(BOB, ("x-request-id", "mine"), ("x-fieldmark-key-name", "ann"))
+    with door.stub() as stub:
+        assert stub.Classify(GOOD, metadata=sent, timeout=30).request_id == "mine"
+    line = logged(door, "mine")
+    assert (line["key_name"], line["grpc_status"], line["status"]) == ("bob", "OK", 200)
+    known = [json.loads(each) for each in gateway_log.getvalue().splitlines()]
+    assert [each["key_name"] for each in known if each.get("request_id") == "mine"] == ["bob"]
+    assert all(key.secret not in gateway_log.getvalue() + "".join(door.lines) for key in (ANN, BOB))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        (),
+        (("x-api-key", ""),),
+        (("x-api-key", "z" * 34),),
+        (("x-api-key", ANN.secret[:-1]),),
+        (("x-api-key", ANN.secret.upper()),),
+        (("authorization", f"Bearer {ANN.secret}"),),
+        (("x-fieldmark-key-name", "ann"),),
+    ],
+    ids=["none", "empty", "wrong", "shorter", "other case", "elsewhere", "a name alone"],
+)
+def test_without_a_key(door: Door, sent: tuple[tuple[str, str], ...]) -> None:
+    with door.stub() as stub:
+        assert refusal(stub.Classify, GOOD, metadata=sent) == NEED_A_KEY
+        assert refusal(lambda *a, **k: list(stub.ClassifyStream(*a, **k)), iter(()), metadata=sent) == NEED_A_KEY
+
+
+def test_the_client_says_what_a_wrong_key_is(door: Door) -> None:
+    with (
+        FieldmarkClient(door.url, key="z" * 30, tls=Tls(ca=door.folder / "ca.pem")) as client,
+        pytest.raises(RequestRefused, match="does not know this key"),
+    ):
+        client.describe()
+
+
+def test_a_large_body(door: Door) -> None:
+    with door.stub() as stub:
+        code, sentence = refusal(
+            stub.Classify, v1.ClassifyRequest(image=b"x" * (3 * IMAGE_BYTES)), metadata=metadata(ANN)
+        )
+        assert (code, sentence) == ("RESOURCE_EXHAUSTED", "the request is too large: send the image smaller")
+        just = v1.ClassifyRequest(image=b"x" * (IMAGE_BYTES + 1))
+        assert refusal(stub.Classify, just, metadata=metadata(ANN))[0] == "INVALID_ARGUMENT", "from the gateway"
+        wide = metadata(ANN, ("x-wide", "y" * 7000))
+        assert refusal(stub.Describe, metadata=wide)[0] in ("INTERNAL", "RESOURCE_EXHAUSTED")
+        assert refusal(stub.Describe, metadata=metadata(ANN)) == ("OK", "")
+
+
+def test_what_is_not_let_through(door: Door) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    with grpc.secure_channel(door.url, door.credentials()) as channel:
+        calls = [
+            (channel.unary_unary("/fieldmark.v1.Fieldmark/Nothing", request_serializer=bytes), b""),
+            (health_pb2_grpc.HealthStub(channel).Check, health_pb2.HealthCheckRequest()),
+            (
+                lambda *a, **k: list(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(*a, **k)),
+                iter([reflection_pb2.ServerReflectionRequest(list_services="")]),
+            ),
+        ]
+        for call, request in calls:
+            assert refusal(call, request, metadata=metadata(ANN))[0] == "UNIMPLEMENTED"
+            assert refusal(call, request)[0] == "UNAUTHENTICATED"
+
+
+def test_health_and_reflection_where_they_are_wanted(gateway: Gateway, certificates: Path) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    with before(gateway, certificates, health=True, reflection=True) as opened:
+        with grpc.secure_channel(opened.url, opened.credentials()) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            assert health.Check(health_pb2.HealthCheckRequest(), timeout=30).status == 1
+            assert refusal(lambda *a, **k: list(health.Watch(*a, **k)), health_pb2.HealthCheckRequest())[0] != "OK"
+            ask = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+            wanted = [reflection_pb2.ServerReflectionRequest(list_services="")]
+            assert refusal(lambda *a, **k: list(ask(*a, **k)), iter(wanted)) == NEED_A_KEY
+            (answer,) = ask(iter(wanted), timeout=30, metadata=metadata(ANN))
+            names = [each.name for each in answer.list_services_response.service]
+            assert "fieldmark.v1.Fieldmark" in names
+        with opened.connect("http/1.1") as line:
+            line.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert line.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_key_that_is_used_too_often_leaves_the_others_alone(gateway: Gateway, certificates: Path) -> None:
+    with before(gateway, certificates, rate=1, burst=3) as opened, opened.stub() as stub:
+        answers = [refusal(stub.Describe, metadata=metadata(ANN)) for _ in range(40)]
+        too_many = ("RESOURCE_EXHAUSTED", "too many requests with this key: send them slower")
+        assert answers[0] == ("OK", "")
+        assert set(answers) == {("OK", ""), too_many}
+        assert refusal(stub.Describe, metadata=metadata(BOB)) == ("OK", "")
+
+
+def test_mutual_tls(gateway: Gateway, certificates: Path) -> None:
+    with before(gateway, certificates, client_ca=certificates / "ca.pem") as opened:
+        with opened.stub("client") as stub:
+            assert refusal(stub.Describe, metadata=metadata(ANN)) == ("OK", "")
+            assert refusal(stub.Describe) == NEED_A_KEY
+        for client in ("", "late", "stranger"):
+            with opened.stub(client) as stub:
+                assert refusal(stub.Describe, metadata=metadata(ANN))[0] == "UNAVAILABLE"
+
+
+def test_no_tls_and_old_tls(door: Door) -> None:
+    with grpc.insecure_channel(door.url) as channel:
+        call = channel.unary_unary("/fieldmark.v1.Fieldmark/Describe", request_serializer=lambda each: b"")
+        assert refusal(call, metadata=metadata(ANN))[0] == "UNAVAILABLE"
+    context = ssl.create_default_context(cafile=door.folder / "ca.pem")
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with socket.create_connection(door.address, timeout=30) as plain, pytest.raises((ssl.SSLError, OSError)):
+        context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+def test_a_certificate_that_is_over(gateway: Gateway, certificates: Path) -> None:
+    late = {"certificate": certificates / "late.pem", "certificate_key": certificates / "late.key"}
+    with (
+        before(gateway, certificates, **late) as opened,
+        FieldmarkClient(opened.url, key=ANN.secret, tls=Tls(ca=certificates / "ca.pem"), timeout=5) as client,
+        pytest.raises(RequestRefused, match="is not available"),
+    ):
+        client.describe()
+
+
+# Callers who hold a place and do nothing with it
+
+
+@pytest.fixture(scope="module")
+def impatient(gateway: Gateway, certificates: Path) -> Any:
+    with before(gateway, certificates, stall_seconds=1.0, idle_seconds=1.5) as opened:
+        yield opened
+
+
+def test_a_body_that_does_not_come(impatient: Door) -> None:
+    with impatient.connect("http/1.1") as line:
+        fields = f"host: x\r\nx-api-key: {ANN.secret}\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n"
+        line.sendall(f"POST /v1/classify HTTP/1.1\r\n{fields}\r\n{{".encode())
+        answer = line.recv(10_000)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"code":4' in answer
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A frame of HTTP/2."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def read_frame(line: ssl.SSLSocket) -> tuple[int, int] | None:
+    """(kind, stream) of the next frame; None where there is no other."""
+
+    def read(count: int) -> bytes:
+        data = b""
+        while len(data) < count and (more := line.recv(count - len(data))):
+            data += more
+        return data
+
+    if len(head := read(9)) < 9:
+        return None
+    read(int.from_bytes(head[:3], "big"))
+    return head[3], int.from_bytes(head[5:], "big")
+
+
+def literal(name: str, value: str) -> bytes:
+    """A header as HPACK writes it when it remembers nothing; both shorter than 127 bytes."""
+    return b"\x10" + b"".join(bytes([len(each)]) + each.encode() for each in (name, value))
+
+
+def test_an_answer_that_is_never_read(impatient: Door) -> None:
+    """The caller's window stays shut, so that not a byte of the answer may be sent."""
+    head = {
+        ":method": "POST",
+        ":scheme": "https",
+        ":path": "/fieldmark.v1.Fieldmark/Describe",
+        ":authority": "x",
+        "content-type": "application/grpc",
+        "te": "trailers",
+        "x-api-key": ANN.secret,
+        "x-request-id": "unread",
+    }
+    settings = frame(4, 0, 0, struct.pack(">HI", 4, 0))  # INITIAL_WINDOW_SIZE 0
+    headers = frame(1, 4, 1, b"".join(literal(name, value) for name, value in head.items()))
+    with impatient.connect("h2") as line:
+        line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + headers + frame(0, 1, 1, b"\0" * 5))
+        frames = iter(lambda: read_frame(line), None)
+        assert (RST_STREAM, 1) in ((kind, stream) for kind, stream in frames)
+    assert logged(impatient, "unread")["key_name"] == "ann"
+
+
+def test_a_stream_that_does_nothing(impatient: Door) -> None:
+    enough = threading.Event()
+
+    def silence() -> Any:
+        enough.wait(30)
+        yield from ()
+
+    with impatient.stub() as stub:
+        code, _ = refusal(lambda *a, **k: list(stub.ClassifyStream(*a, **k)), silence(), metadata=metadata(ANN))
+        enough.set()
+    assert code == "DEADLINE_EXCEEDED"
+
+
+def test_a_connection_that_says_nothing(gateway: Gateway, certificates: Path) -> None:
+    with before(gateway, certificates, idle_seconds=1.0) as opened, opened.connect("http/1.1") as line:
+        assert line.recv(100) == b""
+
+
+def test_more_connections_than_allowed(gateway: Gateway, certificates: Path) -> None:
+    with before(gateway, certificates, connections=2) as opened:
+        held = [opened.connect("http/1.1") for _ in range(2)]
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            opened.connect("http/1.1")
+        for line in held:
+            line.close()
