@@ -13,7 +13,7 @@ from pathlib import Path
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ServerError, printable
 from serving.repository import write_repository
-from serving.server import restriction
+from serving.triton_command import restriction
 from serving.triton_config import ONNXRUNTIME, Settings, available_cores
 
 SERVER = "tritonserver"

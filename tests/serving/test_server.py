@@ -31,7 +31,8 @@ from bundle.errors import EndpointError, OptionError, ServerError
 from serving.client import TritonInference
 from serving.environment import find_environment, inspect_environment
 from serving.processes import exits_within, group
-from serving.server import TritonServer, useful_line
+from serving.server import TritonServer
+from serving.triton_command import useful_line
 from serving.triton_config import available_cores, share_cores
 from serving.workspace import sweep
 
