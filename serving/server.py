@@ -25,6 +25,7 @@ from bundle import Bundle
 from bundle.errors import EndpointError, OptionError, ServerError
 from serving.client import TritonInference
 from serving.environment import TritonEnvironment, find_environment
+from serving.prediction import check_runtime
 from serving.processes import (
     alive,
     command_of,
@@ -185,6 +186,7 @@ class TritonServer:
 
     def _fill(self, folder: Path, environment: TritonEnvironment) -> None:
         """The model repository, and the backend that runs it."""
+        check_runtime(self.bundle.manifest, environment.onnxruntime)
         copy_backend(folder / "backends", environment)
         models = write_repository(self.bundle, folder / MODELS, Settings(cores=available_cores()))
         for network in self.bundle.manifest.networks:

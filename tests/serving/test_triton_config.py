@@ -1,6 +1,5 @@
 """What Triton and a client read in config.pbtxt, for each flavour."""
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -13,11 +12,12 @@ from tritonclient.grpc import model_config_pb2 as protobuf
 
 from bundle import Bundle, tensors
 from bundle.errors import BundleUnsupported, OptionError
-from bundle.manifest import Quality, parse_manifest
+from bundle.manifest import parse_manifest
 from serving import triton_config
 from serving.repository import write_repository
 from serving.triton_config import ONNXRUNTIME, PYTHON, TENSORRT, Settings, settle
 from tests.serving.engine_sets import write_engines
+from tests.serving.narrowed import narrowed
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = protobuf.ModelInstanceGroup
@@ -159,15 +159,6 @@ def test_the_accelerator_has_a_cache_for_each_bundle_and_one_profile_for_all_bat
         assert accelerator.parameters["trt_profile_max_shapes"] == "image:64x32x32x3"
     root = "/var/cache/fieldmark/fieldmark"
     assert caches == {f"{root}-{network}-{toy_bundle.bundle_id}" for network in tensors.NETWORKS}
-
-
-def narrowed(bundle: Bundle, precision: str) -> Bundle:
-    """The bundle, its `full` network declared to be of another precision."""
-    quality = Quality(images=1, accuracy=1.0, flagged=0.0, auroc={})
-    info = bundle.manifest.networks["full"]
-    narrow = dataclasses.replace(info, precision=precision, quality={"fp32": quality, precision: quality})
-    networks = {**bundle.manifest.networks, "full": narrow}
-    return Bundle(bundle.path, dataclasses.replace(bundle.manifest, networks=networks))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
