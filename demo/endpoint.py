@@ -88,7 +88,7 @@ def look(client: FieldmarkClient, image: Path, network: str) -> npt.NDArray[np.f
     """Where the network looked in one image, as the endpoint draws it : (H, W) in [0, 1]."""
     answer = client.classify(image.read_bytes(), network=network, explain=True)
     with Image.open(io.BytesIO(answer.explanation.attention_png)) as picture:
-        return np.asarray(picture, dtype=np.float32) / 255
+        return np.asarray(picture, dtype=np.float32) / np.float32(255)
 
 
 def _classify(client: FieldmarkClient, paths: list[Path], network: str) -> list[Prediction]:

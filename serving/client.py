@@ -69,6 +69,10 @@ class TritonInference:
         parts = [self._request(images[start : start + self.max_batch_size], network) for start in starts]
         return {tensor.name: np.concatenate([part[tensor.name] for part in parts]) for tensor in info.outputs}
 
+    def check_lives(self) -> None:
+        """Raise EndpointError unless the server answers at all, whatever its networks do."""
+        self._call("is_server_live")
+
     def executed(self, network: str) -> int:
         """Batches that the server has run for a network since it loaded it; raises EndpointError."""
         (stats,) = self._call("get_inference_statistics", network).model_stats

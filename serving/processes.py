@@ -84,8 +84,8 @@ def ending_of_other(pid: int) -> str:
     return _killed(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else f"exit code {os.WEXITSTATUS(status)}"
 
 
-def stopped(pid: int) -> bool:
-    """Whether a process is halted, as by SIGSTOP."""
+def halted(pid: int) -> bool:
+    """Whether a process lives and does not run, as after SIGSTOP."""
     return _state(pid)[0] == "T"
 
 

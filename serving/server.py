@@ -35,6 +35,7 @@ from serving.processes import (
     exited,
     exits_within,
     group,
+    halted,
     launch,
 )
 from serving.repository import write_repository
@@ -144,6 +145,10 @@ class TritonServer:
         """How one of a network's worker processes has ended, in words; empty while all of them live."""
         dead = [pid for pid in self._workers.get(network, ()) if not alive(pid, self.pid)]
         return ending_of_other(dead[0]) if dead else ""
+
+    def halted(self, network: str) -> set[int]:
+        """Those of a network's worker processes that live and do not run, as after SIGSTOP."""
+        return {pid for pid in self._workers.get(network, ()) if halted(pid)}
 
     def workers(self, network: str) -> set[int]:
         """Process ids of a network's stubs, the living ones."""

@@ -19,10 +19,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bundle import Bundle, tensors
-from bundle.errors import EndpointError, RequestRefused
+from bundle.errors import EndpointError, RequestRefused, ServerError
 from serving.client import TritonInference
 from serving.gateway.client import FieldmarkClient
 from serving.processes import command_of, group
+from serving.server import TritonServer
+from serving.upkeep.keeper import CALM_SECONDS, PATIENCE_SECONDS, BackOff, Trouble, keep
+from serving.upkeep.watch import TritonWatch, patience
 from tests.serving.gateway.gateway_thread import encode
 
 ROOT = Path(__file__).parents[2]
@@ -141,7 +144,7 @@ class Caller:
     [
         (signal.SIGKILL, "its worker process: killed by SIGKILL"),
         (signal.SIGSEGV, "its worker process: killed by SIGSEGV"),
-        (signal.SIGSTOP, "(its worker process is stopped)"),
+        (signal.SIGSTOP, "its worker process is halted, for "),
     ],
 )
 def test_a_worker_is_replaced_and_the_other_network_never_notices(served: Served, number: int, cause: str) -> None:
@@ -182,6 +185,28 @@ def gateway_pid(served: Served) -> int:
     children = Path(f"/proc/{served.process.pid}/task/{served.process.pid}/children").read_text().split()
     (found,) = [int(pid) for pid in children if "fieldmark gateway" in command_of(int(pid))]
     return found
+
+
+@pytest.mark.triton
+def test_one_halted_worker_of_two_is_replaced_though_the_other_answers(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.server.available_cores", lambda: 8)  # two instances of each network
+    with TritonServer(toy_bundle, grpc_port=0, metrics_port=0) as server:
+        watch = TritonWatch(server)
+        before, other = server.workers("full"), server.workers("attention")
+        assert (len(before), watch.look()) == (2, [])
+        os.kill(min(before), signal.SIGSTOP)
+        deadline = time.monotonic() + SECONDS
+        while not (troubles := watch.look()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        (trouble,) = troubles
+        assert (trouble.who, trouble.cause[:29]) == ("network 'full'", "its worker process is halted,")
+        assert trouble.mend(lambda: False) == ""
+        assert watch.look() == []
+        assert min(before) not in server.workers("full")
+        assert server.workers("attention") == other
+        watch.close()
 
 
 @pytest.mark.triton
@@ -322,3 +347,52 @@ def test_what_the_gateway_refuses_is_said_and_nothing_stays(
     assert (run.returncode, run.stdout) == (code, "")
     assert words in run.stderr
     assert run.stderr.count("\n") == 1
+
+
+# Patience
+
+
+def test_the_first_replacement_is_immediate_and_the_next_ones_wait() -> None:
+    back_off, now, waits = BackOff(), 0.0, []
+    for _ in range(8):
+        assert back_off.due(now)
+        waits.append(back_off.tried(now, now))
+        assert not back_off.due(now + waits[-1] - 0.01)
+        now += waits[-1]
+    assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
+    assert back_off.tried(now + CALM_SECONDS + 1, now + CALM_SECONDS + 2) == 1
+
+
+def test_a_slow_network_is_given_as_long_as_its_largest_batch_takes() -> None:
+    assert patience(0.001) == PATIENCE_SECONDS
+    assert patience(0.18) == pytest.approx(2 * 64 * 0.18)
+
+
+class Lame:
+    """A service that is never well, and cannot be replaced the first time."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+
+    def look(self) -> list[Trouble]:
+        return [Trouble(who="it", cause="lame", mend=self.mend)]
+
+    def mend(self, stopped: Callable[[], bool]) -> str:
+        self.tries += 1
+        if self.tries == 1:
+            raise ServerError("its port is taken")
+        return "crutches"
+
+
+def test_what_cannot_be_replaced_is_tried_again_and_the_other_is_looked_at_meanwhile() -> None:
+    told: list[tuple[str, dict[str, object]]] = []
+    lame, well = Lame(), Lame()
+    looks = []
+    well.look = lambda: looks.append(len(told)) or []  # type: ignore[method-assign, func-returns-value]
+    keep([lame, well], lambda: lame.tries == 2, lambda event, facts: told.append((event, facts)))
+    assert told[:3] == [
+        ("trouble", {"who": "it", "cause": "lame"}),
+        ("not_replaced", {"who": "it", "cause": "its port is taken", "again_seconds": 1.0}),
+        ("trouble", {"who": "it", "cause": "lame"}),
+    ]
+    assert len(looks) >= 2
