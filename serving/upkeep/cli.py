@@ -145,7 +145,8 @@ def asked_to_stop() -> Iterator[list[int]]:
 
 def _pass_on(line: str) -> None:
     with contextlib.suppress(OSError):  # a log that nobody reads any more must not stop the server
-        print(line, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{line}\n")  # at once: threads that print write the end of a line by itself
+        sys.stderr.flush()
 
 
 def _tell(event: str, facts: dict[str, object], talk: Console, log: bool) -> None:

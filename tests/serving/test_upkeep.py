@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from bundle import Bundle, tensors
 from bundle.errors import EndpointError, RequestRefused, ServerError
 from serving.client import TritonInference
+from serving.gateway.calls import Retries
 from serving.gateway.client import FieldmarkClient
 from serving.processes import command_of, group
 from serving.server import TritonServer
@@ -86,6 +87,10 @@ class Served:
                 return client.classify(GOOD, network=network).network == network
             except RequestRefused:
                 return False
+
+    def join(self) -> None:
+        """Wait until all that it told is here; it must have ended."""
+        self._reader.join(timeout=10)
 
     def _read(self) -> None:
         with contextlib.suppress(ValueError):
@@ -237,21 +242,37 @@ def test_a_halted_server_is_replaced(toy_bundle: Bundle) -> None:
 @pytest.mark.triton
 def test_drained_on_sigterm(toy_bundle: Bundle) -> None:
     """What is in work is answered, what is new is refused, and then nothing is left."""
-    with serving(toy_bundle) as served, FieldmarkClient(served.facts["url"]) as client:
-        client.classify(GOOD, network="full")
-        stub = served.stub("full")
-        os.kill(stub, signal.SIGSTOP)  # so that a request is in work for as long as we like
-        answers: list[Any] = []
-        waiting = threading.Thread(target=lambda: answers.append(client.classify(GOOD, network="full")))
-        waiting.start()
-        served.wait_for(lambda: metric(served, 'in_flight{network="full"}') == 1)
+    slow = encode(np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8), "JPEG")
+    answered: list[str] = []
+    refused: list[str] = []
+
+    def call() -> None:
+        with FieldmarkClient(served.facts["url"], retries=Retries(attempts=1)) as client:
+            while True:
+                try:
+                    answered.append(client.classify(slow).network)
+                except RequestRefused as problem:
+                    refused.append(problem.reason or str(problem))
+                    return
+
+    with serving(toy_bundle) as served:
+        callers = [threading.Thread(target=call) for _ in range(8)]
+        for caller in callers:
+            caller.start()
+        served.wait_for(lambda: len(answered) > 8)
         served.process.send_signal(signal.SIGTERM)
-        served.wait_for(lambda: served.events("stopping"))
-        assert not served.answers("attention")
-        os.kill(stub, signal.SIGCONT)
-        waiting.join(timeout=SECONDS)
-        assert [answer.network for answer in answers] == ["full"]
+        for caller in callers:
+            caller.join(timeout=SECONDS)
         assert served.process.wait(timeout=SECONDS) == 0
+    served.join()
+    (stopping,) = served.events("stopping")
+    assert stopping["in_work"] > 0
+    events = [json.loads(line) for line in served.lines]
+    after = [each["code"] for each in events[events.index(stopping) :] if each["event"] == "request"]
+    assert after.count("OK") >= stopping["in_work"]
+    assert len(answered) == sum(each["code"] == "OK" for each in served.events("request"))
+    assert len(refused) == len(callers)
+    assert all(reason == "STOPPING" or "is not available" in reason for reason in refused), refused
     assert not group(served.facts["triton_pid"])
 
 
@@ -336,6 +357,11 @@ def test_systemd_hears_when_it_is_ready_that_it_lives_and_that_it_stops(toy_bund
     [
         (["--host", "0.0.0.0"], 2, "can be reached by others"),
         (["--", "--concurrency", "0"], 2, "--concurrency 0 is not a positive number"),
+        (
+            ["--no-gateway", "--", "--concurrency", "3"],
+            2,
+            "--concurrency is for the gateway, and --no-gateway is given",
+        ),
     ],
 )
 def test_what_the_gateway_refuses_is_said_and_nothing_stays(
