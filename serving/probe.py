@@ -27,10 +27,9 @@ def ask(inference: TritonInference, network: str) -> float:
     """Seconds that a network took to answer one grey image; raises EndpointError, also for an answer without sense."""
     spec = inference.manifest.image
     image = np.full((1, spec.height, spec.width, 3), GREY, dtype=np.uint8)
-    started = time.monotonic()
+    url, started = inference.url, time.monotonic()
     outputs = inference.infer(image, network)
     seconds = time.monotonic() - started
-    url = inference.url
     if wrong := [name for name, value in outputs.items() if not np.isfinite(value).all()]:
         raise EndpointError(f"{url} answers nonsense: {network}.{wrong[0]} is not finite", hint="Restart it.")
     total = float(outputs[tensors.PROBABILITIES].sum())

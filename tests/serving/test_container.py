@@ -62,7 +62,7 @@ def test_the_entry_point_becomes_tritonserver(toy_bundle: Bundle, tmp_path: Path
     (models,) = (tmp_path / "tmp").iterdir()
     assert f"--model-repository={models}" in lines
     assert "--model-control-mode=none" in lines
-    assert any(re.fullmatch(r"--grpc-restricted-protocol=[a-z,-]+:fieldmark-key=\S{32}", line) for line in lines)
+    assert any(re.fullmatch(r"--grpc-restricted-protocol=[a-z,-]+:Fieldmark-Key=\S{32}", line) for line in lines)
 
 
 def test_the_processor_is_shared_out_where_no_gpu_was_given(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ class Inference:
 
     def __init__(self, bundle: Bundle, name: str, value: float) -> None:
         self.manifest, self.name, self.value = bundle.manifest, name, value
-        self.asked: list[str] = []
+        self.url, self.asked = "localhost:8001", list[str]()
 
     def __enter__(self) -> "Inference":
         return self
