@@ -24,7 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("export.cli", "Turn a training run into a bundle: ONNX graphs with preprocessing and detector inside."),
     "engine": ("export.engine_cli", "Compile a bundle's graphs for GPUs: TensorRT or TensorRT for RTX engines."),
     "bundle": ("bundle.cli", "Show, verify or sign a bundle."),
-    "serve": ("serving.cli", "Serve a bundle on a real Triton."),
+    "serve": ("serving.cli", "Serve a bundle: a real Triton and fieldmark.v1, kept up."),
     "gateway": ("serving.gateway.cli", "Answer image bytes over gRPC, fieldmark.v1, before a Triton."),
     "envoy": ("serving.envoy.cli", "Write the configuration of an Envoy that faces strangers before a gateway."),
     "repository": ("serving.cli", "Write a Triton model repository: roll a bundle out, or back."),

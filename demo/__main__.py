@@ -16,11 +16,11 @@ from bundle.files import write_text
 from bundle.folder import Bundle
 from bundle.manifest import SCHEMA
 from demo.archive import make_archive, score_archive
-from demo.endpoint import Answers, ask, served
+from demo.endpoint import Answers, ask, look, served
 from demo.figure import Panel, draw
-from demo.stages import Stages, contents, fieldmark
+from demo.stages import StageFailed, Stages, contents, fieldmark
 from fieldmark import guarded
-from serving.client import TritonInference
+from serving.gateway.client import FieldmarkClient
 
 ATTACKS = ("clean", "noise", "fgsm-8", "pgd10-2", "pgd10-8")
 TITLES = ("clean", "Gaussian noise", "FGSM 8/255", "PGD-10 2/255", "PGD-10 8/255")
@@ -74,11 +74,14 @@ def demo(
     console.rule("[bold]serve and classify[/]", align="left")
     answers: dict[str, dict[str, Answers]] = {}
     with stages.timed("serve"), served(bundle_path) as endpoint:
-        say(console, f"Triton {endpoint['triton_version']} answers at {endpoint['grpc_url']} (gRPC)")
-        connection = TritonInference.connect(endpoint["grpc_url"], expect_bundle=bundle.bundle_id)
-        with stages.timed("classify"), connection as inference:
-            for network in networks:
-                answers[network] = ask(inference, attacked, network)
+        say(console, f"fieldmark.v1 at {endpoint['url']} (gRPC), before Triton {endpoint['triton_version']}")
+        with FieldmarkClient(endpoint["url"]) as client:
+            if client.describe().bundle_id != bundle.bundle_id:
+                raise StageFailed("the endpoint serves another bundle")
+            with stages.timed("classify"):
+                for network in networks:
+                    answers[network] = ask(client, attacked, network)
+            birds_shown = _rows(client, answers[main], main, bundle)
     stages.seconds["serve"] = round(stages.seconds["serve"] - stages.seconds["classify"], 2)
     console.rule("[bold]score a folder[/]", align="left")
     with stages.timed("score"):
@@ -94,7 +97,7 @@ def demo(
         "scored": scored,
     }
     write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
-    _figure(answers[main], out / "demo.png")
+    draw(birds_shown, out / "demo.png")
     _print(report, console)
     say(
         console,
@@ -137,7 +140,10 @@ def _setup_seconds() -> dict[str, float]:
         return {}
 
 
-def _figure(by_attack: dict[str, Answers], path: Path) -> None:
+def _rows(
+    client: FieldmarkClient, by_attack: dict[str, Answers], network: str, bundle: Bundle
+) -> list[tuple[str, list[tuple[str, Panel]]]]:
+    """What demo.png shows: some birds, clean and attacked."""
     clean, attacked = by_attack["clean"], by_attack["pgd10-8"]
     step = max(1, len(clean.labels) // SHOWN)
     rows = []
@@ -145,12 +151,16 @@ def _figure(by_attack: dict[str, Answers], path: Path) -> None:
         panels = [
             (
                 name,
-                Panel(pixels=said.pixels[index], attention=said.attention[index], prediction=said.predictions[index]),
+                Panel(
+                    pixels=bundle.manifest.image.read(said.paths[index]),
+                    attention=look(client, said.paths[index], network),
+                    prediction=said.predictions[index],
+                ),
             )
             for name, said in (("clean", clean), ("attacked, PGD-10 8/255", attacked))
         ]
         rows.append((clean.labels[index], panels))
-    draw(rows, path)
+    return rows
 
 
 def _print(report: dict[str, Any], console: Console) -> None:

@@ -1,6 +1,7 @@
-"""The served bundle as the demo meets it: a real server in a process of its own, and a client on its gRPC port."""
+"""The served bundle as the demo meets it: `fieldmark serve` in a process of its own, and a client of fieldmark.v1."""
 
 import csv
+import io
 import json
 import signal
 import subprocess
@@ -13,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from bundle import tensors
 from demo.stages import StageFailed
-from serving.prediction import Inference, Prediction, predictions
-
-BATCH = 64
+from serving.gateway.client import FieldmarkClient
+from serving.prediction import Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,7 @@ class Answers:
     """What the endpoint said of one folder of images, in the order of index.csv."""
 
     labels: list[str]  # the truth
-    pixels: npt.NDArray[np.uint8]  # (n, H, W, 3)
-    attention: npt.NDArray[np.float32]  # (n, h, w)
+    paths: list[Path]  # the files that were sent
     predictions: list[Prediction]
 
     @property
@@ -57,7 +56,7 @@ class Answers:
 def served(bundle: Path) -> Iterator[dict[str, Any]]:
     """`fieldmark serve` on free ports; yields what it prints when it is ready, and stops it as Ctrl-C would."""
     command = [sys.executable, "-m", "fieldmark", "serve", str(bundle), "--json"]
-    ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    ports = ["--port", "0", "--gateway-metrics-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     process = subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline() if process.stdout else ""
@@ -72,23 +71,48 @@ def served(bundle: Path) -> Iterator[dict[str, Any]]:
             process.kill()
 
 
-def ask(inference: Inference, folder: Path, network: str) -> dict[str, Answers]:
-    """Send every image of an attack folder to the endpoint; answers by attack."""
+def ask(client: FieldmarkClient, folder: Path, network: str) -> dict[str, Answers]:
+    """Send the file of every image of an attack folder to the endpoint; answers by attack."""
     with (folder / "index.csv").open(newline="", encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["network"] == network]
     answers = {}
     for attack in dict.fromkeys(row["attack"] for row in rows):
         chosen = [row for row in rows if row["attack"] == attack]
-        pixels = np.stack([inference.manifest.image.read(folder / row["path"]) for row in chosen])
-        attention, said = [], []
-        for start in range(0, len(pixels), BATCH):
-            outputs = inference.infer(pixels[start : start + BATCH], network)
-            attention.append(outputs[tensors.ATTENTION])
-            said.extend(predictions(outputs, inference.manifest, network))
-        answers[attack] = Answers(
-            labels=[row["label"] for row in chosen],
-            pixels=pixels,
-            attention=np.concatenate(attention),
-            predictions=said,
-        )
+        paths = [folder / row["path"] for row in chosen]
+        said = _classify(client, paths, network)
+        answers[attack] = Answers(labels=[row["label"] for row in chosen], paths=paths, predictions=said)
     return answers
+
+
+def look(client: FieldmarkClient, image: Path, network: str) -> npt.NDArray[np.float32]:
+    """Where the network looked in one image, as the endpoint draws it : (H, W) in [0, 1]."""
+    answer = client.classify(image.read_bytes(), network=network, explain=True)
+    with Image.open(io.BytesIO(answer.explanation.attention_png)) as picture:
+        return np.asarray(picture, dtype=np.float32) / np.float32(255)
+
+
+def _classify(client: FieldmarkClient, paths: list[Path], network: str) -> list[Prediction]:
+    """One answer a file, in their order; raises StageFailed for a file without one."""
+    files = ((str(number), path.read_bytes()) for number, path in enumerate(paths))
+    found: dict[int, Prediction] = {}
+    for each in client.classify_stream(files, network=network):
+        if each.HasField("error"):
+            raise StageFailed(f"{paths[int(each.id)]} was not classified: {each.error.message}")
+        found[int(each.id)] = _prediction(each.response)
+    return [found[number] for number in range(len(paths))]
+
+
+def _prediction(answer: Any) -> Prediction:
+    top = tuple((each.label, each.probability) for each in answer.predictions)
+    said = answer.adversarial
+    return Prediction(
+        label=top[0][0],
+        probability=top[0][1],
+        top=top,
+        instance_score=said.score,
+        p_value=said.p_value,
+        is_adversarial=said.flagged,
+        layer_scores=tuple(layer.squared_distance for layer in said.layers),
+        network=answer.network,
+        bundle_id=answer.bundle_id,
+    )

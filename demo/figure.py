@@ -18,7 +18,7 @@ GOOD, BAD, QUIET = "#1b7837", "#b2182b", "#555555"
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One image as the endpoint saw it. pixels : (H, W, 3) uint8, attention : (h, w) in [0, 1]."""
+    """One image as the endpoint saw it. pixels : (H, W, 3) uint8, attention : (H, W) in [0, 1]."""
 
     pixels: npt.NDArray[np.uint8]
     attention: npt.NDArray[np.float32]

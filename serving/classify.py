@@ -63,17 +63,8 @@ def as_record(answer: Answer, name: str) -> dict[str, Any]:
     return {"file": name, **dataclasses.asdict(answer.prediction)}
 
 
-def prototype_images(
-    given: Bundle | None, named: str, manifest: Manifest
-) -> Callable[[int], npt.NDArray[np.uint8] | None]:
-    """How to look up a prototype's training image: in the `given` bundle, else in the one `named` by the server when
-    that folder is on this machine and holds the same bundle, else nowhere."""
-    bundle = given
-    if bundle is None and named and Path(named).is_dir():
-        try:
-            bundle = Bundle.open(Path(named))
-        except (BundleError, OSError):
-            bundle = None
+def prototype_images(bundle: Bundle | None, manifest: Manifest) -> Callable[[int], npt.NDArray[np.uint8] | None]:
+    """How to look up a prototype's training image: in `bundle`, if it is the one of the manifest, else nowhere."""
     if bundle is None or bundle.bundle_id != manifest.bundle_id:
         return lambda index: None
 

@@ -1,12 +1,7 @@
-"""`fieldmark serve`, `fieldmark classify`; `repository`, `score` and `drift` from files of their own."""
+"""`fieldmark classify`; `serve`, `repository`, `score` and `drift` from files of their own."""
 
-import contextlib
 import json as jsonlib
-import os
-import signal
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +9,6 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.panel import Panel
 from rich.table import Table
 
 from bundle import Bundle
@@ -23,69 +17,16 @@ from bundle.errors import OptionError, printable
 from serving.drift_cli import drift
 from serving.repository_cli import repository
 from serving.score_cli import readable, score
+from serving.upkeep.cli import serve
 
 if TYPE_CHECKING:
     from serving.classify import Answer
-    from serving.server import TritonServer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(serve)
 app.command()(repository)
 app.command()(score)
 app.command()(drift)
-
-WATCH_SECONDS = 0.25
-Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port.")]
-
-
-@app.command()
-def serve(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
-    grpc_port: Port = 8001,
-    http_port: Port = 8000,
-    metrics_port: Port = 8002,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")] = "127.0.0.1",
-    triton_python: Annotated[
-        Path | None,
-        typer.Option(
-            help="Python of the server environment. Default: $FIELDMARK_TRITON_PYTHON, else this Python, else "
-            ".venv-triton beside its environment."
-        ),
-    ] = None,
-    start_timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait until the networks answer.")] = 120.0,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Pass on tritonserver's own log, on stderr.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the endpoints as one line of JSON when ready.")] = False,
-) -> None:
-    """Serve a bundle on a real Triton until Ctrl-C or SIGTERM. It is ready when every network has answered."""
-    from serving.server import EVERYWHERE, TritonServer
-
-    talk = Console(stderr=True, soft_wrap=True, highlight=False)
-    with _asked_to_stop() as signals:
-        opened = Bundle.open(bundle)
-        server = TritonServer(
-            opened,
-            host=host,
-            grpc_port=grpc_port,
-            http_port=http_port,
-            metrics_port=metrics_port,
-            triton_python=triton_python,
-            start_seconds=start_timeout,
-            on_log=_pass_on if verbose else None,
-        )
-        with talk.status("starting Triton"):
-            server.start(cancelled=lambda: bool(signals))
-        try:
-            if signals:
-                talk.print("stopped before the server was ready; nothing was left behind")
-                raise typer.Exit(128 + signals[0])
-            _announce(server, json)
-            if host == EVERYWHERE:
-                talk.print("[yellow]note:[/] whoever reaches this machine can call it: Triton asks nobody who they are")
-            while not signals:
-                time.sleep(WATCH_SECONDS)
-                server.check()
-        finally:
-            with talk.status("stopping Triton"):
-                server.stop()
 
 
 @app.command()
@@ -134,53 +75,6 @@ def classify(
         _draw(explain, answers, inference, expected, used)
     if any(answer.error for answer in answers):
         raise typer.Exit(1)
-
-
-@contextlib.contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM and SIGHUP instead of dying of them, so that starting and stopping end in good order."""
-    signals: list[int] = []
-    previous: dict[signal.Signals, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means: stay
-            previous[number] = signal.signal(number, lambda received, _: signals.append(received))
-    try:
-        yield signals
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _pass_on(line: str) -> None:
-    with contextlib.suppress(OSError):  # a log that nobody reads any more must not stop the server
-        print(line, file=sys.stderr, flush=True)
-
-
-def _announce(server: "TritonServer", json: bool) -> None:
-    facts = {
-        "grpc_url": server.grpc_url,
-        "http_url": server.http_url,
-        "metrics_url": server.metrics_url,
-        "networks": list(server.bundle.manifest.networks),
-        "bundle_id": server.bundle.bundle_id,
-        "triton_version": server.triton_version,
-        "pid": os.getpid(),
-        "triton_pid": server.pid,
-    }
-    if json:
-        print(jsonlib.dumps(facts), flush=True)
-        return
-    grid = Table.grid(padding=(0, 2))
-    grid.add_row("gRPC", f"[bold]{escape(server.grpc_url)}[/]")
-    grid.add_row("HTTP", escape(server.http_url))
-    grid.add_row("metrics", escape(server.metrics_url))
-    grid.add_row("networks", ", ".join(server.bundle.manifest.networks))
-    grid.add_row("bundle", server.bundle.bundle_id)
-    grid.add_row("Triton", server.triton_version)
-    name = escape(printable(server.bundle.manifest.name))
-    Console(highlight=False).print(
-        Panel(grid, title=f"serving [bold]{name}[/]", subtitle="Ctrl-C stops it", title_align="left", expand=False)
-    )
 
 
 def _print_record(answer: "Answer") -> None:
@@ -238,6 +132,6 @@ def _draw(explain: Path, answers: "list[Answer]", inference: Any, expected: Bund
 
     drawn = [answer for answer in answers if answer.prediction]
     names = [readable(Path(answer.path.name)) for answer in drawn]
-    look_up = prototype_images(expected, inference.bundle_path, inference.manifest)
+    look_up = prototype_images(expected, inference.manifest)
     draw_explanations(explain, drawn, inference.manifest, names, look_up, alpha)
     say(Console(stderr=True), f"picture: {readable(explain)}")

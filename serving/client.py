@@ -20,7 +20,7 @@ from bundle.errors import BundleCorrupt, EndpointError, InputError
 from bundle.manifest import parse_manifest
 from bundle.tensors import TensorSpec
 from serving.prediction import Outputs
-from serving.triton_config import BUNDLE_ID, BUNDLE_PATH, MANIFEST
+from serving.triton_config import BUNDLE_ID, MANIFEST
 
 DEFAULT_PORT = 8001
 _ADDRESS = re.compile(r"(?:grpc://)?(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(?::(?P<port>\d{1,5}))?/?")
@@ -33,7 +33,6 @@ class TritonInference:
 
     manifest: Manifest
     bundle_id: str
-    bundle_path: str
     triton_version: str
     max_batch_size: int
 
@@ -70,6 +69,15 @@ class TritonInference:
         parts = [self._request(images[start : start + self.max_batch_size], network) for start in starts]
         return {tensor.name: np.concatenate([part[tensor.name] for part in parts]) for tensor in info.outputs}
 
+    def check_lives(self) -> None:
+        """Raise EndpointError unless the server answers at all, whatever its networks do."""
+        self._call("is_server_live")
+
+    def executed(self, network: str) -> int:
+        """Batches that the server has run for a network since it loaded it; raises EndpointError."""
+        (stats,) = self._call("get_inference_statistics", network).model_stats
+        return int(stats.execution_count)
+
     def close(self) -> None:
         """Close the channel."""
         self._client.close()
@@ -100,7 +108,7 @@ class TritonInference:
             except _UnknownModel:
                 continue
         learnt = served_bundle(found, self.url, expect_bundle)
-        self.manifest, self.bundle_id, self.bundle_path = learnt.manifest, learnt.manifest.bundle_id, learnt.path
+        self.manifest, self.bundle_id = learnt.manifest, learnt.manifest.bundle_id
         self.max_batch_size = learnt.max_batch_size
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
@@ -116,10 +124,9 @@ class TritonInference:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedBundle:
-    """What a server's model configurations tell: the manifest, where its bundle lay, the images of one request."""
+    """What a server's model configurations tell: the manifest, and the images of one request."""
 
     manifest: Manifest
-    path: str
     max_batch_size: int
 
 
@@ -128,9 +135,7 @@ def served_bundle(configs: Mapping[str, Any], url: str, expect_bundle: str | Non
     parameters = {name: config.parameters for name, config in configs.items()}
     if not configs or any(BUNDLE_ID not in each or MANIFEST not in each for each in parameters.values()):
         raise EndpointError(f"{url} is a Triton server, but not one that serves a fieldmark bundle", hint=_START)
-    text, bundle_id, path = (
-        next(iter(parameters.values()))[key].string_value for key in (MANIFEST, BUNDLE_ID, BUNDLE_PATH)
-    )
+    text, bundle_id = (next(iter(parameters.values()))[key].string_value for key in (MANIFEST, BUNDLE_ID))
     if any(each[BUNDLE_ID].string_value != bundle_id for each in parameters.values()):
         raise EndpointError(f"{url} serves networks of different bundles", hint="Restart it with one bundle.")
     if expect_bundle is not None and expect_bundle != bundle_id:
@@ -147,7 +152,7 @@ def served_bundle(configs: Mapping[str, Any], url: str, expect_bundle: str | Non
     if missing := sorted(set(manifest.networks) - set(configs)):
         raise EndpointError(f"{url} does not serve network {missing[0]!r} of its bundle")
     smallest = max(1, min(int(config.max_batch_size) for config in configs.values()))
-    return ServedBundle(manifest=manifest, path=path, max_batch_size=smallest)
+    return ServedBundle(manifest=manifest, max_batch_size=smallest)
 
 
 def shaped(value: npt.NDArray[Any] | None, tensor: TensorSpec, count: int, url: str) -> npt.NDArray[Any]:

@@ -1,22 +1,29 @@
 """What the production image starts: `python -m serving.container BUNDLE` verifies a bundle and becomes tritonserver.
 
 The image's Triton has the native ONNX Runtime backend, which the wheel of `fieldmark serve` lacks: one instance on each
-GPU, or one on the processor. The graphs are links into the verified bundle, not copies in the container's memory.
+GPU, or on the processor one for each core. The graphs are links into the verified bundle, not copies in the container's
+memory.
 """
 
 import argparse
 import os
+import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ServerError, printable
+from serving.prediction import check_runtime
 from serving.repository import write_repository
-from serving.server import restriction
-from serving.triton_config import ONNXRUNTIME, Settings, available_cores
+from serving.triton_command import restriction
+from serving.triton_config import AUTO, CPU, ONNXRUNTIME, Settings, available_cores
 
 SERVER = "tritonserver"
+RELEASE = "NVIDIA_TRITON_SERVER_VERSION"  # set by NVIDIA's images, such as 25.08
+FIRST_INT8_RELEASE = (25, 8)  # brings ONNX Runtime 1.23; 24.10 brings 1.19.2, and those between were not looked at
+OLD_RUNTIME = "1.19.2"
 
 
 def command(models: Path) -> list[str]:
@@ -35,6 +42,18 @@ def command(models: Path) -> list[str]:
     return [SERVER, "--disable-auto-complete-config", *(f"--{name}={value}" for name, value in options.items())]
 
 
+def device(devices: Path = Path("/dev")) -> str:
+    """cpu where no GPU was given to the container: then a network is shared out otherwise; else Triton looks itself."""
+    return AUTO if [*devices.glob("nvidia*"), *devices.glob("dxg")] else CPU
+
+
+def check_image(bundle: Bundle, environment: Mapping[str, str]) -> None:
+    """Raise BundleUnsupported for an int8 bundle in an image whose ONNX Runtime is known to be too old for it."""
+    release = re.findall(r"\d+", environment.get(RELEASE, ""))[:2]
+    if release and tuple(map(int, release)) < FIRST_INT8_RELEASE:
+        check_runtime(bundle.manifest, OLD_RUNTIME)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Replace this process by tritonserver, so that it gets the container's signals; exit 1 if that cannot be."""
     parser = argparse.ArgumentParser(prog="python -m serving.container", description="Serve a bundle in a container.")
@@ -42,7 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         bundle = Bundle.open(options.bundle)
-        settings = Settings(backend=ONNXRUNTIME, cores=available_cores())
+        check_image(bundle, os.environ)
+        settings = Settings(backend=ONNXRUNTIME, device=device(), cores=available_cores())
         models = write_repository(bundle, Path(tempfile.mkdtemp(prefix="fieldmark-models-")), settings, link=True)
         sys.stdout.write(f"bundle {bundle.bundle_id}: {', '.join(bundle.manifest.networks)}\n")
         sys.stdout.flush()

@@ -50,6 +50,7 @@ class TritonEnvironment:
     stub: Path
     packages: tuple[str, ...]
     library_folder: str
+    onnxruntime: str  # its version
 
     @property
     def binary(self) -> Path:
@@ -124,6 +125,7 @@ def inspect_environment(python: Path) -> TritonEnvironment:
         stub=stub,
         packages=tuple(found["packages"]),
         library_folder=found["library_folder"],
+        onnxruntime=found["onnxruntime"],
     )
 
 

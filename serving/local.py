@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bundle.errors import BundleUnsupported, MissingExtra, ScoringError, first_line
 from bundle.folder import Bundle
 from bundle.tensors import IMAGE
-from serving.prediction import Outputs, check_processor
+from serving.prediction import Outputs, check_processor, check_runtime
 
 # Azure's provider calls a remote service, and TensorRT's compiles for minutes at every start: neither is taken unasked.
 NOT_BY_DEFAULT = ("AzureExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
@@ -32,6 +32,7 @@ class LocalInference:
             import onnxruntime
         except ImportError as problem:
             raise MissingExtra.named("scoring", "inference in this process", problem) from None
+        check_runtime(bundle.manifest, onnxruntime.__version__)
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.bundle_id = bundle.bundle_id

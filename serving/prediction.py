@@ -1,5 +1,6 @@
 """What an answer is, whoever computed it: the served graph in process, or Triton over gRPC."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,9 +10,10 @@ import numpy.typing as npt
 
 from bundle import tensors
 from bundle.errors import BundleUnsupported, OptionError
-from bundle.manifest import BF16, PER_CLASS, Manifest
+from bundle.manifest import BF16, INT8, PER_CLASS, Manifest
 
 Outputs = Mapping[str, npt.NDArray[Any]]
+INT8_SINCE = (1, 23)  # 1.19.2 was seen to give other labels, 1.23.2 and 1.32.0 those of the export
 
 
 def check_processor(manifest: Manifest, network: str) -> None:
@@ -21,6 +23,18 @@ def check_processor(manifest: Manifest, network: str) -> None:
             f"the network {network!r} computes in {precision}, which no processor runs here",
             hint="Serve it on a GPU (fieldmark repository --backend onnxruntime, fieldmark engine), "
             "or export it with --precision fp32, fp16 or int8.",
+        )
+
+
+def check_runtime(manifest: Manifest, version: str) -> None:
+    """Raise BundleUnsupported for an int8 bundle on an ONNX Runtime of a `version` that answers it otherwise."""
+    narrow = [name for name, info in manifest.networks.items() if info.precision == INT8]
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if narrow and found < INT8_SINCE:
+        wanted = ".".join(map(str, INT8_SINCE))
+        raise BundleUnsupported(
+            f"the int8 network {narrow[0]!r} needs ONNX Runtime {wanted} or newer, and here is {version}",
+            hint="Older ones answer with other labels. Install a newer one, or serve the float32 bundle.",
         )
 
 

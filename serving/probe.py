@@ -19,19 +19,22 @@ GREY = 128
 
 def probe(url: str, timeout: float) -> dict[str, float]:
     """Seconds that each network took to answer; raises EndpointError. `timeout`, in seconds, holds for every call."""
-    seconds = {}
     with TritonInference.connect(url, timeout=timeout) as inference:
-        spec = inference.manifest.image
-        image = np.full((1, spec.height, spec.width, 3), GREY, dtype=np.uint8)
-        for network in inference.manifest.networks:
-            started = time.monotonic()
-            outputs = inference.infer(image, network)
-            seconds[network] = time.monotonic() - started
-            if wrong := [name for name, value in outputs.items() if not np.isfinite(value).all()]:
-                raise EndpointError(f"{url} answers nonsense: {network}.{wrong[0]} is not finite", hint="Restart it.")
-            total = float(outputs[tensors.PROBABILITIES].sum())
-            if abs(total - 1) > 0.01:
-                raise EndpointError(f"{url} answers nonsense: probabilities of {network} sum to {total:g}")
+        return {network: ask(inference, network) for network in inference.manifest.networks}
+
+
+def ask(inference: TritonInference, network: str) -> float:
+    """Seconds that a network took to answer one grey image; raises EndpointError, also for an answer without sense."""
+    spec = inference.manifest.image
+    image = np.full((1, spec.height, spec.width, 3), GREY, dtype=np.uint8)
+    url, started = inference.url, time.monotonic()
+    outputs = inference.infer(image, network)
+    seconds = time.monotonic() - started
+    if wrong := [name for name, value in outputs.items() if not np.isfinite(value).all()]:
+        raise EndpointError(f"{url} answers nonsense: {network}.{wrong[0]} is not finite", hint="Restart it.")
+    total = float(outputs[tensors.PROBABILITIES].sum())
+    if abs(total - 1) > 0.01:
+        raise EndpointError(f"{url} answers nonsense: probabilities of {network} sum to {total:g}")
     return seconds
 
 

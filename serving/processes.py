@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 # Run by a fresh Python, which then becomes the server. 1 is PR_SET_PDEATHSIG: end when the parent does, however it
@@ -20,10 +20,18 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def launch(command: Sequence[str], *, environment: dict[str, str], folder: Path, lock: int) -> "subprocess.Popen[str]":
-    """Start `command` as the leader of its own group, stdout and stderr in one pipe; it ends with this thread.
+def launch(
+    command: Sequence[str],
+    *,
+    environment: dict[str, str],
+    folder: Path,
+    lock: int | None = None,
+    errors: int = subprocess.STDOUT,
+) -> "subprocess.Popen[str]":
+    """Start `command` as the leader of its own group, stdout (and stderr, but for `errors`) in one pipe.
 
-    In a group of its own, a server is not reached by Ctrl-C at the terminal; whoever started it stops it in good order.
+    It ends with this thread, and inherits the descriptor `lock`. In a group of its own, a server is not reached by
+    Ctrl-C at the terminal; whoever started it stops it in good order.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command],
@@ -31,11 +39,11 @@ def launch(command: Sequence[str], *, environment: dict[str, str], folder: Path,
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=errors,
         text=True,
         errors="replace",
         start_new_session=True,
-        pass_fds=(lock,),
+        pass_fds=() if lock is None else (lock,),
     )
 
 
@@ -56,6 +64,31 @@ def exited(child: int) -> bool:
         return True
 
 
+def ending(child: int) -> str:
+    """How a child has ended, in words; empty while it lives. It is not reaped: its number stays ours."""
+    try:
+        found = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return "it is gone"
+    if found is None:
+        return ""
+    return f"exit code {found.si_status}" if found.si_code == os.CLD_EXITED else _killed(found.si_status)
+
+
+def ending_of_other(pid: int) -> str:
+    """How a process that its own parent has not reaped yet has ended, in words, as far as the kernel tells."""
+    try:
+        status = int(Path(f"/proc/{pid}/stat").read_text().split()[-1])
+    except (OSError, ValueError):
+        return "it is gone"
+    return _killed(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else f"exit code {os.WEXITSTATUS(status)}"
+
+
+def halted(pid: int) -> bool:
+    """Whether a process lives and does not run, as after SIGSTOP."""
+    return _state(pid)[0] == "T"
+
+
 def exits_within(child: int, seconds: float) -> bool:
     """Whether a child ends in the next `seconds` seconds, without reaping it."""
     deadline = time.monotonic() + seconds
@@ -72,11 +105,38 @@ def group(leader: int) -> list[int]:
 
 def alive(pid: int, leader: int) -> bool:
     """Whether `pid` lives, and belongs to the group of `leader` (numbers are given out again)."""
+    state, found = _state(pid)
+    return found == leader and state not in "ZX"
+
+
+def command_of(pid: int) -> str:
+    """A process's command line; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def kill(pids: Iterable[int]) -> None:
+    """SIGKILL, for those that are still there."""
+    for pid in pids:
+        _signal(os.kill, pid, signal.SIGKILL)
+
+
+def _state(pid: int) -> tuple[str, int]:
+    """The kernel's letter for a process's state, and its group; X and 0 where there is none."""
     try:
         state, _, found = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:3]
+        return state, int(found)
     except (OSError, ValueError):
-        return False
-    return int(found) == leader and state not in "ZX"
+        return "X", 0
+
+
+def _killed(number: int) -> str:
+    try:
+        return f"killed by {signal.Signals(number).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"killed by signal {number}"
 
 
 def _signal(send: Callable[[int, int], None], pid: int, number: int) -> None:

@@ -15,7 +15,6 @@ what `fieldmark serve` and the production image use. `serving.rollout` changes w
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -33,7 +32,6 @@ from bundle.records import RecordError, from_plain
 from serving.prediction import check_processor
 from serving.triton_config import (
     BUNDLE_ID,
-    BUNDLE_PATH,
     MODEL_FILES,
     PYTHON,
     SETTINGS,
@@ -41,6 +39,7 @@ from serving.triton_config import (
     VERSIONS,
     Served,
     Settings,
+    check_accelerator,
     config_text,
     plan_files,
 )
@@ -63,7 +62,6 @@ class Repository:
     settings: Settings
     versions: dict[int, str]
     served: int
-    bundle_path: str
     manifest: Manifest
 
     @classmethod
@@ -100,7 +98,6 @@ class Repository:
             settings=settings,
             versions=versions,
             served=served,
-            bundle_path=config.parameters[BUNDLE_PATH].string_value,
             manifest=manifest,
         )
 
@@ -135,7 +132,7 @@ def write_repository(
         fill_version(version, bundle, network, settings, engines, link=link)
         write_text(folder / network / LABELS, "".join(f"{label}\n" for label in bundle.manifest.labels))
         write_warm_up(folder / network, 1, bundle)
-    exchange_configs(folder, settings, 1, {1: bundle.bundle_id}, bundle_path=place_of(bundle))
+    exchange_configs(folder, settings, 1, {1: bundle.bundle_id})
     return folder
 
 
@@ -151,6 +148,7 @@ def fill_version(
     """What one version of one network holds, into its empty folder; BundleUnsupported if nothing could run it."""
     if settings.on_cpu:
         check_processor(bundle.manifest, network)
+    check_accelerator(bundle.manifest, network, settings)
     if settings.backend == TENSORRT and engines is not None:
         records = engines_of(engines, network)
         for target, name in plan_files(records).items():
@@ -178,9 +176,7 @@ def write_warm_up(model: Path, number: int, bundle: Bundle) -> None:
                 temporary.write_bytes(image.tobytes())
 
 
-def exchange_configs(
-    path: Path, settings: Settings, number: int, versions: Mapping[int, str], *, bundle_path: str
-) -> None:
+def exchange_configs(path: Path, settings: Settings, number: int, versions: Mapping[int, str]) -> None:
     """Serve version `number`: exchange the configuration of every network.
 
     The first network's is exchanged first, so that its history is never older than that of the others.
@@ -191,7 +187,7 @@ def exchange_configs(
         model = path / network
         warm_up = warm_up_file(number) if (model / WARM_UP / warm_up_file(number)).is_file() else ""
         engines = stored_engines(model / str(number)) if settings.backend == TENSORRT else ()
-        served = Served(number=number, manifest=manifest, bundle_path=bundle_path, warm_up=warm_up, engines=engines)
+        served = Served(number=number, manifest=manifest, warm_up=warm_up, engines=engines)
         texts[model / CONFIG] = config_text(network, settings, served, versions)
     exchange_texts(texts)
 
@@ -270,11 +266,6 @@ def warm_up_file(number: int) -> str:
 def ordered(manifest: Manifest) -> tuple[str, ...]:
     """A bundle's networks in the order in which their configurations are exchanged."""
     return tuple(network for network in tensors.NETWORKS if network in manifest.networks)
-
-
-def place_of(bundle: Bundle) -> str:
-    """Where a bundle lies, as text."""
-    return os.fsencode(bundle.path.resolve()).decode("utf-8", "replace")
 
 
 def _networks(path: Path) -> tuple[str, ...]:

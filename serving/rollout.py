@@ -29,7 +29,6 @@ from serving.repository import (
     exchange_configs,
     fill_version,
     ordered,
-    place_of,
     read_config,
     served_by,
     verify_version,
@@ -104,15 +103,12 @@ def _change(
         _refuse_misfit(repository, bundle)
         number = _add(repository, bundle, settings, engines)
         versions[number] = bundle.bundle_id
-    where = repository.bundle_path if number == repository.served else ""
-    if bundle is not None:
-        where = place_of(bundle)
     for network in repository.networks:
         verify_version(repository.path / network / str(number), network, settings)
     if keep is not None:
         kept = {number, *sorted(versions)[-keep:]}
         versions = {each: bundle_id for each, bundle_id in versions.items() if each in kept}
-    exchange_configs(repository.path, settings, number, versions, bundle_path=where)
+    exchange_configs(repository.path, settings, number, versions)
     _sweep(Repository.open(repository.path))
 
 

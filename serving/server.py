@@ -1,17 +1,16 @@
 """A real tritonserver that serves one bundle: started, proved by real inferences, watched, stopped without a trace.
 
-    with TritonServer(bundle, grpc_port=0, http_port=0, metrics_port=0) as server:
+    with TritonServer(bundle, grpc_port=0, metrics_port=0) as server:
         TritonInference.connect(server.grpc_url)
 
-The server's group of processes is tritonserver and one Python stub for each instance of a network. All of them, and one
-temporary folder, belong to a TritonServer and go with it; if its process is killed outright, the kernel tells
-tritonserver to end, and the folder is swept by the next start.
+Its HTTP is off unless a port is given: one body of a few megabytes ends this version of Triton. The server's group of
+processes is tritonserver and one Python stub for each instance of a network. All of them, and one temporary folder,
+belong to a TritonServer and go with it; if its process is killed outright, the kernel tells tritonserver to end, and
+the folder is swept by the next start.
 """
 
 import contextlib
-import re
-import secrets
-import shutil
+import os
 import socket
 import subprocess
 import threading
@@ -26,20 +25,35 @@ from bundle import Bundle
 from bundle.errors import EndpointError, OptionError, ServerError
 from serving.client import TritonInference
 from serving.environment import TritonEnvironment, find_environment
-from serving.processes import alive, end_group, exited, exits_within, group, launch
+from serving.prediction import check_runtime
+from serving.processes import (
+    alive,
+    command_of,
+    end_group,
+    ending,
+    ending_of_other,
+    exited,
+    exits_within,
+    group,
+    halted,
+    launch,
+)
 from serving.repository import write_repository
-from serving.triton_config import Settings, available_cores
+from serving.triton_command import MODELS, copy_backend, flags, plain_line, useful_line
+from serving.triton_config import MODEL_FILES, PYTHON, Settings, available_cores
 from serving.workspace import Workspace, sweep
 
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 DYING_SECONDS = 1.0
-_RESTRICTED = "shared-memory,model-repository,trace,logging"
 EVERYWHERE = "0.0.0.0"
 
 
 class TritonServer:
-    """One tritonserver and its folder. Port 0 takes any free one. Start it from a thread that outlives it."""
+    """One tritonserver and its folder. Port 0 takes any free one. Start it from a thread that outlives it.
+
+    It may be started again after `stop`, and is then found at the same ports.
+    """
 
     def __init__(
         self,
@@ -47,7 +61,7 @@ class TritonServer:
         *,
         host: str = "127.0.0.1",
         grpc_port: int = 8001,
-        http_port: int = 8000,
+        http_port: int | None = None,
         metrics_port: int = 8002,
         triton_python: Path | None = None,
         start_seconds: float = START_SECONDS,
@@ -61,7 +75,7 @@ class TritonServer:
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._workspace: Workspace | None = None
-        self._workers: list[int] = []
+        self._workers: dict[str, set[int]] = {}
 
     @property
     def grpc_url(self) -> str:
@@ -69,7 +83,8 @@ class TritonServer:
 
     @property
     def http_url(self) -> str:
-        return f"http://{self.host}:{self.http_port}"
+        """Empty where HTTP is off."""
+        return "" if self.http_port is None else f"http://{self.host}:{self.http_port}"
 
     @property
     def metrics_url(self) -> str:
@@ -104,18 +119,62 @@ class TritonServer:
 
     def check(self) -> None:
         """Raise ServerError if tritonserver or one of its stubs has died (its own health stays at 200 when one has)."""
-        workers_live = self._process is not None and all(alive(pid, self._process.pid) for pid in self._workers)
-        # a dying server takes its workers along, some of them a moment before itself: then it is the one to name
-        if self._process is None or exits_within(self._process.pid, 0 if workers_live else DYING_SECONDS):
-            raise ServerError(f"tritonserver died{self._last_words()}", hint="Start it again.")
-        if not workers_live:
-            raise ServerError("a worker process of the server died", hint="Start it again; see the machine's memory.")
+        if cause := self.ended():
+            raise ServerError(f"tritonserver died: {cause}", hint="Start it again.")
+        for network in self.bundle.manifest.networks:
+            if cause := self.worker_ended(network):
+                what = f"a worker process of the server died ({network}: {cause})"
+                raise ServerError(what, hint="Start it again; see the machine's memory.")
 
-    def stop(self) -> None:
-        """End every process of the server and remove what it wrote; safe to call twice."""
+    def ended(self) -> str:
+        """How tritonserver has ended, in words; empty while it runs."""
+        if self._process is None:
+            return "it is not running"
+        workers_live = all(alive(pid, self._process.pid) for pids in self._workers.values() for pid in pids)
+        # a dying server takes its workers along, some of them a moment before itself: then it is the one to name
+        if not exits_within(self._process.pid, 0 if workers_live else DYING_SECONDS):
+            return ""
+        cause = ending(self._process.pid)
+        # What kills a server by a signal leaves no line in its log, and an older line would name the wrong thing.
+        last = (
+            "" if cause.startswith("killed") or not self._log else f"; its log ends with: {plain_line(self._log[-1])}"
+        )
+        return f"{cause}{last}"
+
+    def worker_ended(self, network: str) -> str:
+        """How one of a network's worker processes has ended, in words; empty while all of them live."""
+        dead = [pid for pid in self._workers.get(network, ()) if not alive(pid, self.pid)]
+        return ending_of_other(dead[0]) if dead else ""
+
+    def halted(self, network: str) -> set[int]:
+        """Those of a network's worker processes that live and do not run, as after SIGSTOP."""
+        return {pid for pid in self._workers.get(network, ()) if halted(pid)}
+
+    def workers(self, network: str) -> set[int]:
+        """Process ids of a network's stubs, the living ones."""
+        if self._workspace is None:
+            return set()
+        place = f"{self._workspace.path / MODELS / network}/"
+        return {pid for pid in group(self.pid) if place in command_of(pid)}
+
+    def note_workers(self) -> None:
+        """The workers that are there now are those that should be there from now on."""
+        self._workers = {network: self.workers(network) for network in self.bundle.manifest.networks}
+
+    def reload(self, network: str) -> None:
+        """Have Triton load a network anew, beside the other one, with worker processes of its own; returns at once.
+
+        Triton looks every second whether a file of its repository is newer. No call to it does the same, so nobody who
+        reaches its ports can make it load anything.
+        """
+        if self._workspace is not None:
+            os.utime(self._workspace.path / MODELS / network / "1" / MODEL_FILES[PYTHON])
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """End every process of the server, after at most `seconds`, and remove what it wrote; safe to call twice."""
         process, self._process = self._process, None
         if process is not None:
-            end_group(process, STOP_SECONDS)
+            end_group(process, seconds)
         if self._reader is not None:
             self._reader.join(timeout=5)
             self._reader = None
@@ -132,18 +191,25 @@ class TritonServer:
 
     def _fill(self, folder: Path, environment: TritonEnvironment) -> None:
         """The model repository, and the backend that runs it."""
+        check_runtime(self.bundle.manifest, environment.onnxruntime)
         copy_backend(folder / "backends", environment)
-        write_repository(self.bundle, folder / "models", Settings(cores=available_cores()))
+        models = write_repository(self.bundle, folder / MODELS, Settings(cores=available_cores()))
+        for network in self.bundle.manifest.networks:
+            # Where a file has this name, Python keeps no compiled code there: to Triton that is a newer file, for which
+            # it would load the network once more.
+            (models / network / "1" / "__pycache__").touch()
 
     def _choose_ports(self, address: str) -> None:
         """Turn 0 into a free port; raise ServerError for a port that is taken, before anything is started."""
         names = {"grpc_port": "gRPC", "http_port": "HTTP", "metrics_port": "metrics"}
         asked = [getattr(self, field) for field in names if getattr(self, field)]
         if len(set(asked)) < len(asked):
-            raise OptionError("gRPC, HTTP and metrics need three different ports", hint="0 takes any free one.")
+            raise OptionError("gRPC, HTTP and metrics need different ports", hint="0 takes any free one.")
         with contextlib.ExitStack() as held:  # all at once, so that no port is chosen twice
             for field, name in names.items():
                 port = getattr(self, field)
+                if port is None:
+                    continue
                 listener = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
@@ -159,28 +225,9 @@ class TritonServer:
 
     def _spawn(self, workspace: Workspace, environment: TritonEnvironment, address: str) -> None:
         folder = workspace.path
-        secret = restriction()
-        options = {
-            "model-repository": folder / "models",
-            "model-control-mode": "none",  # the other modes can load code that a request brings along
-            "strict-readiness": "true",
-            "exit-on-error": "true",
-            "exit-timeout-secs": "5",
-            "backend-directory": folder / "backends",
-            "backend-config": f"python,shm-region-prefix-name={folder.name}",
-            "grpc-address": address,
-            "grpc-port": self.grpc_port,
-            "http-address": address,
-            "http-port": self.http_port,
-            "metrics-address": address,
-            "metrics-port": self.metrics_port,
-            "allow-gpu-metrics": "false",
-            "metrics-config": "summary_latencies=true",
-            "grpc-restricted-protocol": secret,
-            "http-restricted-api": secret,
-        }
-        flags = ["--disable-auto-complete-config", *(f"--{name}={value}" for name, value in options.items())]
-        command = [str(environment.binary), *flags]
+        ports = {"grpc": self.grpc_port, "http": self.http_port, "metrics": self.metrics_port}
+        command = [str(environment.binary), *flags(folder, address, ports)]
+        self._log.clear()  # what an earlier server said explains nothing now
         self._process = launch(command, environment=environment.variables(), folder=folder, lock=workspace.lock)
         self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
         self._reader.start()
@@ -209,13 +256,14 @@ class TritonServer:
                     self._probe(inference)
                     self.triton_version = inference.triton_version
                 for port in (self.http_port, self.metrics_port):  # these open last
-                    socket.create_connection((url.partition(":")[0], port), timeout=5).close()
-                self._workers = group(self._process.pid)
+                    if port is not None:
+                        socket.create_connection((url.partition(":")[0], port), timeout=5).close()
+                self.note_workers()
                 if self._workspace is not None:
                     self._workspace.note_extras()
                 return
             except (EndpointError, OSError) as problem:
-                last = problem.what if isinstance(problem, EndpointError) else "HTTP or metrics port not open"
+                last = problem.what if isinstance(problem, EndpointError) else "a port is not open yet"
                 time.sleep(0.1)
 
     def _probe(self, inference: TritonInference) -> None:
@@ -234,29 +282,6 @@ class TritonServer:
             self._reader.join(timeout=1)
         line = useful_line(self._log)
         return f": {line}" if line else ""
-
-
-def copy_backend(folder: Path, environment: TritonEnvironment) -> None:
-    """The Python backend with the stub of the environment's Python, into a folder of backends."""
-    backend = folder / "python"
-    shutil.copytree(environment.backend, backend, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(environment.stub, backend / environment.stub.name)
-    (backend / environment.stub.name).chmod(0o755)  # installers do not always keep the executable bit
-
-
-def restriction() -> str:
-    """Triton's flag value that shuts the calls which change or tap the server, behind a secret that nobody is told."""
-    return f"{_RESTRICTED}:fieldmark-key={secrets.token_urlsafe(24)}"
-
-
-def useful_line(log: "deque[str]") -> str:
-    """The line of a tritonserver log that says why it died, without time stamp and place in its source."""
-    errors = [line for line in log if re.match(r"E\d{4} ", line) and "CudaDriverHelper" not in line]  # no GPU: no error
-    loads = [line for line in errors if "failed to load" in line]
-    plain = [line for line in log if line.strip() and not re.match(r"[EIW]\d{4} |[|+ \t]", line)]
-    line = (loads or errors or plain or [""])[0]
-    text = re.sub(r"^E\d{4} [\d:.]+ \d+ [\w.]+:\d+\] ", "", line)
-    return text.strip().strip('"').rstrip("; ").replace('\\"', '"').replace("\\n", " ")[:300]
 
 
 def _resolve(host: str) -> str:

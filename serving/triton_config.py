@@ -19,14 +19,14 @@ from typing import Any
 
 from bundle import tensors
 from bundle.engines import EngineRecord
-from bundle.errors import OptionError, RepositoryError
-from bundle.manifest import Manifest
+from bundle.errors import BundleUnsupported, OptionError, RepositoryError
+from bundle.manifest import INT8, Manifest
 from bundle.records import to_plain
 
-# Parameters of a configuration: the first three are read by `serving.client`, the next two by `serving.repository`.
+# Parameters of a configuration, which whoever reaches Triton can read: so none of them names a place of the machine.
+# The first two are read by `serving.client`, the next two by `serving.repository`.
 BUNDLE_ID = "bundle_id"
 MANIFEST = "manifest"
-BUNDLE_PATH = "bundle_path"
 VERSIONS = "versions"
 SETTINGS = "settings"
 INTRA_OP_THREADS = "intra_op_threads"  # read by triton_model.py
@@ -43,8 +43,9 @@ PREFERRED_BATCH_SIZES = (8, 16, 32, MAX_BATCH_SIZE)
 WARM_UP_BATCH = 8
 QUEUE_DELAY_MICROSECONDS = 100
 QUEUE_TIMEOUT_MICROSECONDS = 1_000_000
-CORES_PER_INSTANCE = 4
+CORES_PER_INSTANCE = 4  # of the Python backend, where each instance is a process
 MAX_INSTANCES = 4  # each one holds its own copy of the weights
+MAX_NATIVE_INSTANCES = 8  # of one thread each while there are no more cores; they hold such copies, too
 ENGINE_CACHE = "/tmp"
 
 
@@ -98,7 +99,10 @@ class Settings:
     @property
     def count(self) -> int:
         """Instances of a network; on a GPU, of each GPU."""
-        return self.instances or (share_cores(self.cores)[0] if self.on_cpu else 1)
+        if self.instances or not self.on_cpu:
+            return self.instances or 1
+        # Instances of one thread each have no idle threads to spin, and batches of one do not wait for each other.
+        return min(MAX_NATIVE_INSTANCES, self.cores) if self.backend == ONNXRUNTIME else share_cores(self.cores)[0]
 
     @property
     def threads(self) -> int:
@@ -108,13 +112,12 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """The version that a configuration serves. `bundle_path` is where its bundle lay, if that is known; `warm_up` a
-    file of `warmup/` with the bytes of one image, empty for random data; `engines` are those of this network.
+    """The version that a configuration serves. `warm_up` is a file of `warmup/` with the bytes of one image, empty for
+    random data; `engines` are those of this network.
     """
 
     number: int
     manifest: Manifest
-    bundle_path: str = ""
     warm_up: str = ""
     engines: tuple[EngineRecord, ...] = ()
 
@@ -169,7 +172,6 @@ def model_config(network: str, settings: Settings, served: Served, versions: Map
     parameters = {
         BUNDLE_ID: served.manifest.bundle_id,
         MANIFEST: served.manifest.to_json(),
-        BUNDLE_PATH: served.bundle_path,
         VERSIONS: json.dumps({str(number): versions[number] for number in sorted(versions)}),
         SETTINGS: json.dumps(to_plain(settings)),
         **_thread_parameters(settings),
@@ -177,6 +179,15 @@ def model_config(network: str, settings: Settings, served: Served, versions: Map
     for key, value in parameters.items():
         config.parameters[key].string_value = value
     return config
+
+
+def check_accelerator(manifest: Manifest, network: str, settings: Settings) -> None:
+    """Raise BundleUnsupported for a network whose types TensorRT would not take without being told a precision."""
+    if settings.accelerator == TENSORRT and manifest.networks[network].precision == INT8:
+        raise BundleUnsupported(
+            f"the int8 network {network!r} cannot go through --accelerator tensorrt",
+            hint="Build engines, which are strongly typed: fieldmark engine, then --backend tensorrt --engines.",
+        )
 
 
 def max_batch(settings: Settings, engines: tuple[EngineRecord, ...]) -> int:
@@ -211,7 +222,7 @@ def plan_files(engines: tuple[EngineRecord, ...]) -> dict[str, str]:
 
 
 def share_cores(cores: int) -> tuple[int, int]:
-    """(instances of a network, ONNX Runtime threads of each); their product never exceeds `cores`."""
+    """The Python backend's (instances of a network, ONNX Runtime threads of each); their product is at most `cores`."""
     instances = min(MAX_INSTANCES, max(1, cores // CORES_PER_INSTANCE))
     return instances, max(1, cores // instances)
 
@@ -275,8 +286,9 @@ def _add_accelerator(config: Any, settings: Settings, served: Served, largest: i
     # The name of a cached engine does not depend on the weights: two bundles of one architecture would share it, and
     # the second be answered by the first. So each has a folder of its own (ONNX Runtime makes its last part only).
     cache = f"{settings.engine_cache.rstrip('/')}/fieldmark-{config.name}-{served.manifest.bundle_id}"
+    # No precision_mode: it is a permission to compute anything in that precision, the detector too, whose p-values were
+    # calibrated in float32 (docs/decisions/011). What the graph says is what there is.
     parameters = {
-        "precision_mode": served.manifest.networks[config.name].precision.upper(),
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": cache,
         # Without a profile, every batch size beyond those seen builds the engine anew, while a request waits.

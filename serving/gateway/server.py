@@ -139,7 +139,7 @@ class Gateway:
 
     def _learnt(self, learnt: ServedBundle) -> None:
         self.manifest = learnt.manifest
-        look_up = prototype_images(self._bundle, learnt.path, learnt.manifest)
+        look_up = prototype_images(self._bundle, learnt.manifest)
         self._service.serve(Served(manifest=learnt.manifest, image=learnt.manifest.image, look_up=look_up))
         self.journal.write("bundle", bundle_id=learnt.manifest.bundle_id, name=learnt.manifest.name)
 

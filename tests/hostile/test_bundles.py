@@ -401,7 +401,7 @@ def test_a_prototype_larger_than_the_input_is_not_decoded(toy_bundle: Bundle, tm
     described(path, **{name.replace("/", "__"): {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}})
     opened = Bundle.open(path)
     assert opened.manifest.image.max_pixels > 5000 * 5000
-    images = prototype_images(opened, "", opened.manifest)
+    images = prototype_images(opened, opened.manifest)
     assert images(0) is None
     assert images(1) is not None
 

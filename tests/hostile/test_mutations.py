@@ -114,7 +114,7 @@ def use(bundle: Bundle) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         show(bundle.path)
         print(describe(bundle))
-    images = prototype_images(bundle, "", bundle.manifest)
+    images = prototype_images(bundle, bundle.manifest)
     for index in range(min(3, len(bundle.manifest.prototypes))):
         images(index)
     for network, info in bundle.manifest.networks.items():

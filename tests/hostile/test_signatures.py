@@ -21,7 +21,6 @@ from bundle.errors import BundleCorrupt, BundleUntrusted, OptionError
 from bundle.folder import sign_bundle
 from bundle.signing import PUBLIC_KEY
 from serving import container
-from serving.classify import prototype_images
 from tests.bundle import golden
 from tests.hostile.test_cli import COMMANDS, Run
 from tests.keys import SEED, pem, write_keys
@@ -355,15 +354,6 @@ def test_the_container_starts_nothing(
         container.main([str(forged)])
     assert ended.value.code == 1
     assert capsys.readouterr().err.startswith(f"error: the signature of {forged} was not made by the key")
-
-
-def test_no_picture_comes_out_of_a_bundle_that_a_server_names(
-    forged: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    manifest = Bundle.open(forged).manifest
-    assert prototype_images(None, str(forged), manifest)(0) is not None
-    monkeypatch.setenv(PUBLIC_KEY, str(keys[1]))
-    assert prototype_images(None, str(forged), manifest)(0) is None
 
 
 def test_nobody_goes_round_the_policy() -> None:

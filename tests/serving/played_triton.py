@@ -18,7 +18,7 @@ class PlayedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, bundle: Bundle) -> None:
         self.local = LocalInference(bundle)
-        served = Served(number=1, manifest=bundle.manifest, bundle_path=str(bundle.path))
+        served = Served(number=1, manifest=bundle.manifest)
         settings, versions = Settings(cores=1), {1: bundle.bundle_id}
         self.configs = {name: model_config(name, settings, served, versions) for name in bundle.manifest.networks}
         self.batches: list[int] = []

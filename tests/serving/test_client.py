@@ -39,7 +39,6 @@ def test_connect_learns_the_bundle_from_the_address_alone(toy_bundle: Bundle, ur
     with TritonInference.connect(url, expect_bundle=toy_bundle.bundle_id) as inference:
         assert inference.manifest == toy_bundle.manifest
         assert inference.bundle_id == toy_bundle.bundle_id
-        assert inference.bundle_path == str(toy_bundle.path)
         assert inference.triton_version == "9.9.9"
         assert inference.max_batch_size == 64
 

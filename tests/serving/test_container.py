@@ -11,13 +11,16 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as protobuf
 
 from bundle import Bundle, tensors
+from bundle.errors import BundleUnsupported
 from serving import container, probe
 from serving.client import TritonInference
 from serving.environment import find_environment
+from serving.prediction import check_runtime
 from serving.repository import read_config, write_repository
 from serving.server import TritonServer
-from serving.triton_config import ONNXRUNTIME, TENSORRT, Settings
+from serving.triton_config import AUTO, CPU, ONNXRUNTIME, TENSORRT, Settings
 from tests.serving.engine_sets import write_engines
+from tests.serving.narrowed import narrowed
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -59,7 +62,32 @@ def test_the_entry_point_becomes_tritonserver(toy_bundle: Bundle, tmp_path: Path
     (models,) = (tmp_path / "tmp").iterdir()
     assert f"--model-repository={models}" in lines
     assert "--model-control-mode=none" in lines
-    assert any(re.fullmatch(r"--grpc-restricted-protocol=[a-z,-]+:fieldmark-key=\S{32}", line) for line in lines)
+    assert any(re.fullmatch(r"--grpc-restricted-protocol=[a-z,-]+:Fieldmark-Key=\S{32}", line) for line in lines)
+
+
+def test_the_processor_is_shared_out_where_no_gpu_was_given(tmp_path: Path) -> None:
+    assert container.device(tmp_path) == CPU
+    (tmp_path / "nvidiactl").touch()
+    assert container.device(tmp_path) == AUTO
+
+
+@pytest.mark.parametrize("release", ["24.10", "25.07"])
+def test_int8_in_an_image_that_would_give_other_labels(release: str, toy_bundle: Bundle) -> None:
+    narrow = narrowed(toy_bundle, "int8")
+    with pytest.raises(BundleUnsupported, match=r"'full' needs ONNX Runtime 1\.23 or newer"):
+        container.check_image(narrow, {container.RELEASE: release})
+    container.check_image(toy_bundle, {container.RELEASE: release})
+    container.check_image(narrow, {container.RELEASE: "25.08"})
+    container.check_image(narrow, {})
+
+
+@pytest.mark.parametrize("version", ["1.19.2", "1.22.0rc1", "1.9"])
+def test_int8_on_an_old_onnx_runtime(version: str, toy_bundle: Bundle) -> None:
+    with pytest.raises(BundleUnsupported, match=f"and here is {re.escape(version)}"):
+        check_runtime(narrowed(toy_bundle, "int8").manifest, version)
+    check_runtime(toy_bundle.manifest, version)
+    check_runtime(narrowed(toy_bundle, "int8").manifest, "1.23.0")
+    check_runtime(narrowed(toy_bundle, "int8").manifest, "2.0")
 
 
 def test_a_damaged_bundle_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +168,7 @@ class Inference:
 
     def __init__(self, bundle: Bundle, name: str, value: float) -> None:
         self.manifest, self.name, self.value = bundle.manifest, name, value
-        self.asked: list[str] = []
+        self.url, self.asked = "localhost:8001", list[str]()
 
     def __enter__(self) -> "Inference":
         return self

@@ -13,7 +13,7 @@ import pytest
 
 from serving.environment import find_environment
 from serving.processes import end_group, exited, launch
-from serving.server import copy_backend
+from serving.triton_command import copy_backend
 from serving.workspace import Workspace
 
 SECONDS = 60
