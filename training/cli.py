@@ -41,6 +41,9 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training part, warm-up included.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the square input in pixels.")] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Largest image that is decoded, here and wherever the bundle is served.")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="small, vgg16, vgg19, resnet34 or densenet121.")] = None,
     weights: Annotated[str | None, typer.Option(help="'imagenet', 'none', or a torchvision state dict.")] = None,
     adversarial: Annotated[str | None, typer.Option(help="Adversarial training: fast, n-fgsm or none.")] = None,
@@ -89,6 +92,7 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         image_size=image_size,
+        max_pixels=max_pixels,
         backbone=backbone,
         weights=weights,
         adversarial=adversarial,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
+from bundle.console import say
 from bundle.errors import MissingExtra, OptionError
 from bundle.files import atomic_file, check_place
 from serving.envoy.flags import (
@@ -70,8 +70,7 @@ def envoy(
     with atomic_file(out) as temporary:
         temporary.touch(mode=0o600)
         temporary.write_text(json.dumps(configuration(options), indent=2) + "\n", encoding="utf-8")
-    shown = escape(str(out))
-    Console(soft_wrap=True, highlight=False).print(f"{shown} holds the keys: keep it. Run it: envoy -c {shown}")
+    say(Console(), f"{out} holds the keys: keep it. Run it: envoy -c {out}")
 
 
 def envoy_options(given: dict[str, object]) -> EnvoyOptions:

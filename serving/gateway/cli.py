@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from bundle import Bundle
+from bundle.console import say
 from bundle.errors import OptionError, ServerError
 from serving.envoy.flags import (
     Binary,
@@ -231,6 +231,8 @@ def _announce(gateway: Any, url: str, json: bool) -> None:
     if json:
         print(jsonlib.dumps(facts), flush=True)
         return
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"fieldmark.v1 at [bold]{escape(url)}[/], metrics at {escape(facts['metrics_url'])}")
-    console.print(f"bundle {gateway.manifest.bundle_id[:12]}: {', '.join(facts['networks'])}. Ctrl-C stops it.")
+    say(
+        Console(),
+        f"fieldmark.v1 at {url}, metrics at {facts['metrics_url']}",
+        f"bundle {gateway.manifest.bundle_id[:12]}: {', '.join(facts['networks'])}. Ctrl-C stops it.",
+    )

@@ -149,8 +149,9 @@ def test_two_trainings_do_not_write_into_one_folder(tiny_birds, tiny_run, tmp_pa
     shutil.copytree(tiny_run, run)
     (run / "model.pt").unlink()  # not finished
     before = contents(run)
+    command = train(tiny_birds, run, option, "--division-seed", "3")
     with Run(run).owned():
-        done = subprocess.run(train(tiny_birds, run, option), capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"error: another fieldmark train is writing to {run}. Wait for it, or choose another --out.\n"
     assert contents(run) == before

@@ -16,7 +16,8 @@ from training.cli import app as training
 from training.data import open_dataset
 from training.data.check import examine, sound
 from training.data.cli import app
-from training.run import Run
+from training.presets import preset
+from training.run import Run, image_spec
 
 SPEC = ImageSpec(height=32, width=32)
 TINY = (
@@ -268,3 +269,22 @@ def test_a_part_without_images_is_named_when_it_is_asked_for(tmp_path: Path) -> 
     assert isinstance(done.exception, OptionError)
     assert done.exception.what == "the test part of set holds no images"
     assert done.exception.hint == "There are: train, validation, calibration."
+
+
+def test_photographs_of_phones_in_heic_are_trained_on_where_they_can_be_read(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    for name in ("oak", "elm"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            image = Image.new("RGB", (40, 30), (60 * number, 100, 200))
+            pillow_heif.from_pillow(image).save(tmp_path / name / f"{number}.heic")
+    dataset = open_dataset(tmp_path)
+    assert sum(map(len, dataset.parts.values())) == 8
+    sample = dataset.parts["train"][0]
+    assert image_spec(preset("small", image_size=32)).read(sample.path).shape == (32, 32, 3)
+
+
+def test_the_largest_image_is_a_setting_that_reaches_every_reader():
+    config = preset("small", max_pixels=1000)
+    assert image_spec(config).max_pixels == 1000
+    assert preset("small").max_pixels == image_spec(preset("small")).max_pixels == 50_000_000

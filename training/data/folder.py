@@ -10,8 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from bundle.errors import DatasetError
-from bundle.formats import passed_over
-from bundle.image import SUFFIXES
+from bundle.formats import count_passed_over, is_image, passed_over, suffixes
 from training.data.index import Index, Sample, check_readable
 
 VALIDATION_NAMES = ("validation", "valid", "val")
@@ -75,7 +74,7 @@ class _Reader:
                 told = passed_over(self.passed - passed)
                 raise DatasetError(
                     f"the class folder {folder.path} holds no images{told and f' ({told})'}",
-                    hint=f"Add images ({' '.join(SUFFIXES)}) or remove it.",
+                    hint=f"Add images ({' '.join(suffixes())}) or remove it.",
                 )
         return samples
 
@@ -99,7 +98,7 @@ class _Reader:
                     )
                 found.append(path)
             else:
-                self.passed[Path(entry.name).suffix.lower()] += 1
+                count_passed_over(self.passed, entry.name)
         return found
 
 
@@ -119,7 +118,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.name.lower().endswith(SUFFIXES) and not _is_folder(entry)
+    return is_image(entry.name) and not _is_folder(entry)
 
 
 def _identity(status: os.stat_result) -> Identity:
