@@ -289,6 +289,7 @@ def _cluster(options: EnvoyOptions) -> dict[str, Any]:
             {
                 "timeout": seconds(_PROBE_SECONDS),
                 "interval": seconds(_PROBE_SECONDS),
+                "no_traffic_interval": seconds(_PROBE_SECONDS),  # else a minute, while nobody calls
                 "unhealthy_threshold": 1,
                 "healthy_threshold": 1,
                 "grpc_health_check": {},

@@ -35,7 +35,7 @@ class EnvoyOptions:
     connections: int = 1000  # open at a time, of all callers
     image_bytes: int = 16 * MIB  # largest encoded image
     concurrency: int = 64  # requests in work that are never shed
-    timeout: float = 30.0  # longest time of a request once it has arrived
+    timeout: float = 30.0  # longest time of a request; its arrival may take stall_seconds more
     stall_seconds: float = 30.0  # how long a request may not move: neither sent on nor read
     idle_seconds: float = 300.0  # the same of a stream
     connection_seconds: float = 3600.0  # how long a connection lives

@@ -67,7 +67,7 @@ REFUSALS: dict[int, Refusal] = {
     504: Refusal(
         code="DEADLINE_EXCEEDED",
         sentence="the request was not answered in time",
-        meaning="The gateway did not answer within `--timeout`.",
+        meaning="The gateway did not answer in time.",
     ),
 }
 

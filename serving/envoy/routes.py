@@ -91,7 +91,7 @@ def _asked_by_anybody(options: EnvoyOptions, cluster: str, path: str) -> dict[st
 
 
 def _bounded(options: EnvoyOptions, cluster: str) -> dict[str, Any]:
-    """`timeout` counts from the moment when the request has arrived, the other from its beginning."""
+    """The whole of a request is bounded, its arrival included; the gateway itself ends it after `timeout`."""
     return {
         "cluster": cluster,
         "timeout": seconds(options.timeout),

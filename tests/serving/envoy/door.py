@@ -59,7 +59,7 @@ class Door:
 
 
 @contextlib.contextmanager
-def before(gateway: Gateway, folder: Path, **settings: Any) -> Iterator[Door]:
+def before(gateway: Gateway, folder: Path, /, **settings: Any) -> Iterator[Door]:
     """An Envoy with `server.pem` of the folder before a gateway, with its limits unless told otherwise."""
     given: dict[str, Any] = {
         "certificate": folder / "server.pem",

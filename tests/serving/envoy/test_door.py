@@ -168,14 +168,6 @@ def test_a_gateway_that_is_not_there(gateway: Gateway, certificates: Path) -> No
         assert refusal(stub.Describe, metadata=metadata(ANN)) == expected
 
 
-def test_a_gateway_that_does_not_answer(gateway: Gateway, certificates: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        where = f"127.0.0.1:{silent.getsockname()[1]}"
-        with before(gateway, certificates, gateway=where, timeout=0.5) as opened, opened.stub() as stub:
-            expected = ("DEADLINE_EXCEEDED", "the request was not answered in time")
-            assert refusal(stub.Describe, metadata=metadata(ANN)) == expected
-
-
 def test_a_key_that_is_used_too_often_leaves_the_others_alone(gateway: Gateway, certificates: Path) -> None:
     with before(gateway, certificates, rate=1, burst=3) as opened, opened.stub() as stub:
         answers = [refusal(stub.Describe, metadata=metadata(ANN)) for _ in range(40)]
