@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bundle import Bundle, tensors
@@ -25,6 +26,7 @@ from serving.gateway.calls import Retries
 from serving.gateway.client import FieldmarkClient
 from serving.processes import command_of, group
 from serving.server import TritonServer
+from serving.upkeep.cli import serve
 from serving.upkeep.keeper import CALM_SECONDS, PATIENCE_SECONDS, BackOff, Trouble, keep
 from serving.upkeep.watch import TritonWatch, patience
 from tests.serving.gateway.gateway_thread import encode
@@ -422,3 +424,17 @@ def test_what_cannot_be_replaced_is_tried_again_and_the_other_is_looked_at_meanw
         ("trouble", {"who": "it", "cause": "lame"}),
     ]
     assert len(looks) >= 2
+
+
+# The page
+
+
+def test_the_page_has_every_flag_and_event() -> None:
+    app = typer.Typer(add_completion=False)
+    app.command()(serve)
+    command: Any = typer.main.get_command(app)
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    flags = {name for each in command.params for name in each.opts if name.startswith("--")}
+    assert {name for name in flags if f"`{name}`" not in page} == set()
+    for event in ("trouble", "replaced", "not_replaced"):
+        assert f"| `{event}` |" in page
