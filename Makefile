@@ -51,7 +51,7 @@ study: setup ## Tables 1-3 of the paper; goes on where it stopped. DATA=FOLDER B
 lock: .venv/.ready ## Choose versions again for pyproject.toml, write the locks. UPGRADE=1 takes the newest of everything
 	$(LOCK) --output-file requirements/base.lock >/dev/null
 	$(LOCK) --extra dev --group editable --output-file requirements/dev.lock >/dev/null
-	$(LOCK) --extra server --group editable --output-file requirements/server.lock >/dev/null
+	$(LOCK) --extra server --extra gateway --group editable --output-file requirements/server.lock >/dev/null
 	.venv/bin/python requirements/check.py
 
 clean: ## Remove what the demo, tests and builds wrote

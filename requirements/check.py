@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 LOCKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "base.lock": ((), ()),
     "dev.lock": (("dev",), ("editable",)),
-    "server.lock": (("server",), ("editable",)),
+    "server.lock": (("server", "gateway"), ("editable",)),
 }
 
 _PIN = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;]+)(?: ; [^\\]+)? \\")

@@ -191,7 +191,7 @@ def _triton(where: str, insisted: Bundle | None, python: Path | None) -> Iterato
     opened = Bundle.open(Path(where))
     if insisted is not None and insisted.bundle_id != opened.bundle_id:
         raise OptionError(f"--bundle is not the bundle at {where}", hint="Leave --bundle out.")
-    server = TritonServer(opened, grpc_port=0, http_port=0, metrics_port=0, triton_python=python)
+    server = TritonServer(opened, grpc_port=0, metrics_port=0, triton_python=python)
     with server:
         yield server.grpc_url, server, opened
 

@@ -91,7 +91,7 @@ def test_verbs_that_refuse(
     out = needs.get(verb, ("--out", name) if verb in ("export", "attack", "engine", "repository") else ())
     code, text = run(capsys, verb, f"/nowhere/{name}", *out)
     assert code in (1, 2), text
-    if verb not in ("classify", "engine"):  # they ask for a server, and for a compiler, first
+    if verb not in ("classify", "engine", "envoy"):  # they ask for a server, a compiler and a certificate first
         assert printable(name) in text
     code, text = run(capsys, verb, f"--{name}")
     assert code == 2, text
