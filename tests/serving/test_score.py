@@ -662,7 +662,8 @@ def test_the_memory_of_a_list_does_not_grow_with_its_length(tmp_path: Path) -> N
             tracemalloc.stop()
 
     peak(10)
-    assert peak(50_000) < peak(500) + 20_000
+    # the least of a few: threads that other tests left behind allocate too
+    assert min(peak(50_000) for _ in range(5)) < peak(500) + 20_000
 
 
 def test_decoding_runs_ahead_but_not_without_bound(
