@@ -13,10 +13,10 @@ from bundle.errors import DetectorError, OptionError
 from export.bundling import export_run
 from robustness.fitting import DetectorSettings
 from robustness.suites import Suite
-from training.config import preset
 from training.data import Dataset, open_dataset
 from training.fit import Trainer
 from training.parallel import Devices
+from training.presets import preset
 from training.run import Run
 
 SMALL = Suite(
