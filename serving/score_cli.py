@@ -181,6 +181,8 @@ def _show(summary: "Summary") -> None:
         f"{summary.shards:,}",
     )
     console.print(table)
+    if summary.scored and (kept := summary.rows - summary.scored):
+        say(console, f"{summary.scored:,} scored now, {kept:,} as they were")
     if words := passed_over(summary.passed_over):
         say(console, words)
     say(console, f"scores: {readable(summary.out)}")

@@ -160,7 +160,9 @@ def make_backbone(name: str, stride: int = 0) -> Backbone:
 def load_weights(backbone: Backbone, name: str, weights: str) -> None:
     """`imagenet` loads through torchvision's hub, anything else is a local state dict in torchvision's names."""
     if name == "small":
-        raise OptionError("the small backbone has no ImageNet weights", hint="Leave --weights out.")
+        raise OptionError(
+            "the small backbone takes no weights: nobody has trained it on ImageNet", hint="Leave --weights out."
+        )
     if weights == "imagenet":
         state = _download(name)
     else:

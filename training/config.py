@@ -87,7 +87,7 @@ class TrainingConfig:
             raise OptionError(f"image size {self.image_size} is outside 32..1024 pixels")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise OptionError(
-                f"{self.warmup_epochs} warm-up epochs do not fit into {self.epochs} epochs",
+                f"{self.warmup_epochs} warm-up epochs do not fit into {self.epochs} epoch{'s' * (self.epochs != 1)}",
                 hint="Choose more epochs, or fewer of them: --set warmup_epochs=0",
             )
         if self.schedule not in ("step", "cosine"):

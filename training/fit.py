@@ -326,6 +326,13 @@ class Trainer:
                 self.run.write_prototypes(sources)
         results["validation"] = self.accuracy("validation")
         results["outcome"] = self._outcome(results["validation"])
+        if network.prototype_head is not None:
+            shares = "  ".join(f"{head} {share:6.1%}" for head, share in results["validation"].items())
+            self.console.print(
+                f"best epoch, prototypes projected, last layer fitted  validation: {shares}",
+                highlight=False,
+                soft_wrap=True,
+            )
         record = replace(record, results=results)
         if self.share.rank == 0:
             self.run.write_record(record)

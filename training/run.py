@@ -143,7 +143,7 @@ class Run:
     def write_record(self, record: RunRecord) -> None:
         if record.dataset.bad:
             text = io.StringIO(newline="")
-            csv.writer(text).writerows([("path", "reason"), *record.dataset.bad.items()])
+            csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *record.dataset.bad.items()])
             write_text(self.path / BAD, text.getvalue())
         write_text(self.path / "run.json", json.dumps(to_plain(record), indent=2, ensure_ascii=False) + "\n")
 
@@ -167,8 +167,11 @@ class Run:
 
     def check_settings(self, config: TrainingConfig) -> None:
         """Raises CheckpointError when this run was started with another config than `config`."""
-        if to_plain(self.read_record().config) != to_plain(config):
-            raise CheckpointError(f"{self.path} was started with other settings", hint="Resume with the same options.")
+        if other := list(_differences(to_plain(self.read_record().config), to_plain(config))):
+            raise CheckpointError(
+                f"{self.path} was started with other settings ({', '.join(other)})",
+                hint="Resume with the same options.",
+            )
 
     def check_division(self, seed: int, shares: Shares) -> None:
         """The same for the settings of its division."""
@@ -243,6 +246,15 @@ class Run:
                 hint="Train the run again.",
             )
         return record, network.eval().requires_grad_(False)  # attacks differentiate by the image alone
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """`epochs is 3 there, 7 here`, of every setting that differs."""
+    for name, value in here.items():
+        if isinstance(value, dict):
+            yield from _differences(there[name], value, f"{prefix}{name}.")
+        elif there[name] != value:
+            yield f"{prefix}{name} is {there[name]} there, {value} here"
 
 
 def network_config(config: TrainingConfig, classes: int) -> NetworkConfig:

@@ -59,7 +59,7 @@ def test_the_manifest_is_valid_before_anything_is_done_to_it(root: Path) -> None
         ("./0.png,b", "m.csv:5: the image 0.png is listed twice"),
         ("gone.png,b", "m.csv:5: there is no file gone.png"),
         ("../secret.png,b", "m.csv:5: the path '../secret.png' leads out of the dataset folder"),
-        ("/etc/passwd,b", "m.csv:5: the path '/etc/passwd' leads out"),
+        ("/etc/passwd,b", "m.csv:5: the path '/etc/passwd' is absolute"),
         ("https://example.org/3.png,b", "m.csv:5: there is no file"),
         ("3\0.png,b", "m.csv:5"),
         ('"3.png,b', "is no row of a CSV file"),
@@ -148,3 +148,8 @@ def test_other_files_are_no_manifests(root: Path) -> None:
     )
     os.mkfifo(root / "pipe.csv")
     assert "pipe.csv is a file, not a dataset folder" in refusal(root / "pipe.csv")
+
+
+def test_columns_separated_as_a_spreadsheet_does_it(root: Path) -> None:
+    (root / "m.csv").write_text("path;label\n0.png;a\n", encoding="utf-8")
+    assert "separates its columns by ';'. Save it with commas." in refusal(root / "m.csv")

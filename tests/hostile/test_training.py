@@ -70,7 +70,7 @@ def contents(folder):
         (("--preset", "nope"), "SYSTEM-"),
         (("--backbone", "vgg17"), "resnet34"),
         (("--weights", "missing.pth", "--backbone", "resnet34"), "no weights file"),
-        (("--weights", "imagenet"), "no ImageNet weights"),
+        (("--weights", "imagenet"), "takes no weights"),
         (("--precision", "7-bit"), "32-true, bf16-mixed"),
         (("--accelerator", "abacus"), "--accelerator"),
         (("--epochs", "0"), "epochs"),
@@ -140,7 +140,8 @@ def test_resuming_a_finished_run_with_other_options_does_not_say_finished(tiny_r
     other = train(tiny_run / "no data", tiny_run, "--epochs", "7", "--resume")
     done = subprocess.run(other, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"error: {tiny_run} was started with other settings. Resume with the same options.\n"
+    assert done.stderr.startswith(f"error: {tiny_run} was started with other settings (epochs is 3 there, 7 here, ")
+    assert done.stderr.endswith("seed is 3 there, 0 here). Resume with the same options.\n")
 
 
 @pytest.mark.parametrize("option", ["--force", "--resume"])

@@ -259,6 +259,13 @@ class TestFolder:
         assert dataset.labels == ("a", "b")
         assert keys(dataset, *dataset.parts) == {f"{name}/{number}.jpg" for name in "ab" for number in range(4)}
 
+    def test_images_beside_the_class_folders_belong_to_no_class_and_are_said(self, tmp_path: Path) -> None:
+        self.fill(tmp_path, "a", "b")
+        for name in ("0.jpg", "1.JPG", "README.md"):
+            (tmp_path / name).write_bytes((tmp_path / "a" / "0.jpg").read_bytes())
+        dataset = open_dataset(tmp_path)
+        assert "2 .jpg beside the class folders passed over" in dataset.notes
+
     def test_upper_case_and_every_image_suffix_count(self, tmp_path: Path) -> None:
         names = ["0.JPG", "1.jpeg", "2.PNG", "3.webp", "4.bmp", "5.Gif", "6.tif", "7.TIFF"]
         for folder in ("a", "b"):

@@ -188,7 +188,7 @@ def test_wrong_weights_are_explained(tmp_path):
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="do not belong to resnet34"):
         load_weights(backbone, "resnet34", str(tmp_path / "other.pth"))
-    with pytest.raises(OptionError, match="no ImageNet weights"):
+    with pytest.raises(OptionError, match="takes no weights"):
         load_weights(make_backbone("small"), "small", "imagenet")
 
 

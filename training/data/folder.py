@@ -26,6 +26,8 @@ def read(root: Path) -> Index:
         raise DatasetError(_nothing_found(sources["train"]), hint="Put the images of each class into DIR/<class>/.")
     reader = _Reader(root, labels)
     given = {part: reader.part(source, needed=part == "train") for part, source in sources.items()}
+    for source in sources.values():
+        reader.count_beside(source)
     return Index(format="folder", root=root, labels=labels, given=given, passed=dict(reader.passed))
 
 
@@ -77,6 +79,12 @@ class _Reader:
                     hint=f"Add images ({' '.join(suffixes())}) or remove it.",
                 )
         return samples
+
+    def count_beside(self, source: Path) -> None:
+        """What lies beside the class folders belongs to no class."""
+        for entry in _entries(source):
+            if _is_image(entry):
+                self.passed[f"{Path(entry.name).suffix.lower()} beside the class folders"] += 1
 
     def _images(self, folder: Path, around: set[Identity]) -> list[Path]:
         """Images in and below `folder`. `around` ends loops of links; `seen` finds one file that has two names."""

@@ -42,7 +42,11 @@ class Index:
 def located(root: Path, relative: str, where: str) -> tuple[str, Path]:
     """The key and path of an indexed image, or an error: an index may point at readable files inside `root` only."""
     inside = PurePosixPath(relative)
-    if inside.is_absolute() or ".." in inside.parts or "\0" in relative or not inside.parts:
+    if inside.is_absolute():
+        raise DatasetError(
+            f"{where}: the path {relative!r} is absolute", hint="Give it relative to the folder of the dataset."
+        )
+    if ".." in inside.parts or "\0" in relative or not inside.parts:
         raise DatasetError(
             f"{where}: the path {relative!r} leads out of the dataset folder",
             hint="Every path in an index must stay inside the folder.",

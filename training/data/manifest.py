@@ -148,6 +148,8 @@ def _checked_columns(columns: list[str], path: Path) -> list[str]:
     for name in columns:
         if columns.count(name) > 1:
             raise DatasetError(f"{path} has the column {name!r} twice", hint="Remove one of the two.")
+        if len(columns) == 1 and (mark := next((each for each in ";\t" if each in name), "")):
+            raise DatasetError(f"{path} separates its columns by {mark!r}", hint="Save it with commas.")
         if name not in COLUMNS:
             raise DatasetError(
                 f"{path} has an unknown column {name[:40]!r}",
