@@ -139,7 +139,7 @@ def within(suite: Suite, costs: Costs, minutes: float, images: int, kept: Sequen
     if costs.suite(real) <= 60 * minutes:
         return suite
     least = replace(real, **{name: min(getattr(real, name), floor) for name, floor in COUNTS.items()})
-    chosen, said = least, []
+    chosen, gone = least, []
     for percent in range(99, 0, -1):
         fewer = {name: max(getattr(least, name), getattr(real, name) * percent // 100) for name in COUNTS}
         if costs.suite(replace(real, **fewer)) <= 60 * minutes:
@@ -148,16 +148,16 @@ def within(suite: Suite, costs: Costs, minutes: float, images: int, kept: Sequen
     for lighter, name in _without(chosen, costs, kept):
         if costs.suite(chosen) <= 60 * minutes:
             break
-        said.append(f"left out: {name}")
+        gone.append(name)
         chosen = lighter
-    for name, what in _WORDS.items():
-        before, now = getattr(real, name), getattr(chosen, name)
-        if 0 < now < before:
-            said.append(f"{now} of {before} images {what}")
+    counts = {what: (getattr(chosen, name), getattr(real, name)) for name, what in _WORDS.items()}
+    few_images = [f"{now} of {before} {what}" for what, (now, before) in counts.items() if 0 < now < before]
+    why = f"for want of time (all would take up to {duration(costs.suite(real))}, {minutes:g} min are allowed)"
+    said = [f"left out {why}: {', '.join(gone)}"] if gone else []
+    said += [f"fewer images {why}: {', '.join(few_images)}"] if few_images else []
     if costs.suite(chosen) > 60 * minutes:
         said.append(f"what is left may take {duration(costs.suite(chosen))}: less would say nothing")
-    why = f"for want of time (all would take up to {duration(costs.suite(real))}, {minutes:g} min are allowed)"
-    return replace(chosen, left_out=tuple(f"{each}, {why}" for each in said))
+    return replace(chosen, left_out=tuple(said))
 
 
 # Counts of images in a suite, and how few of them still say something.
