@@ -27,6 +27,7 @@ def project() -> dict[str, Any]:
                 "dev": ["field_mark[export]"],
                 "export": ["onnx>=1.18,<2"],
                 "server": ["numpy<2"],
+                "gateway": [],
             },
         },
         "dependency-groups": {"editable": ["hatchling"]},
