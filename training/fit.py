@@ -63,7 +63,7 @@ class Learner(nn.Module):
         weight = self.objective.weights.consistency
         if clean is None or not weight:
             return loss
-        head = next((name for name in found.logits if name == tensors.ATTENTION_ONLY), next(iter(found.logits)))
+        head = tensors.ATTENTION_ONLY if tensors.ATTENTION_ONLY in found.logits else next(iter(found.logits))
         return loss + weight * divergence(self.network(clean, head).logits[head], found.logits[head])
 
 
@@ -198,7 +198,7 @@ class Trainer:
             ) from None
 
     def _tell(self, epoch: int, row: dict[str, float]) -> None:
-        shares = "  ".join(f"{name} {row[name]:6.1%}" for name in row if name not in NO_SHARES)
+        shares = _told({name: share for name, share in row.items() if name not in NO_SHARES})
         self.console.print(
             f"epoch {epoch + 1:3d}/{self.config.epochs}  loss {row['loss']:8.4f}  "
             f"validation: {shares}  {row['seconds']:5.1f} s",
@@ -275,9 +275,9 @@ class Trainer:
         if self.average is not None:
             self.average.module.load_state_dict(self.network.state_dict())
         self.warmed = self.accuracy("validation")
-        shares = "  ".join(f"{head} {share:6.1%}" for head, share in self.warmed.items())
         self.console.print(
-            f"warm-up, {self.config.warmup_steps} steps of the heads  loss {loss:8.4f}  validation: {shares}",
+            f"warm-up, {self.config.warmup_steps} steps of the heads  loss {loss:8.4f}  "
+            f"validation: {_told(self.warmed)}",
             highlight=False,
             soft_wrap=True,
         )
@@ -327,9 +327,8 @@ class Trainer:
         results["validation"] = self.accuracy("validation")
         results["outcome"] = self._outcome(results["validation"])
         if network.prototype_head is not None:
-            shares = "  ".join(f"{head} {share:6.1%}" for head, share in results["validation"].items())
             self.console.print(
-                f"best epoch, prototypes projected, last layer fitted  validation: {shares}",
+                f"best epoch, prototypes projected, last layer fitted  validation: {_told(results['validation'])}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -469,3 +468,8 @@ class Trainer:
             dataset=DatasetRecord.of(self.dataset),
             versions=versions,
         )
+
+
+def _told(shares: dict[str, float]) -> str:
+    """Shares by name, side by side."""
+    return "  ".join(f"{name} {share:6.1%}" for name, share in shares.items())
