@@ -20,12 +20,12 @@ import numpy.typing as npt
 
 from bundle.errors import EndpointError, ImageError, OptionError
 from bundle.image import ImageSpec
-from serving.jobs import Job
+from scoring.local.jobs import Job
+from scoring.local.shards import FAILED, ScoreFolder, Taken, failures
+from scoring.local.stretches import Stretch, stretches
+from scoring.rows import Answer
+from scoring.sources import Source, SourceFile
 from serving.prediction import Inference, Outputs, check_alpha, predictions
-from serving.rows import Answer
-from serving.shards import FAILED, ScoreFolder, Taken, failures
-from serving.sources import Source, SourceFile
-from serving.stretches import Stretch, stretches
 
 MAX_SHARD_ROWS = 1_000_000  # a shard's rows are held in memory
 MAX_AHEAD_BYTES = 512 * 1024 * 1024  # of decoded images that wait for inference

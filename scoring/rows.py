@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bundle.errors import MissingExtra
-from serving.jobs import Job, version
+from scoring.local.jobs import Job, version
+from scoring.sources import SourceFile
 from serving.prediction import Prediction
-from serving.sources import SourceFile
 
 OK, ERROR = "ok", "error"
 Answer = Prediction | str  # a string is the error's sentence
