@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
     "score": ("scoring.cli", "Score a folder of images into Parquet shards."),
     "drift": ("scoring.cli", "Compare scored images with clean data: an attack, a broken camera?"),
+    "review": ("review.cli", "Look at what was flagged, decide, and make the next calibration better."),
 }
 # library -> the extra that brings it; the base install has none of them
 EXTRAS: dict[str, str] = {
@@ -44,6 +45,8 @@ EXTRAS: dict[str, str] = {
     "sklearn": "training",
     "scipy": "training",
     "jinja2": "training",
+    "starlette": "review",
+    "uvicorn": "review",
     "onnx": "export",
     "onnxscript": "export",
     "tensorrt": "gpu",

@@ -49,6 +49,11 @@ WALLS = {
         never=TORCH | GRAPHS | {"sklearn", "grpc", "tritonclient", "pytriton"},
         not_at_import=DRAWING | ENGINES | {"scipy", "pyarrow", "onnxruntime"},
     ),
+    "review": Wall(
+        rooms={"bundle", "serving", "scoring"},
+        never=TORCH | GRAPHS | {"sklearn", "grpc", "tritonclient", "pytriton"},
+        not_at_import=DRAWING | ENGINES | {"scipy", "pyarrow", "onnxruntime"},
+    ),
     "fieldmark": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
 }
 
