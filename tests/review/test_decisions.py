@@ -20,7 +20,6 @@ from review.store.verdicts import UNDONE, VERDICTS, decide, history, newest, sta
 from tests.review.items import make_item, make_items
 
 
-
 @pytest.fixture
 def review(tmp_path: Path) -> Database:
     opened = Database.open(tmp_path / "review.db", source="here", bundle_id="b")
