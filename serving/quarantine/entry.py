@@ -78,8 +78,8 @@ class Entry(Case):
             raise ValueError("sha256 or bytes is not that of a file")
         _, stem = place_of(self.received, self.id)
         found = _NAME.fullmatch(self.image)
-        if not found or found[1] != stem:
-            raise ValueError(f"image {self.image[:80]!r} is not {stem} with a suffix")
+        if not found or found[1] != stem or found[2] == RECORD:
+            raise ValueError(f"image {self.image[:80]!r} is not {stem} with an image's suffix")
 
     @property
     def day(self) -> str:

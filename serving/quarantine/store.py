@@ -67,7 +67,7 @@ class Folder:
         with _words():
             path = self._root / folder / name
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with atomic_file(path) as temporary:
+            with atomic_file(path, durable=False) as temporary:  # ten times as fast; its SHA-256 tells what a crash did
                 handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 with os.fdopen(handle, "wb") as stream:
                     stream.write(data)
@@ -176,7 +176,7 @@ def _connect(where: str) -> tuple[Any, str]:
         import fsspec
     except ImportError as problem:
         raise MissingExtra.named("gateway", "a quarantine in an object store", problem) from None
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    options: dict[str, Any] = {"use_listings_cache": False}
     if where.partition("://")[0] in _S3:
         patience = {"connect_timeout": SECONDS, "read_timeout": SECONDS, "retries": {"max_attempts": 2}}
         options["config_kwargs"] = patience
