@@ -14,14 +14,9 @@ from bundle import Bundle
 from review.store.database import Database
 from review.store.item import FLAGGED, chance
 from review.store.verdicts import ATTACK, CLEAN, FAULT
-from scoring.drift.comparison import (
-    KolmogorovSmirnov,
-    kolmogorov_smirnov,
-    online_p_values,
-    simple_jumper,
-    wilson,
-)
+from scoring.drift.comparison import KolmogorovSmirnov, kolmogorov_smirnov, online_p_values, wilson
 from scoring.drift.scored import read_calibration
+from serving.martingale import simple_jumper
 
 BINS, MOST_TIMES, MOST_POINTS = 20, 48, 400
 FDR = 0.1
