@@ -27,6 +27,7 @@ from bundle.manifest import (
 )
 from bundle.progress import Work
 from bundle.records import to_plain
+from bundle.resolution import resolution
 from bundle.tensors import DTYPES
 from detector.conformal import check_calibration_size
 from detector.model import Detector
@@ -175,7 +176,9 @@ def _export_network(
         if narrowing is None
         else f"{graphs.precision}, {_costs(info)}"
     )
+    told = info.detector
     say(console, f"{served}: {found}; detector on {' '.join(detector.layers)}")
+    say(console, f"{served}: {resolution(told.calibration_n, told.alpha)}")
     return info, lessons
 
 

@@ -43,6 +43,11 @@ WALLS = {
         rooms={"bundle", "detector", "training", "robustness"}, never={"grpc", "tritonclient", "pytriton", "pyarrow"}
     ),
     "serving": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS, not_at_import=DRAWING),
+    "calibration": Wall(
+        rooms={"bundle", "detector", "serving"},
+        never=TORCH | FITTING | GRAPHS | DRAWING,
+        not_at_import=CALLS,
+    ),
     "fieldmark": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
 }
 

@@ -11,13 +11,15 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
+from PIL import Image
 from rich.console import Console
 from scipy.stats import betabinom
 
 from bundle import Bundle, tensors
-from bundle.errors import ExportError, OptionError
+from bundle.errors import BundleUnsupported, ExportError, OptionError
 from bundle.image import ImageSpec
 from bundle.manifest import Quality
+from calibration.recalibration import recalibrate
 from detector.model import Detector
 from export import quality
 from export.bundling import export_run
@@ -101,6 +103,28 @@ def test_every_precision_carries_its_own_calibration_and_parity(bundles, parts, 
     for found in info.quality.values():
         assert found.images == len(parts["test"][0])
         assert set(found.auroc) == {"fgsm-8"}
+
+
+@pytest.mark.parametrize("precision", NARROW)
+def test_a_narrow_bundle_is_recalibrated_on_its_own_answers(bundles, parts, precision, tmp_path):
+    """Beside float32, on the same images: other scores, so other calibrations; bf16 has no kernels on a processor."""
+    paths = [tmp_path / f"{index:04d}.png" for index in range(len(parts["train"][0]))]
+    for path, image in zip(paths, parts["train"][0], strict=True):
+        Image.fromarray(image).save(path)
+    if precision == "bf16":
+        with pytest.raises(BundleUnsupported, match="computes in bf16, which no processor runs here"):
+            recalibrate(bundles[precision], paths, tmp_path / "out", source="x")
+        return
+    made = recalibrate(bundles[precision], paths, tmp_path / "out", source="x").bundle
+    wide = recalibrate(bundles["fp32"], paths, tmp_path / "wide", source="x").bundle
+    for served, info in made.manifest.networks.items():
+        before = bundles[precision].manifest.networks[served]
+        assert (info.precision, info.quality, info.model) == (precision, before.quality, before.model)
+        detector, other = (Detector.load(each.file(info.detector.file)) for each in (made, wide))
+        assert not np.array_equal(detector.calibration, other.calibration)
+        answers = GraphSession(graph(made, served)).run(parts["test"][0])
+        expected = detector.p_values(answers[tensors.INSTANCE_SCORE], answers[tensors.PROBABILITIES].argmax(1))
+        np.testing.assert_array_equal(answers[tensors.P_VALUE], expected)
 
 
 @pytest.mark.parametrize("served", tensors.NETWORKS)
