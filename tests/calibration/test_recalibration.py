@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import fieldmark
+from benchmarks import calibrate
 from bundle import Bundle, tensors
 from bundle.errors import BundleUnsupported, DatasetError, DetectorError, OptionError
 from bundle.folder import sign_bundle
@@ -103,6 +104,20 @@ def test_another_alpha_is_the_graphs_own(bundle, other_camera, tmp_path):
     found = answers(out, other_camera["test"], tensors.FULL)
     np.testing.assert_array_equal(found[tensors.IS_ADVERSARIAL], found[tensors.P_VALUE] <= np.float32(0.25))
     assert out.manifest.networks[tensors.FULL].detector.alpha == 0.25
+
+
+def test_the_benchmark_shows_it_before_and_after(bundle, other_camera):
+    """As whoever owns photographs of another source will measure it."""
+    folder = other_camera["test"][0].parent
+    found = calibrate.measure(bundle, folder, count=120, seed=0)
+    assert found["images"]["source"] == "test"
+    for network in found["networks"].values():
+        assert network["before"]["flagged"]["share"] > network["before"]["bounds"][1]
+        low, high = network["after"]["bounds"]
+        assert low <= network["after"]["flagged"]["share"] <= high
+        assert network["divisions"]["mean"] == pytest.approx(false_alarms(120, ALPHA).mean, abs=0.02)
+    with pytest.raises(OptionError, match="240 of them cannot calibrate while others are judged"):
+        calibrate.measure(bundle, folder, count=240, seed=0)
 
 
 # What cannot work
