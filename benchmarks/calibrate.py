@@ -21,8 +21,7 @@ from bundle.resolution import false_alarms
 from calibration.recalibration import recalibrate
 from calibration.sample import Seen, look
 from detector.model import Detector
-from export.quality import INTERVAL, flagged_interval
-from robustness.metrics import share
+from robustness.metrics import INTERVAL, flagged_interval, share
 from serving.local import LocalInference
 from serving.sources import Source
 

@@ -75,7 +75,7 @@ def show(
         say(console, f"{name}: {resolution(network.detector.calibration_n, network.detector.alpha)}")
     if not any(network.quality for network in manifest.networks.values()):
         return
-    table = Table("network", "precision", "test images", "accuracy", "clean flagged", "AUROC by attack")
+    table = Table("network", "precision", "validation images", "accuracy", "clean flagged", "AUROC by attack")
     for name, network in manifest.networks.items():
         for precision, quality in network.quality.items():
             areas = "\n".join(f"{printable(attack)} {area:.3f}" for attack, area in quality.auroc.items())

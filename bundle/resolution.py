@@ -7,6 +7,8 @@ For one calibration set the rate among clean images is a number of its own, draw
 import math
 from typing import NamedTuple
 
+ALPHA = 0.05  # the false-positive rate of a detector for which nobody has asked for another
+
 
 class FalseAlarms(NamedTuple):
     """Mean and standard deviation, over calibration sets of one size, of the share of clean images that is flagged."""

@@ -19,7 +19,7 @@ from bundle.resolution import false_alarms, resolution
 from calibration.recalibration import CALIBRATION, recalibrate
 from detector.conformal import p_values
 from detector.model import Detector
-from export.quality import flagged_interval
+from robustness.metrics import flagged_interval
 from serving.local import LocalInference
 
 from .conftest import ALPHA, CALIBRATED
