@@ -92,11 +92,10 @@ class Costs:
     def _suite(self, head: str, suite: Suite) -> float:
         names = [name for name in suite.adaptive if name != OWN_HEAD or self.losses[head] > 1]
         curve = len(CURVE) * (suite.curve_steps + 1) * self.losses[head] if suite.curve_steps else 0
-        steps = sum(1 + FORWARD + name.startswith("orthogonal") * (1 - FORWARD) for name in names)
         auto = suite.autoattack_count * AUTO_PASSES if self.classes >= AUTO_CLASSES else 0
         return (
             suite.count * (self._passes(head, suite.attacks) + curve)
-            + suite.adaptive_count * suite.adaptive_steps * steps
+            + suite.adaptive_count * suite.adaptive_steps * on_both(names)
             + suite.clean_count * FORWARD
             + auto
         )
@@ -111,6 +110,11 @@ def passes(name: str, losses: int) -> float:
         return AUTO_PASSES
     attack = attack_named(method)
     return losses * attack.restarts * (attack.steps + 1.0)  # one to judge
+
+
+def on_both(names: Sequence[str]) -> float:
+    """Passes of one image and step under attacks on network and detector: orthogonal PGD takes two gradients."""
+    return sum(1 + FORWARD + name.startswith("orthogonal") * (1 - FORWARD) for name in names)
 
 
 def few(images: int, each: float, minutes: float, what: str) -> tuple[int, str | None]:

@@ -22,6 +22,7 @@ from bundle import tensors
 from bundle.errors import MissingExtra
 from bundle.files import sha256_of, write_text
 from bundle.records import to_plain
+from bundle.resolution import false_alarms, smallest_p_value
 from detector.model import Detector
 from robustness.accuracy import WORST
 from robustness.figures import (
@@ -37,6 +38,7 @@ from robustness.figures import (
 )
 from robustness.fitting import Lessons
 from robustness.gates import ANY, BROKEN, HOLDS, UNKNOWN, broken
+from robustness.journal import Journal
 from robustness.limits import FEW, attacked_images, limits, not_measured
 from robustness.measure import EPS, measure
 from robustness.pointing import pointing
@@ -90,11 +92,18 @@ def make_report(
     lessons: Mapping[str, Lessons],
     sources: Mapping[str, Network],
     seed: int,
+    calibration: Mapping[str, Any] | None = None,
+    journal: Journal | None = None,
 ) -> Report:
-    """Measure everything of `suite` on the test part and draw it; `lessons` are what the detectors were taught."""
+    """Measure everything of `suite` on the test part and draw it; `lessons` are what the detectors were taught, and
+    `calibration` is what a bundle says of images that it was calibrated on after its export. `journal` goes on where an
+    earlier run was stopped.
+    """
     if network.prototype_head is not None:  # before hours of work: they are drawn at its end
         run.prototypes_of(network, {sample.key for sample in dataset.parts["train"]})
-    heads = measure(record, network, detectors, dataset, suite, lessons=lessons, sources=sources, seed=seed)
+    heads = measure(
+        record, network, detectors, dataset, suite, lessons=lessons, sources=sources, seed=seed, journal=journal
+    )
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "suite": asdict(suite),
@@ -115,6 +124,7 @@ def make_report(
                 "lessons": {"images": len(lessons[head].clean), "of": lessons[head].available},
                 "alpha": each.alpha,
                 "calibration_n": each.calibration_n,
+                "calibration": _calibration(each, dataset, calibration),
             }
             for head, each in detectors.items()
         },
@@ -124,6 +134,17 @@ def make_report(
     document["limits"] = limits(document)
     figures = _figures(run, record, network, dataset, document, seed)
     return Report(document=document, page=render(document, figures))
+
+
+def _calibration(detector: Detector, dataset: Dataset, told: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Which images stand behind the p-values, how fine these are, and how sure the rate of false alarms."""
+    own = {"source": f"the calibration part of {dataset.name}", "date": None, "sha256": None}
+    rate = false_alarms(detector.calibration_n, detector.alpha)
+    return {
+        **(own if told is None else {key: told.get(key) for key in own}),
+        "smallest_p_value": round(smallest_p_value(detector.calibration_n), 6),
+        "false_alarms": {"mean": round(rate.mean, 5), "deviation": round(rate.deviation, 5)},
+    }
 
 
 def _attention(record: RunRecord, network: Network, dataset: Dataset, suite: Suite, seed: int) -> dict[str, Any] | None:

@@ -453,9 +453,14 @@ def report_of(seed: int, auroc: float | None, missed: int) -> dict[str, Any]:
 
     areas = {"auroc": auroc}
     head = {
-        "clean": {"right": found(49), "flagged": found(2)},
+        "clean": {
+            "right": found(49),
+            "flagged": found(2),
+            "flagged_of_right": found(1),
+            "flagged_of_wrong": {"count": 1, "of": 1},
+        },
         "detection": {"pgd10-8": areas, "noise": {"auroc": None}},
-        "left_out": {"pgd10-8": {"left_out": areas, "attack_free": {"auroc": None}}},
+        "left_out": {"pgd10-8": {"left_out": areas, "family_left_out": areas, "attack_free": {"auroc": None}}},
         "system": {name: [{"alpha": 0.05, "missed": found(missed)}] for name in ("clean", "pgd10-8")},
         "adaptive": {"success": {"any": {"count": 30, "of": 40}}},
         "gates": [{"name": "a gate", "state": "broken" if seed else "holds"}],
@@ -480,6 +485,8 @@ def test_detection_is_summed_up_over_seeds_and_told_in_tables(tmp_path: Path) ->
     assert "| AP | – | – |" in text
     assert "75.0 (75 to 75)" in text
     assert "10.0 (0 to 20)" in text
+    assert "each attack's family left out" in text
+    assert "| 2.0 (2 to 2) | 100.0 (100 to 100) |" in text  # of right, of wrong
 
 
 def test_turns_are_taken_and_ratios_are_to_the_first() -> None:

@@ -54,6 +54,11 @@ WALLS = {
         never=TORCH | GRAPHS | {"sklearn", "grpc", "tritonclient", "pytriton"},
         not_at_import=DRAWING | ENGINES | {"scipy", "pyarrow", "onnxruntime"},
     ),
+    "calibration": Wall(
+        rooms={"bundle", "detector", "serving", "scoring", "review"},
+        never=TORCH | FITTING | GRAPHS | DRAWING,
+        not_at_import=CALLS,
+    ),
     "fieldmark": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
 }
 
