@@ -61,14 +61,6 @@ def review(
     images: Annotated[
         Path | None, typer.Option("--images", metavar="DIR", help="Where the scored images lie now, if they moved.")
     ] = None,
-    sample_share: Annotated[
-        float | None,
-        typer.Option(
-            "--sample-share",
-            help="The share of unflagged images that the gateway keeps (its --quarantine-sample), where its entries do "
-            "not say it.",
-        ),
-    ] = None,
     reviewer: Annotated[
         str | None, typer.Option("--reviewer", metavar="NAME", help="Who decides, until another name is given.")
     ] = None,
@@ -100,14 +92,12 @@ def review(
     """
     if (export is None) != (out is None):
         raise OptionError("--export and --out belong together")
-    if sample_share is not None and not 0 < sample_share <= 1:
-        raise OptionError(f"--sample-share {sample_share:g} is not between 0 and 1")
     require_libraries()
     from review.sources.source import open_source
     from review.store.database import Database
 
     opened = Bundle.open(bundle)
-    found = open_source(source, opened, images=images, share=sample_share)
+    found = open_source(source, opened, images=images)
     database = Database.open(db or beside(source), source=found.place, bundle_id=opened.bundle_id)
     if export is not None and out is not None:
         _export(export, out, database, found, opened)

@@ -1,8 +1,7 @@
 """The numbers behind the figures: what came in beside what clean images would give, and what became of the flags.
 
-A source keeps every flagged image and a share of the others, so each of these stands for 1 / share. Where nobody says
-that share, only what was flagged can be counted. Tests of drift read a thinned stream: of flagged and others the same
-share, in the order in which they came, which is exchangeable with the calibration as the whole is.
+A source keeps what was flagged, and a random sample of everything, flagged or not. Whatever is said of all that came in
+is said of that sample; of the flags, all are counted.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy.typing as npt
 
 from bundle import Bundle
 from review.store.database import Database
-from review.store.item import FLAGGED, chance
+from review.store.item import FLAGGED
 from review.store.verdicts import ATTACK, CLEAN, FAULT
 from scoring.drift.comparison import KolmogorovSmirnov, kolmogorov_smirnov, online_p_values, wilson
 from scoring.drift.scored import read_calibration
@@ -20,35 +19,35 @@ from serving.martingale import simple_jumper
 
 BINS, MOST_TIMES, MOST_POINTS = 20, 48, 400
 FDR = 0.1
-MOST_DRIFT = 50_000  # latest images of the thinned stream that drift is measured on
+MOST_DRIFT = 50_000  # latest images of the sample that drift is measured on
+FEWEST_DRAWN = 10  # flagged images of the sample from which it is told how many came in
 Z95 = 1.96
 Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """p-values in BINS equal bins: heights : (BINS,), images as a share of what uniform ones would give; each between
-    bounds : (BINS, 2) in 95 % of clean sources. `images` is how many came in, about; NaN where only flags are known.
+    """p-values of `images` in BINS equal bins: heights : (BINS,), as multiples of what uniform ones would give; each
+    between bounds : (BINS, 2) in 95 % of clean samples.
     """
 
     heights: Float64
     bounds: Float64
-    images: float
+    images: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """By time, oldest first: the flagged share of all images : (t,), its intervals of 95 % : (t, 2)."""
+    """By time, oldest first: the flagged share of the sample : (t,), its intervals of 95 % : (t, 2)."""
 
     times: tuple[str, ...]
-    flagged: tuple[int, ...]
     shares: Float64
     intervals: Float64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Drift of the thinned stream: log10 of the martingale's capital at `places` : (k,), and Kolmogorov-Smirnov."""
+    """Drift of the sample: log10 of the martingale's capital at `places` : (k,), and Kolmogorov-Smirnov."""
 
     images: int
     places: npt.NDArray[np.int64]
@@ -77,93 +76,83 @@ class Discoveries:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rows:
-    """Everything of one network's items that figures need, oldest first: (n,) each."""
+class Rows:
+    """Everything of one network's items that figures need, oldest first : (n,) each; `total` images were answered in
+    all, where that is known.
+    """
 
-    keys: tuple[str, ...]
     received: tuple[str, ...]
     p_values: Float64
     scores: Float64
     flags: npt.NDArray[np.bool_]
-    weights: Float64  # NaN for an unflagged item of unknown share
+    drawn: npt.NDArray[np.bool_]
     states: tuple[str, ...]
+    total: int | None
 
     @property
-    def known(self) -> bool:
-        """Whether every item stands for a known number of images, and not all of them are flagged ones."""
-        return bool(np.isfinite(self.weights).all()) and not bool(self.flags.all())
+    def images(self) -> float | None:
+        """About how many came in: of the flagged, all are here, and as large a part is drawn as of all."""
+        if self.total is not None:
+            return float(self.total)
+        both = int((self.flags & self.drawn).sum())
+        return float(self.drawn.sum() * self.flags.sum() / both) if both >= FEWEST_DRAWN else None
 
 
-def rows(database: Database, bundle: Bundle, network: str) -> _Rows:
+def rows(database: Database, bundle: Bundle, network: str, total: int | None = None) -> Rows:
     """What the bundle's network has answered."""
     with database.reading() as connection:
         found = connection.execute(
-            "SELECT key, received, p_value, score, reason, share, state FROM items WHERE network = ? AND bundle_id = ?"
+            "SELECT received, p_value, score, reason, drawn, state FROM items WHERE network = ? AND bundle_id = ?"
             " ORDER BY received, id",
             [network, bundle.bundle_id],
         ).fetchall()
-    flags = np.array([row["reason"] == FLAGGED for row in found], bool)
-    shares = np.array([np.nan if row["share"] is None else row["share"] for row in found], float)
-    return _Rows(
-        keys=tuple(row["key"] for row in found),
+    return Rows(
         received=tuple(row["received"] for row in found),
         p_values=np.array([row["p_value"] for row in found], float),
         scores=np.array([row["score"] for row in found], float),
-        flags=flags,
-        weights=np.where(flags, 1.0, 1 / shares),
+        flags=np.array([row["reason"] == FLAGGED for row in found], bool),
+        drawn=np.array([row["drawn"] for row in found], bool),
         states=tuple(row["state"] for row in found),
+        total=total,
     )
 
 
-def histogram(found: _Rows) -> Histogram | None:
-    """p-values against uniform; None where nothing is known of the unflagged."""
-    if not found.known:
+def histogram(found: Rows) -> Histogram | None:
+    """p-values of the sample against uniform; None where there is none."""
+    p_values = found.p_values[found.drawn]
+    if not len(p_values):
         return None
-    place = np.minimum((np.ceil(found.p_values * BINS) - 1).astype(np.int64).clip(0), BINS - 1)
-    images = float(found.weights.sum())
-    expected = images / BINS
-    heights = np.bincount(place, found.weights, BINS) / expected
-    squares = np.bincount(place, found.weights**2, BINS)
-    weight = np.where(heights > 0, squares / np.maximum(heights * expected, 1e-9), float(found.weights.max()))
-    half = Z95 * np.sqrt(expected * weight) / expected
-    return Histogram(heights=heights, bounds=np.stack([np.maximum(0, 1 - half), 1 + half], axis=1), images=images)
+    place = np.minimum((np.ceil(p_values * BINS) - 1).astype(np.int64).clip(0), BINS - 1)
+    expected = len(p_values) / BINS
+    heights = np.bincount(place, minlength=BINS) / expected
+    half = Z95 * np.sqrt(expected * (1 - 1 / BINS)) / expected
+    bounds = np.tile([max(0.0, 1 - half), 1 + half], (BINS, 1))
+    return Histogram(heights=heights, bounds=bounds, images=len(p_values))
 
 
-def shares(found: _Rows) -> Shares | None:
-    """The flagged share by hour, or by day where there are many hours; None where nothing is known of the unflagged."""
-    if not found.known:
+def shares(found: Rows) -> Shares | None:
+    """The flagged share of the sample by hour, or by day where there are many hours; None where there is none."""
+    drawn = np.flatnonzero(found.drawn)
+    if not len(drawn):
         return None
     for digits in (13, 10):
-        times = sorted({time[:digits] for time in found.received})
+        named = [found.received[index][:digits] for index in drawn]
+        times = sorted(set(named))
         if len(times) <= MOST_TIMES:
             break
     times = times[-MOST_TIMES:]
     index = {time: place for place, time in enumerate(times)}
-    place = np.array([index.get(time[:digits], -1) for time in found.received])
+    place = np.array([index.get(time, -1) for time in named])
     own = place >= 0
-    flagged = np.bincount(place[own & found.flags], minlength=len(times))
-    images = np.bincount(place[own], found.weights[own], len(times))
-    intervals = [
-        wilson(int(count), max(int(count), round(total))) for count, total in zip(flagged, images, strict=True)
-    ]
-    return Shares(
-        times=tuple(times),
-        flagged=tuple(flagged.tolist()),
-        shares=flagged / images,
-        intervals=np.array(intervals),
-    )
+    flagged = np.bincount(place[own & found.flags[drawn]], minlength=len(times))
+    images = np.bincount(place[own], minlength=len(times))
+    intervals = [wilson(int(count), int(total)) for count, total in zip(flagged, images, strict=True)]
+    return Shares(times=tuple(times), shares=flagged / images, intervals=np.array(intervals))
 
 
-def stream(found: _Rows, bundle: Bundle, network: str) -> Stream | None:
-    """Drift against the calibration; None where nothing is known of the unflagged."""
-    if not found.known:
-        return None
-    least = 1 / found.weights.max()
-    drawn = [
-        chance(key, "drift") < (least if flag else least * weight)
-        for key, flag, weight in zip(found.keys, found.flags, found.weights, strict=True)
-    ]
-    scores = found.scores[np.array(drawn)][-MOST_DRIFT:].astype(np.float32)
+def stream(found: Rows, bundle: Bundle, network: str) -> Stream | None:
+    """Drift of the sample against the calibration, in the order in which it came; None where there is none."""
+    scores = found.scores[found.drawn][-MOST_DRIFT:].astype(np.float32)
     if not len(scores):
         return None
     calibration = read_calibration(bundle, network)
@@ -178,15 +167,15 @@ def stream(found: _Rows, bundle: Bundle, network: str) -> Stream | None:
     )
 
 
-def discoveries(found: _Rows, bundle: Bundle, network: str) -> Discoveries | None:
-    """The list whose false discoveries are at most FDR of it on average; None where nothing is known of the unflagged.
+def discoveries(found: Rows, bundle: Bundle, network: str) -> Discoveries | None:
+    """The list whose false discoveries are at most FDR of it on average; None where nobody knows how many came in.
 
-    What is on it is flagged, unless alpha is tiny: so it can be told from the flagged images alone and how many others
-    there were.
+    What is on it is flagged, unless alpha is tiny: so it can be told from the flagged images and how many others there
+    were.
     """
-    if not found.known:
+    images = found.images
+    if images is None:
         return None
-    images = float(found.weights.sum())
     p_values = np.sort(found.p_values[found.flags])
     holds = np.flatnonzero(p_values <= FDR * np.arange(1, len(p_values) + 1) / images)
     most = float(p_values[holds[-1]]) if len(holds) else 0.0

@@ -1,6 +1,7 @@
 """Keeps the database up with its source while people look: new items, their loudest layers, their near copies."""
 
 import contextlib
+import hashlib
 import json
 import os
 import sqlite3
@@ -21,7 +22,6 @@ from review.store.queue import add
 T = TypeVar("T")
 SECONDS = 5.0  # between two looks at the source
 CHUNK, PICTURES = 2000, 64  # items a transaction
-GONE = "gone"
 
 
 class Keeper:
@@ -104,7 +104,7 @@ class Keeper:
         while not self._stop.is_set():
             with self.database.reading() as connection:
                 rows = connection.execute(
-                    "SELECT id, image FROM items WHERE print IS NULL AND problem = ''"
+                    "SELECT id, image, sha256 FROM items WHERE print IS NULL AND problem = ''"
                     " ORDER BY reason <> ?, p_value, id LIMIT ?",
                     [FLAGGED, PICTURES],
                 ).fetchall()
@@ -123,10 +123,8 @@ class Keeper:
     def _print(self, row: sqlite3.Row) -> tuple[bytes | None, str]:
         spec = self.bundle.manifest.image
         try:
-            return fingerprint(self.source.read(image_of(row), spec.max_bytes), spec), ""
-        except ImageGone:
-            return None, GONE
-        except ImageError as problem:
+            return fingerprint(bytes_of(self.source, row, spec.max_bytes), spec), ""
+        except (ImageGone, ImageError) as problem:
             return None, problem.what
 
     def _known(self) -> Likeness:
@@ -143,6 +141,14 @@ class Keeper:
 def image_of(row: sqlite3.Row) -> str:
     """What the source calls an item's image: a name, whose bytes need not be text."""
     return os.fsdecode(row["image"])
+
+
+def bytes_of(source: Source, row: sqlite3.Row, most: int) -> bytes:
+    """An item's image as it was sent; raises ImageGone where it is not there any more, or another one."""
+    data = source.read(image_of(row), most)
+    if row["sha256"] and hashlib.sha256(data).hexdigest() != row["sha256"]:
+        raise ImageGone("the image is not the one that was answered: somebody changed the file")
+    return data
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

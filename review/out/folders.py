@@ -14,7 +14,7 @@ from xml.sax.saxutils import quoteattr
 from bundle.errors import ImageError, ImageGone
 from bundle.formats import KINDS
 from bundle.image import ImageSpec
-from review.keeper import GONE, image_of
+from review.keeper import bytes_of, image_of
 from review.out.records import decided
 from review.sources.source import Source
 from review.store.database import Database
@@ -39,9 +39,7 @@ class Images:
         self.folder.mkdir(parents=True)
         for item, decisions in items:
             try:
-                if item["problem"] == GONE:
-                    raise ImageGone("the image is gone")
-                data = self.source.read(image_of(item), self.spec.max_bytes)
+                data = bytes_of(self.source, item, self.spec.max_bytes)
                 self.spec.decode(data)
             except (ImageGone, ImageError):
                 self.missing += 1

@@ -94,8 +94,8 @@ def p_values(found: Histogram, alpha: float) -> Markup:
     top = max(2.0, float(found.heights.max()) * 1.08, float(found.bounds.max()) * 1.02)
     outside = int(((found.heights < found.bounds[:, 0]) | (found.heights > found.bounds[:, 1])).sum())
     says = (
-        f"Of about {found.images:,.0f} p-values, the smallest twentieth holds {found.heights[0]:.1f} times what clean "
-        f"images give; {outside} of {BINS} bins lie outside what 95 % of clean sources give."
+        f"Of {found.images:,} p-values, the smallest twentieth holds {found.heights[0]:.1f} times what clean "
+        f"images give; {outside} of {BINS} bins lie outside what 95 % of clean samples give."
     )
     chart = Chart(x=(0, 1), y=(0, top), says=says)
     for index, (low, high) in enumerate(found.bounds):
@@ -133,7 +133,7 @@ def flagged(found: Shares, alpha: float) -> Markup:
 
 
 def drift(found: Stream) -> Markup:
-    """The martingale over the thinned stream; its exponent is drawn, since the capital may be beyond every float."""
+    """The martingale over the sample; its exponent is drawn, since the capital may be beyond every float."""
     top, bottom = max(2.6, float(found.capital.max()) * 1.1), min(-1.0, float(found.capital.min()) * 1.1)
     says = (
         f"The test martingale has reached 10 to the {found.highest:.1f} after {found.images:,} images; "
@@ -147,7 +147,7 @@ def drift(found: Stream) -> Markup:
     for capital, kind in zip(CAPITALS, ("promise", "promise alarm"), strict=True):
         chart.level(float(np.log10(capital)), kind, f"{capital:g}: 1 of {capital:g} clean streams")
     chart.line(list(zip(found.places.tolist(), found.capital.tolist(), strict=True)), "mark")
-    chart.words("images of the thinned stream; height: power of ten of the capital")
+    chart.words("images of the sample; height: power of ten of the capital")
     return chart.svg()
 
 

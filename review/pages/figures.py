@@ -24,7 +24,7 @@ def figures_page(request: Request) -> Response:
             f"the bundle has no network {network[:40]!r}", hint=f"It has: {', '.join(manifest.networks)}."
         )
     alpha = manifest.networks[network].detector.alpha
-    found = figures.rows(console.database, console.bundle, network)
+    found = figures.rows(console.database, console.bundle, network, console.source.totals.get(network))
     histogram, shares = figures.histogram(found), figures.shares(found)
     stream = figures.stream(found, console.bundle, network)
     listed = figures.discoveries(found, console.bundle, network)
@@ -35,7 +35,7 @@ def figures_page(request: Request) -> Response:
         network=network,
         networks=list(manifest.networks),
         alpha=alpha,
-        items=len(found.keys),
+        items=len(found.states),
         histogram=histogram,
         histogram_svg=None if histogram is None else charts.p_values(histogram, alpha),
         shares_svg=None if shares is None else charts.flagged(shares, alpha),

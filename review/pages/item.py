@@ -11,7 +11,7 @@ from review.evidence.layers import Voice
 from review.evidence.look import Look
 from review.evidence.neighbours import Neighbour, neighbours
 from review.evidence.pictures import THUMBNAIL, as_sent, attended, boxed, difference, jpeg, png
-from review.keeper import GONE, image_of
+from review.keeper import bytes_of
 from review.pages.access import reviewer_of
 from review.pages.page import NotFound, console_of, render
 from review.pages.queue import existing
@@ -115,10 +115,8 @@ def _of(request: Request, item: sqlite3.Row) -> str:
 
 
 def _bytes(request: Request, item: sqlite3.Row) -> bytes:
-    if item["problem"] == GONE:
-        raise ImageGone("the image is gone: it was deleted, or moved")
     console = console_of(request)
-    return console.source.read(image_of(item), console.bundle.manifest.image.max_bytes)
+    return bytes_of(console.source, item, console.bundle.manifest.image.max_bytes)
 
 
 def _image(data: bytes, kind: str) -> Response:

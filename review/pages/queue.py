@@ -34,7 +34,6 @@ def queue(request: Request) -> Response:
         first=first,
         total=total,
         choices=choices(console.database),
-        total_in_source=console.source.total,
     )
 
 

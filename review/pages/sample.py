@@ -8,7 +8,7 @@ from bundle.errors import FieldmarkError, OptionError
 from review.pages.access import reviewer_of
 from review.pages.page import back, console_of, render
 from review.pages.queue import saying
-from review.store.sample import DEFAULT, clean_images, draw, estimated, next_open, samples
+from review.store.sample import DEFAULT, clean_images, draw, drawable, next_open, samples
 
 
 def sample_page(request: Request) -> Response:
@@ -27,7 +27,7 @@ def sample_page(request: Request) -> Response:
         drawn=drawn,
         clean=clean,
         why=why,
-        known=estimated(console.database),
+        drawable=drawable(console.database),
         wanted=DEFAULT,
         needed=int(1 / network.detector.alpha),
         database=console.database.path,

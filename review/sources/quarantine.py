@@ -1,104 +1,75 @@
-"""The gateway's quarantine: a folder a day, in it the bytes of an image and, last, what was said of it as JSON.
+"""The gateway's quarantine, in a folder or an object store, as its own reader reads it."""
 
-A name without its JSON is an image that is being written; JSON without its image is one that was removed by age since.
-"""
-
-import json
 import os
-import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-from bundle.errors import ImageGone, ReviewError
-from bundle.files import open_regular
-from review.sources.source import DAY, read_file
-from review.store.item import FLAGGED, Item
+from bundle.errors import FieldmarkError, ImageGone, QuarantineError, ReviewError
+from review.store.item import Item
+from serving.quarantine.entry import Entry, is_day, split_name
+from serving.quarantine.reader import entries
+from serving.quarantine.store import open_store
 
-MAX_ENTRY_BYTES = 256 * 1024
 MOST_NOTICES = 20
-_ENTRY = re.compile(r"\d{6}\.\d{3}-[A-Za-z0-9_-]{1,80}\.json")
 
 
 class QuarantineSource:
-    """Tells of each entry once. `share` is that of the unflagged images that are kept, where entries do not say it."""
+    """Tells of each entry once."""
 
-    def __init__(self, given: str, *, share: float | None = None) -> None:
-        self.root = Path(given)
-        self.place = os.path.abspath(given)
-        self.total: int | None = None
+    def __init__(self, given: str) -> None:
+        self.given = given
+        self.place = given if "://" in given else os.path.abspath(given)
+        self.totals: dict[str, int] = {}
         self.notices: list[str] = []
-        self._share = share
         self._told: set[str] = set()
 
     def news(self) -> Iterator[Item]:
-        """Entries by day and name."""
+        """Entries by day and name; what is no entry becomes a notice."""
+        if "://" not in self.given and not os.path.isdir(self.given):
+            raise ReviewError(f"{self.given} cannot be reached", hint="What was decided is safe. Bring it back.")
         try:
-            days = sorted(name for name in os.listdir(self.root) if DAY.fullmatch(name))
-        except OSError as problem:
-            raise ReviewError(
-                f"{self.root} cannot be reached ({problem.strerror})", hint="What was decided is safe. Bring it back."
-            ) from None
-        for day in days:
-            try:
-                names = sorted(name for name in os.listdir(self.root / day) if _ENTRY.fullmatch(name))
-            except OSError:  # the day was removed by age
-                continue
-            for name in names:
-                entry = f"{day}/{name}"
-                if entry not in self._told:
-                    self._told.add(entry)
-                    item = self._item(entry)
-                    if item is not None:
-                        yield item
+            for found in entries(self.given, known=self._told):
+                self._told.add(found.place)
+                try:
+                    item, problem = None if found.entry is None else _item(found.entry), found.problem
+                except ValueError as wrong:  # what its writer never writes
+                    item, problem = None, f"{found.place} is no record ({wrong})"
+                if item is not None:
+                    yield item
+                elif len(self.notices) < MOST_NOTICES:
+                    self.notices.append(f"{problem}, and is left out")
+        except QuarantineError as problem:
+            raise ReviewError(problem.what, hint="What was decided is safe. Bring it back.") from None
 
     def read(self, image: str, most: int) -> bytes:
         """The bytes as they were sent."""
-        if os.path.isabs(image) or ".." in image.split("/"):
+        day, _, name = image.partition("/")
+        if not is_day(day) or split_name(name) is None:
             raise ImageGone("the entry names an image outside the quarantine, so it is not opened")
-        return read_file(self.root / image, most, inside=self.root)
-
-    def _item(self, entry: str) -> Item | None:
         try:
-            with open_regular(self.root / entry) as stream:
-                data = stream.read(MAX_ENTRY_BYTES + 1)
-        except FileNotFoundError:
-            return None
-        except OSError as problem:
-            self._refuse(entry, problem.strerror or str(problem))
-            return None
-        try:
-            if len(data) > MAX_ENTRY_BYTES:
-                raise ValueError(f"it has more than {MAX_ENTRY_BYTES:,} bytes")
-            return self._parsed(entry, json.loads(data))
-        except (ValueError, KeyError, TypeError, RecursionError) as problem:
-            self._refuse(entry, f"missing {problem}" if isinstance(problem, KeyError) else str(problem))
-            return None
+            data = open_store(self.given).read(day, name, most)
+        except FieldmarkError as problem:
+            raise ImageGone(f"the image cannot be read ({problem.what})") from None
+        if data is None:
+            raise ImageGone("the image is gone: the oldest are removed by age, and by size")
+        return data
 
-    def _parsed(self, entry: str, plain: dict[str, Any]) -> Item:
-        image = str(plain["image"])
-        if "/" in image or image in ("", ".", ".."):
-            raise ValueError("its image is no plain file name")
-        layers = plain["layers"]
-        return Item(
-            key=entry.removesuffix(".json"),
-            image=f"{entry.partition('/')[0]}/{image}",
-            received=str(plain["received"]),
-            label=str(plain["label"]),
-            probability=float(plain["probability"]),
-            score=float(plain["score"]),
-            p_value=float(plain["p_value"]),
-            alpha=float(plain["alpha"]),
-            reason=str(plain.get("reason", FLAGGED)),
-            share=plain.get("share", self._share),
-            origin=str(plain.get("caller") or ""),
-            network=str(plain["network"]),
-            bundle_id=str(plain["bundle_id"]),
-            layers=tuple(float(value) for value in (layers.values() if isinstance(layers, dict) else layers)),
-            sha256=str(plain.get("sha256", "")),
-            request_id=str(plain.get("request_id", "")),
-        )
 
-    def _refuse(self, entry: str, why: str) -> None:
-        if len(self.notices) < MOST_NOTICES:
-            self.notices.append(f"the entry {entry} cannot be read ({why[:200]}), and is left out")
+def _item(entry: Entry) -> Item:
+    return Item(
+        key=f"{entry.day}/{entry.record}",
+        image=f"{entry.day}/{entry.image}",
+        received=entry.received,
+        label=entry.label,
+        probability=entry.probability,
+        score=entry.score,
+        p_value=entry.p_value,
+        alpha=entry.alpha,
+        reason=entry.reason,
+        drawn=entry.drawn,
+        origin=entry.caller,
+        network=entry.network,
+        bundle_id=entry.bundle_id,
+        layers=tuple(each.squared_distance for each in entry.layers),
+        sha256=entry.sha256,
+        request_id=entry.request_id,
+    )

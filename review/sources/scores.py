@@ -16,7 +16,7 @@ from scoring.local.shards import read_scores
 from scoring.rows import OK, arrow, exact_paths
 from scoring.sources import Source as Files
 
-UNFLAGGED = 2000  # unflagged images that are kept, about, for random samples and for comparison
+DRAWN = 4000  # images that are in the random sample, about
 MOST_FLAGGED = 100_000
 COLUMNS = (
     "path", "path_bytes", "status", "label", "probability", "instance_score", "p_value", "is_adversarial",
@@ -30,7 +30,7 @@ class ScoreSource:
     def __init__(self, path: Path, bundle: Bundle, images: Path | None) -> None:
         self.path, self.bundle = path, bundle
         self.place = os.path.abspath(path)
-        self.total: int | None = None
+        self.totals: dict[str, int] = {}
         self.notices: list[str] = []
         self._seen: tuple[int, int] | None = None
         self.job = self._checked()
@@ -45,7 +45,7 @@ class ScoreSource:
         rows = read_scores(self.path, COLUMNS)
         self._seen = stamp
         rows = rows.filter(arrow().compute.equal(rows["status"], OK))
-        self.total = rows.num_rows
+        self.totals = {self.job.network: rows.num_rows}
         yield from kept(rows, self.job.alpha, self.job.network, self.job.bundle_id, self._images)
 
     def read(self, image: str, most: int) -> bytes:
@@ -92,11 +92,10 @@ class Images:
 
 
 def kept(rows: Any, alpha: float, network: str, bundle_id: str, images: Images) -> Iterator[Item]:
-    """Items of a table of rows that have a score: those flagged, and about UNFLAGGED of the others."""
+    """Items of a table of rows that have a score: those flagged, and of all about DRAWN, by their names."""
     flags = rows["is_adversarial"]
     flagged = arrow().compute.sum(flags).as_py() or 0
-    others = rows.num_rows - flagged
-    share = min(1.0, UNFLAGGED / others) if others else 1.0
+    share = min(1.0, DRAWN / max(1, rows.num_rows))
     worst = rows.filter(flags)
     if flagged > MOST_FLAGGED:
         worst = worst.take(arrow().compute.sort_indices(worst["p_value"])[:MOST_FLAGGED])
@@ -112,7 +111,8 @@ def _items(
         paths = exact_paths(arrow().Table.from_batches([batch]))
         for row, path in zip(plain, paths, strict=True):
             key = _key(path, row, bundle_id, network)
-            if reason == SAMPLE and chance(key, "kept") >= share:
+            drawn = chance(key, "drawn") < share
+            if reason == SAMPLE and not drawn:
                 continue
             yield Item(
                 key=key,
@@ -124,7 +124,7 @@ def _items(
                 p_value=row["p_value"],
                 alpha=alpha,
                 reason=reason,
-                share=share,
+                drawn=drawn,
                 origin=images.folder(path),
                 network=network,
                 bundle_id=bundle_id,

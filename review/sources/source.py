@@ -16,13 +16,11 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
 class Source(Protocol):
-    """A quarantine, a score folder or a table. `place` names it for good; `whole` says that it tells of every image it
-    has seen, flagged or not, or of a known share of them.
-    """
+    """A quarantine, a score folder or a table. `place` names it for good."""
 
     place: str
     notices: list[str]  # sentences for the page: what could not be read
-    total: int | None  # images that were answered in all, where the source knows
+    totals: dict[str, int]  # images that each network answered in all, where the source knows
 
     def news(self) -> Iterator[Item]:
         """What it has not told yet; raises ReviewError when it cannot be reached now."""
@@ -33,10 +31,10 @@ class Source(Protocol):
         ...
 
 
-def open_source(given: str, bundle: Bundle, *, images: Path | None = None, share: float | None = None) -> Source:
+def open_source(given: str, bundle: Bundle, *, images: Path | None = None) -> Source:
     """What lies at `given`; raises ReviewError, or what its reader raises on a source of another bundle.
 
-    `images` is where a scored folder lies now; `share` the part of the unflagged images that a quarantine keeps.
+    `images` is where a scored folder lies now.
     """
     if not _URL.match(given):
         path = Path(given)
@@ -61,7 +59,7 @@ def open_source(given: str, bundle: Bundle, *, images: Path | None = None, share
             )
     from review.sources.quarantine import QuarantineSource
 
-    return QuarantineSource(given, share=share)
+    return QuarantineSource(given)
 
 
 def read_file(path: Path, most: int, *, inside: Path | None = None) -> bytes:

@@ -20,7 +20,7 @@ class TableSource:
     def __init__(self, given: str, bundle: Bundle, images: Path | None) -> None:
         self.given, self.bundle = given, bundle
         self.place = os.path.abspath(given)
-        self.total: int | None = None
+        self.totals: dict[str, int] = {}
         self.notices: list[str] = []
         self._version: int | None = None
         self._images = Images(Path("/"), Path("/"), images)
@@ -38,9 +38,10 @@ class TableSource:
         others = rows.num_rows - (compute.sum(compute.equal(rows["bundle_id"], self.bundle.bundle_id)).as_py() or 0)
         self.notices = [f"{others:,} rows are of other bundles and left out"] if others else []
         rows = rows.filter(own)
-        self.total, self._version = rows.num_rows, version
+        self._version = version
         for network, info in self.bundle.manifest.networks.items():
             part = rows.filter(compute.equal(rows["network"], network))
+            self.totals[network] = part.num_rows
             yield from kept(part, info.detector.alpha, network, self.bundle.bundle_id, self._images)
 
     def read(self, image: str, most: int) -> bytes:

@@ -29,7 +29,7 @@ CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE items (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, image BLOB NOT NULL, received TEXT NOT NULL,
     label TEXT NOT NULL, probability REAL NOT NULL, score REAL NOT NULL, p_value REAL NOT NULL, alpha REAL NOT NULL,
-    reason TEXT NOT NULL, share REAL, origin TEXT NOT NULL, network TEXT NOT NULL, bundle_id TEXT NOT NULL,
+    reason TEXT NOT NULL, drawn INTEGER NOT NULL, origin TEXT NOT NULL, network TEXT NOT NULL, bundle_id TEXT NOT NULL,
     layers TEXT NOT NULL, sha256 TEXT NOT NULL, request_id TEXT NOT NULL,
     day TEXT GENERATED ALWAYS AS (substr(received, 1, 10)) VIRTUAL,
     hour TEXT GENERATED ALWAYS AS (substr(received, 1, 13)) VIRTUAL,

@@ -11,9 +11,10 @@ REASONS = (FLAGGED, SAMPLE)
 class Item:
     """One image of a source. `image` is what the source calls it, `key` what it is called here, for good.
 
-    `received` is a time in UTC (ISO 8601, milliseconds). `reason` says why it is here: it was flagged, or it is one of
-    the unflagged that were kept at random, each with probability `share` (None where nobody says which). `origin` is
-    the name of its caller's key, or the folder of a scored file. `layers` are squared distances, one a detector column.
+    `received` is a time in UTC (ISO 8601, milliseconds). `reason` says why it is here: it was flagged, or it was not
+    and was drawn at random. `drawn` says that it is of the random sample of all that came in, flagged or not. `origin`
+    is the name of its caller's key, or the folder of a scored file. `layers` are squared distances, one a column of the
+    detector.
     """
 
     key: str
@@ -25,7 +26,7 @@ class Item:
     p_value: float
     alpha: float
     reason: str
-    share: float | None
+    drawn: bool
     origin: str
     network: str
     bundle_id: str
@@ -38,8 +39,8 @@ class Item:
             raise ValueError(f"reason {self.reason[:80]!r} is neither {FLAGGED!r} nor {SAMPLE!r}")
         if not 0 <= self.p_value <= 1 or not 0 < self.alpha < 1 or not 0 <= self.probability <= 1:
             raise ValueError("a p-value, alpha or probability lies outside 0 and 1")
-        if self.share is not None and not 0 < self.share <= 1:
-            raise ValueError(f"share {self.share} does not lie between 0 and 1")
+        if self.reason == SAMPLE and not self.drawn:
+            raise ValueError("it was neither flagged nor drawn")
         if len(self.received) < len("2026-01-01T00") or self.received[10] != "T":
             raise ValueError(f"received {self.received[:80]!r} is no time")
 

@@ -1,10 +1,9 @@
 """A random sample of everything that came in, to be decided whole: what a calibration can be made of.
 
 A p-value holds for images that are exchangeable with those behind it. Images that were looked at because their p-value
-was small are not; nor are the unflagged alone, among which the large scores are missing. So of every image, flagged or
-not, the same share is drawn by its name: a source keeps all that were flagged and some of the others, and the draw
-takes as few of the first as it can take of the second. All of the sample must be decided, for whoever leaves out the
-hard ones chooses by score again; those that are clean are the calibration.
+was small are not; nor are the unflagged alone, among which the large scores are missing. So a source draws some of all
+images, flagged or not, and a sample is drawn of these, by their names. All of it must be decided, for whoever leaves
+out the hard ones chooses by score again; those that are clean are the calibration.
 """
 
 import sqlite3
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 
 from bundle.errors import ReviewError
 from review.store.database import Database
-from review.store.item import SAMPLE, chance
+from review.store.item import chance
 from review.store.verdicts import ATTACK, CLEAN, DISPUTED, FAULT, UNSURE, WAITING, now
 
 DEFAULT, LARGEST = 200, 5000
@@ -21,7 +20,7 @@ CALIBRATION = "calibration"
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A drawn sample: each image that came in is in it with probability `rate`; how many items have which state."""
+    """A drawn sample: each item that the source drew is in it with probability `rate`; how many have which state."""
 
     number: int
     rate: float
@@ -52,42 +51,30 @@ class CleanImages:
     left_out: str
 
 
-def estimated(database: Database) -> tuple[float, float] | None:
-    """About how many images came in, and the largest share of them that can be drawn; None where nobody says which
-    share of the unflagged is kept.
-    """
+def drawable(database: Database) -> int:
+    """How many items are of the source's own random sample."""
     with database.reading() as connection:
-        rows = connection.execute("SELECT reason, share, count(*) AS n FROM items GROUP BY reason, share").fetchall()
-    shares = [row["share"] for row in rows if row["reason"] == SAMPLE]
-    if not shares or any(share is None for share in shares):
-        return None
-    came = sum(row["n"] / row["share"] if row["reason"] == SAMPLE else row["n"] for row in rows)
-    return came, min(shares)
+        return int(connection.execute("SELECT count(*) FROM items WHERE drawn").fetchone()[0])
 
 
 def draw(database: Database, wanted: int, reviewer: str) -> Sample:
-    """Draw a sample of about `wanted` items among those that the source has told so far; raises ReviewError."""
+    """Draw about `wanted` of the items that the source has drawn so far; raises ReviewError."""
     if not 1 <= wanted <= LARGEST:
         raise ReviewError(f"a sample of {wanted:,} cannot be drawn", hint=f"Between 1 and {LARGEST:,} can.")
-    known = estimated(database)
-    if known is None:
+    if not (there := drawable(database)):
         raise ReviewError(
-            "no random sample can be drawn: the source holds flagged images alone, or does not say which share of the "
-            "others it keeps",
-            hint="Let the gateway keep some (--quarantine-sample 0.01), or say which share it keeps: --sample-share.",
+            "no random sample can be drawn: the source keeps what was flagged and nothing else",
+            hint="Let the gateway keep some of all images: --quarantine-sample 0.01.",
         )
-    came, largest = known
-    rate = min(largest, wanted / came)
+    rate = min(1.0, wanted / there)
     with database.writing() as connection:
         number = connection.execute(
             "INSERT INTO samples (rate, reviewer, at) VALUES (?, ?, ?)", [rate, reviewer, now()]
         ).lastrowid
-        rows = connection.execute("SELECT id, key, reason, share FROM items").fetchall()
+        rows = connection.execute("SELECT id, key FROM items WHERE drawn").fetchall()
         purpose = f"sample {number}"
         chosen = [
-            (chance(row["key"], f"{purpose} order"), row["id"])
-            for row in rows
-            if chance(row["key"], purpose) < (rate / row["share"] if row["reason"] == SAMPLE else rate)
+            (chance(row["key"], f"{purpose} order"), row["id"]) for row in rows if chance(row["key"], purpose) < rate
         ]
         if not chosen:
             raise ReviewError("the sample came out empty", hint="Draw a larger one.")

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +21,8 @@ from review.sources.quarantine import QuarantineSource
 from review.store.database import Database
 from serving.local import LocalInference
 from serving.prediction import Prediction, predictions
-from tests.conftest import LABELS, draw_toy
+from serving.quarantine.entry import RECORD, Entry, LayerEvidence, place_of, write_record
+from tests.conftest import LABELS, LAYERS, draw_toy
 
 START = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
 SHARE = 0.5
@@ -36,15 +36,14 @@ def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
 
 
 def write_entry(root: Path, data: bytes, said: Prediction, when: datetime, **changes: Any) -> Path:
-    """One entry as the gateway writes it, and the path of its JSON."""
-    folder = root / when.strftime("%Y-%m-%d")
-    folder.mkdir(parents=True, exist_ok=True)
-    number = hashlib.sha256(data + when.isoformat().encode()).hexdigest()[:16]
-    stem = f"{when:%H%M%S}.{when.microsecond // 1000:03d}-{number}"
+    """One entry as the gateway writes it, and the path of its record; `changes` are some of its fields."""
+    number = hashlib.sha256(data + when.isoformat().encode()).hexdigest()[:32]
+    received = when.isoformat(timespec="milliseconds")
+    day, stem = place_of(received, number)
     facts = {
         "schema": 1,
         "id": number,
-        "received": when.isoformat(timespec="milliseconds"),
+        "received": received,
         "request_id": f"r-{number[:6]}",
         "bundle_id": said.bundle_id,
         "network": said.network,
@@ -56,15 +55,19 @@ def write_entry(root: Path, data: bytes, said: Prediction, when: datetime, **cha
         "alpha": 0.05,
         "flagged": said.is_adversarial,
         "reason": "flagged" if said.is_adversarial else "sample",
-        "share": SHARE,
-        "layers": list(said.layer_scores),
+        "drawn": not said.is_adversarial or int(number[:2], 16) < 256 * SHARE,
+        "layers": tuple(
+            LayerEvidence(layer=layer, squared_distance=distance)
+            for layer, distance in zip(LAYERS, said.layer_scores, strict=True)
+        ),
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),
         "image": f"{stem}.png",
     }
-    (folder / str(facts["image"])).write_bytes(data)
-    path = folder / f"{stem}.json"
-    path.write_text(json.dumps(facts | changes))
+    (root / day).mkdir(parents=True, exist_ok=True)
+    (root / day / f"{stem}.png").write_bytes(data)
+    path = root / day / f"{stem}{RECORD}"
+    path.write_bytes(write_record(Entry(**facts | changes)))
     return path
 
 

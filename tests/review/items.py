@@ -17,7 +17,7 @@ def make_item(number: int, **changes: Any) -> Item:
         "p_value": min(1.0, number / 100_000),
         "alpha": 0.05,
         "reason": "flagged",
-        "share": 0.5,
+        "drawn": True,
         "origin": "shop",
         "network": "full",
         "bundle_id": "b",

@@ -266,6 +266,12 @@ def test_the_file_is_for_the_reviewer_alone(review: Database) -> None:
 
 
 def test_an_item_is_what_it_says() -> None:
-    for changes in ({"p_value": 1.5}, {"reason": "boredom"}, {"share": 0.0}, {"received": "yesterday"}, {"alpha": 0.0}):
+    for changes in (
+        {"p_value": 1.5},
+        {"reason": "boredom"},
+        {"reason": "sample", "drawn": False},
+        {"received": "yesterday"},
+        {"alpha": 0.0},
+    ):
         with pytest.raises(ValueError, match=r"\S"):
             make_item(1, **changes)

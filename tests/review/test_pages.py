@@ -232,21 +232,32 @@ def test_an_image_that_is_gone_can_still_be_decided(client: Any, console: Consol
     (quarantine / item["image"].decode()).unlink()
     page = client.get("/items/5")
     assert page.status_code == 200
-    assert "The image is gone: it was deleted, or moved" in page.text
+    assert "The image is gone" in page.text
     assert client.get("/items/5/sent.img").status_code == 404
     client.post("/items/5/decide", data={"csrf": csrf(client), "verdict": "clean"})
     assert state(console, 5) == "clean"
 
 
-def test_an_svg_in_the_clothes_of_a_png_is_no_picture(client: Any, console: Console, quarantine: Path) -> None:
-    item = get(console.database, 5)
+def test_a_file_that_somebody_exchanged_is_not_shown(client: Any, console: Console, quarantine: Path) -> None:
+    item, other = get(console.database, 5), get(console.database, 6)
     assert item is not None
-    (quarantine / item["image"].decode()).write_bytes(b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>")
+    assert other is not None
+    (quarantine / item["image"].decode()).write_bytes((quarantine / other["image"].decode()).read_bytes())
+    assert client.get("/items/5/sent.img").status_code == 404
+    assert "not the one that was answered" in client.get("/items/5").text
+
+
+def test_an_svg_in_the_clothes_of_a_png_is_no_picture(
+    client: Any, console: Console, quarantine: Path, answered: Any
+) -> None:
+    svg = b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"
+    write_entry(quarantine, svg, answered[50][1], START + timedelta(days=6))
+    console.keeper.turn()
     for kind in ("sent", "thumbnail", "seen"):
-        answer = client.get(f"/items/5/{kind}.img")
+        answer = client.get(f"/items/61/{kind}.img")
         assert answer.status_code == 400
         assert "onload" not in answer.text
-    page = client.get("/items/5")
+    page = client.get("/items/61")
     assert page.status_code == 200
     assert "cannot be shown" in page.text
 
@@ -263,7 +274,7 @@ def test_pictures_are_ours(client: Any) -> None:
 def test_an_answer_of_another_bundle_is_shown_as_it_was(
     client: Any, console: Console, quarantine: Path, answered: Any
 ) -> None:
-    write_entry(quarantine, *answered[50], START + timedelta(days=5), bundle_id="e" * 64, layers=[1.0] * 9)
+    write_entry(quarantine, *answered[50], START + timedelta(days=5), bundle_id="e" * 64, layers=())
     console.keeper.turn()
     page = client.get("/items/61")
     assert page.status_code == 200
