@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks import attacks, detector, detector_speed, endpoint, regulariser, runtime, training
+from benchmarks import attacks, detector, detector_speed, endpoint, regulariser, review, runtime, training
 from benchmarks.detectors import measure_detectors
 from benchmarks.record import save
 from benchmarks.synthetic import write_synthetic
@@ -93,6 +93,7 @@ MEASURES = {
     "training": alone(training.measure),
     "regulariser": alone(regulariser.measure),
     "attacks": alone(attacks.measure),
+    "review": review.measure,
 }
 WITHOUT_BUNDLE = {"runtime", "training", "regulariser", "attacks", "detector_speed"}
 # What asks for more than a bundle has options of its own and is measured alone: `python -m benchmarks NAME --help`.

@@ -198,7 +198,8 @@ def _server(application: Any) -> Any:
 
 @contextlib.contextmanager
 def _socket(port: int) -> Iterator[socket.socket]:
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # Of a socket that is not said to be TCP's, asyncio does not know that small packets are not to wait for each other.
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     with bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -10,6 +10,7 @@ import pytest
 import fieldmark
 from bundle import Bundle
 from bundle.arrays import read_arrays
+from review.evidence.layers import calibrated
 from review.keeper import Keeper
 from review.sources.source import open_source
 from review.store.database import Database
@@ -50,5 +51,9 @@ def test_a_decided_sample_makes_another_bundle(
     scores = np.sort(LocalInference(bundle).infer(pixels, "full")["instance_score"])
     assert np.array_equal(read_arrays(made.file("detector/full.npz"))["calibration"], scores)
     assert counts(review).by_state["clean"] == len(rows) - 3
+    known = calibrated(made, "full")
+    assert known is not None
+    assert known.of == "calibration images"
+    assert known.distances.shape == (len(rows) - 3, len(made.manifest.networks["full"].detector.layers))
     with review.reading() as connection:
         assert connection.execute("SELECT DISTINCT made FROM uses").fetchall()[0][0] == made.bundle_id
