@@ -13,7 +13,18 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import attacks, detection, detector_speed, detectors, pointing, record, regulariser, runtime, training
+from benchmarks import (
+    attacks,
+    detection,
+    detector_speed,
+    detectors,
+    pointing,
+    record,
+    regulariser,
+    review,
+    runtime,
+    training,
+)
 from bundle.errors import OptionError, TrainingError
 from training.data import open_dataset
 from training.data.loading import images_array
@@ -521,3 +532,12 @@ def test_a_rehearsal_of_the_runtime_benchmark(monkeypatch: pytest.MonkeyPatch) -
         assert found[name]["gflops"] == pytest.approx(rate, rel=0.05)
     assert set(result["small"]["heads"]["batch2"]) == {"rounds", "full", "attention"}
     assert set(result["classes"]) == {"4"}
+
+
+def test_the_review_console_is_measured_beside_a_file_server(toy_bundle: Any) -> None:
+    found = review.measure(toy_bundle.path, items=201)
+    assert set(found["answers"]) == {
+        "rounds", "file_server", "first_page", "later_rows", "groups", "figures", "one_image", "thumbnail",
+    }  # fmt: skip
+    assert found["first_page_bytes"] > 50_000
+    assert set(found["decision_ms"]) == {"p50", "p90", "p95", "p99"}

@@ -15,6 +15,7 @@ from scoring.drift.comparison import CAPITALS
 
 WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 14, 40
+CROWDED = 6  # powers of ten on the axis, beyond which the two levels of drift lie too close for words
 Points = Sequence[tuple[float, float]]
 
 
@@ -145,7 +146,8 @@ def drift(found: Stream) -> Markup:
         [(last * part / 4, f"{last * part // 4:,}") for part in range(5)], [(y, f"{y:g}") for y in _steps(top, bottom)]
     )
     for capital, kind in zip(CAPITALS, ("promise", "promise alarm"), strict=True):
-        chart.level(float(np.log10(capital)), kind, f"{capital:g}: 1 of {capital:g} clean streams")
+        told = kind != "promise" or top < CROWDED
+        chart.level(float(np.log10(capital)), kind, f"{capital:g}: 1 of {capital:g} clean samples" if told else "")
     chart.line(list(zip(found.places.tolist(), found.capital.tolist(), strict=True)), "mark")
     chart.words("images of the sample; height: power of ten of the capital")
     return chart.svg()

@@ -1,5 +1,7 @@
 """The random sample: draw it, decide all of it, and hand the clean ones to `fieldmark calibrate`."""
 
+import math
+
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,7 +31,7 @@ def sample_page(request: Request) -> Response:
         why=why,
         drawable=drawable(console.database),
         wanted=DEFAULT,
-        needed=int(1 / network.detector.alpha),
+        needed=math.ceil(1 / network.detector.alpha) - 1,
         database=console.database.path,
     )
 

@@ -69,14 +69,17 @@ class ScoreSource:
 
 
 class Images:
-    """Where scored files lie: below the source as it was given, or as it lies now; files of a list lie anywhere."""
+    """Where scored files lie: below the source as it was given, or as it lies now; files of a list, or of nobody knows
+    which source (`found` is None), lie where their names say.
+    """
 
-    def __init__(self, given: Path, found: Path, moved: Path | None) -> None:
+    def __init__(self, given: Path, found: Path | None, moved: Path | None) -> None:
         self.given = os.fspath(given)
         if moved is not None and not moved.is_dir():
             raise ReviewError(f"there is no folder of images at {moved}", hint="Name the one that was scored.")
-        self.root = moved or (found if not found.is_file() else None)
-        self._list = Files.open(found) if moved is None and found.is_file() else None
+        is_list = found is not None and found.is_file()
+        self.root = moved or (None if is_list else found)
+        self._list = Files.open(found) if found is not None and is_list and moved is None else None
 
     def read(self, image: str, most: int) -> bytes:
         """The bytes of a scored file; raises ImageGone."""

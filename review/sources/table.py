@@ -23,7 +23,7 @@ class TableSource:
         self.totals: dict[str, int] = {}
         self.notices: list[str] = []
         self._version: int | None = None
-        self._images = Images(Path("/"), Path("/"), images)
+        self._images = Images(Path("/"), None, images)
         self._check(self._open())
 
     def news(self) -> Iterator[Item]:
