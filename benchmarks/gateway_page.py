@@ -51,8 +51,7 @@ def tables(result: Mapping[str, Any]) -> str:
 def _sizing(measured: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"images a second and core = {BUSY:g} / (processor seconds of Envoy + gateway + Triton for one image), where "
-        f"the service gives most: at {BUSY:.0%} of what it can, waiting is still short. Cores = images a second, divided "
-        "by that."
+        f"the service gives most: at {BUSY:.0%} of what it can, waiting is still short. Cores = images a second / that."
     )
     yield ""
     rates = [f"cores for {rate:,} images/s" for rate in RATES]
