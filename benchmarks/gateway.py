@@ -234,7 +234,7 @@ def _busiest(loads: dict[str, list[Measured]], plan: Plan) -> dict[str, float]:
 def _table(name: str, loads: dict[str, Any]) -> Table:
     """The columns of Triton's perf_analyzer."""
     table = Table(title=f"{name}, milliseconds", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("load", "answers/s", "client", "decode", "queue", "compute", "p50", "p90", "p95", "p99", "failed"):
+    for column in ("load", "per s", "client", "decode", "queue", "compute", "p50", "p90", "p95", "p99", "failed"):
         table.add_column(column, justify="right")
     for load, told in loads.items():
         times = [f"{told[f'{part}_ms']:.1f}" for part in ("client", "decode", "queue", "compute")]

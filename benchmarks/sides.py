@@ -13,7 +13,10 @@ The caller runs on the same cores; what its work costs is counted too.
 import asyncio
 import contextlib
 import io
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +32,7 @@ from PIL import Image
 from benchmarks.certificates import make_certificate
 from benchmarks.load import Parts
 from bundle import Bundle
+from bundle.errors import ServerError
 from serving.envoy.keys import Key
 from serving.envoy.options import EnvoyOptions
 from serving.envoy.process import EnvoyServer
@@ -37,10 +41,9 @@ from serving.gateway.generated.fieldmark_pb2_grpc import FieldmarkStub
 from serving.gateway.server import free_port
 from serving.gateway.upstream import Triton, TritonAddress
 from serving.local import LocalInference
-from serving.processes import group
+from serving.processes import end_group, group
 from serving.server import TritonServer
 from serving.triton_config import available_cores
-from serving.upkeep.gateway import GatewayProcess
 
 IN_PROCESS, TRITON, GATEWAY, ENVOY = "in process", "triton", "gateway", "envoy"
 CALLER = "caller"  # whose processor time is this process's
@@ -84,21 +87,37 @@ def servers(bundle: Bundle) -> Iterator[Servers]:
     """A Triton, a gateway before it and an Envoy before that, each in processes of its own."""
     with contextlib.ExitStack() as running:
         triton = running.enter_context(TritonServer(bundle, grpc_port=0, metrics_port=0))
-        options = ["--bundle", str(bundle.path), "--quiet"]
-        gateway = GatewayProcess(triton.grpc_url, options, port=0, metrics_port=0, drain_seconds=1.0)
-        gateway.start()
-        running.callback(gateway.stop)
+        gateway, url = running.enter_context(_gateway(triton.grpc_url, bundle))
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="fieldmark-bench-")))
         make_certificate(folder, "server")
-        envoy = running.enter_context(EnvoyServer(_open_to_load(folder, gateway.facts["url"])))
+        envoy = running.enter_context(EnvoyServer(_open_to_load(folder, url)))
         yield Servers(
             bundle=bundle,
             triton_url=triton.grpc_url,
-            gateway_url=gateway.facts["url"],
+            gateway_url=url,
             envoy_url=envoy.url,
             certificate=(folder / "server.pem").read_bytes(),
             leaders={TRITON: triton.pid, GATEWAY: gateway.pid, ENVOY: envoy.pid},
         )
+
+
+@contextlib.contextmanager
+def _gateway(triton: str, bundle: Bundle) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """`fieldmark gateway` before the Triton at an address: the leader of its group, and where it listens."""
+    command = [sys.executable, "-m", "fieldmark", "gateway", triton, "--bundle", str(bundle.path), "--quiet", "--json"]
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--metrics-port", "0", "--drain-seconds", "1"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        line = process.stdout.readline() if process.stdout else ""
+        if not line:
+            raise ServerError("the gateway did not start", hint="Its message stands above.")
+        yield process, json.loads(line)["url"]
+    finally:
+        end_group(process, 5.0)
 
 
 def open_side(name: str, served: Servers, network: str, images: Sequence[bytes]) -> Side:

@@ -156,7 +156,7 @@ def _seen_by_strangers(ground: Ground) -> Outcome:
         place = config is not None and str(ground.bundle.path.absolute()) in str(config)
         listed = [pid for pid in _everyone(deployment) if KEY.secret in command_of(pid)]
         happened = (
-            f"model configuration at both doors: {tally(found)}; at Triton's own port, on loopback: {status}, "
+            f"model configuration at both doors: {tally(found)}; at Triton's own address: {status}, "
             f"{'with' if place else 'without'} the bundle's path; keys in {len(listed)} process arguments"
         )
         return happened, set(found) == {"UNIMPLEMENTED"} and not place and not listed

@@ -1,6 +1,7 @@
 """Callers who may not come in, who ask for what is not there, and who hold a place and do nothing with it."""
 
 import contextlib
+import re
 import resource
 import socket
 import threading
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks.reliability.deployment import IDLE_SECONDS, KEY, STALL_SECONDS, Deployment, Door
+from benchmarks.reliability.deployment import IDLE_SECONDS, KEY, Deployment, Door, wait_until
 from benchmarks.reliability.rows import Ground, Outcome, Row, beside_neighbours, tally
 from benchmarks.reliability.wire import Heard, exchange, outcome
 from serving.gateway.generated import fieldmark_pb2 as v1
@@ -147,13 +148,21 @@ def _unread(ground: Ground) -> Outcome:
                 for _ in range(ground.many(UNREAD)):
                     stub: Any = FieldmarkStub(opened.enter_context(door.channel(*NARROW)))
                     streams.append(stub.ClassifyStream(endless(), metadata=door.metadata))
-            time.sleep(STALL_SECONDS + 4.0)
+            with contextlib.suppress(TimeoutError):
+                wait_until(lambda: _open_streams(deployment) == 0, 60.0)
+            left = _open_streams(deployment)
             enough.set()
             for stream in streams:
                 found[outcome(heard, list, stream)[1]] += 1
-        return tally(found), "OK" not in found
+        return f"{tally(found)}; {left} of {len(streams)} were not given up", "OK" not in found and left == 0
 
     return beside_neighbours(ground, attack)
+
+
+def _open_streams(deployment: Deployment) -> int:
+    """Streams that the gateway works on now."""
+    found = re.search(r"^fieldmark_gateway_streams (\S+)", deployment.metrics(), re.MULTILINE)
+    return int(float(found[1])) if found else 0
 
 
 def _idle(ground: Ground) -> Outcome:

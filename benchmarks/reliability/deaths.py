@@ -1,6 +1,5 @@
 """Every process killed and halted: how long until all networks answer again, and who noticed meanwhile."""
 
-import inspect
 import os
 import signal
 import time
@@ -11,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from benchmarks.reliability.deployment import ENVOY, GATEWAY, TRITON, wait_until
+from benchmarks.reliability.deployment import ENVOY, GATEWAY, TRITON, guards_itself, wait_until
 from benchmarks.reliability.neighbours import neighbours
 from benchmarks.reliability.rows import RECOVERY_SECONDS, Ground, Outcome, Row, Skipped, tally, whole
 from benchmarks.reliability.wire import Heard, outcome
@@ -68,9 +67,7 @@ def strike(ground: Ground, who: str, number: signal.Signals) -> Outcome:
 
 
 def _envoy(ground: Ground, number: signal.Signals) -> Outcome:
-    from serving.upkeep.cli import serve
-
-    if "certificate" not in inspect.signature(serve).parameters:
+    if not guards_itself():
         raise Skipped("'fieldmark serve' starts no Envoy here; who runs his own keeps it up")
     return strike(ground, ENVOY, number)
 
@@ -92,7 +89,7 @@ def _after_a_bad_request(ground: Ground) -> Outcome:
 
 def _supervisor_killed(ground: Ground) -> Outcome:
     deployment = ground.deployment
-    pids = {name: pid for name, pid in deployment.pids().items() if name != ENVOY}
+    pids = {name: pid for name, pid in deployment.pids().items() if name != ENVOY or guards_itself()}
     commands = {pid: command_of(pid) for pid in pids.values()}
     os.kill(deployment.pid, signal.SIGKILL)
     gone = wait_until(lambda: not any(command_of(pid) == commands[pid] for pid in pids.values()), 30)

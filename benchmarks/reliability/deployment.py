@@ -1,6 +1,7 @@
 """What is attacked: `fieldmark serve` as anybody starts it, and an Envoy before its gateway as strangers meet it."""
 
 import contextlib
+import inspect
 import json
 import os
 import signal
@@ -30,7 +31,8 @@ KEY = Key(name="neighbour", secret="neighbour-" + "k3y" * 8)
 STALL_SECONDS, IDLE_SECONDS, TIMEOUT = 3.0, 8.0, 20.0  # shorter than by default, so that patience is seen to end
 WAIT_SECONDS = 90.0
 ENVOY, GATEWAY, TRITON = "Envoy", "the gateway", "tritonserver"
-_FREE = ("--port", "0", "--grpc-port", "0", "--metrics-port", "0", "--gateway-metrics-port", "0")
+_FREE = ("--port", "0", "--metrics-port", "0", "--gateway-metrics-port", "0")
+_OPEN = ("--rate", "100000", "--burst", "100000")  # neighbours and attackers share one key
 _PATIENCE = ("--stall-seconds", STALL_SECONDS, "--idle-seconds", IDLE_SECONDS, "--timeout", TIMEOUT)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -72,9 +74,10 @@ class Door:
 
 
 class Deployment:
-    """One `fieldmark serve` and one Envoy, started by `start`; certificates lie in `folder`.
+    """One `fieldmark serve` and one Envoy, started by `start`; certificates and keys lie in `folder`.
 
-    `options` are those of `fieldmark gateway`.
+    `options` are those of `fieldmark gateway`. Where `serve` starts no Envoy itself, one is started here, and then
+    nobody keeps it up.
     """
 
     def __init__(self, bundle: Path, folder: Path, *options: str) -> None:
@@ -89,8 +92,10 @@ class Deployment:
     def start(self) -> None:
         """Start both and wait until every network has answered; raises ServerError with its last words."""
         command = [sys.executable, "-m", "fieldmark", "serve", str(self.bundle), "--json", "--log", *_FREE]
+        pair = ("--certificate", f"{self.folder / 'server.pem'}", "--certificate-key", f"{self.folder / 'server.key'}")
+        guard = (*pair, "--keys", f"{self.folder / 'keys'}", *_OPEN) if guards_itself() else ("--grpc-port", "0")
         process = subprocess.Popen(
-            [*command, "--drain-seconds", "2", "--", *map(str, self._options)],
+            [*command, "--drain-seconds", "2", *guard, "--", *map(str, self._options)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -105,7 +110,8 @@ class Deployment:
             reader.join(timeout=5)
             raise ServerError(f"the service did not start: {' '.join(self.lines[-3:])}")
         self.facts = json.loads(line)
-        self._envoy = self._open.enter_context(EnvoyServer(self._envoy_options({}), on_log=self.lines.append))
+        if not guards_itself():
+            self._envoy = self._open.enter_context(EnvoyServer(self._envoy_options({}), on_log=self.lines.append))
 
     def stop(self) -> None:
         """End all of it; safe to call twice."""
@@ -126,20 +132,18 @@ class Deployment:
     @property
     def gateway(self) -> Door:
         """Where this machine's own callers come in."""
-        return Door(name=GATEWAY, url=self.facts["url"])
+        return Door(name=GATEWAY, url=self.facts.get("gateway_url", self.facts["url"]))
 
     @property
     def envoy(self) -> Door:
         """Where strangers come in."""
-        if self._envoy is None:
-            raise ServerError("Envoy is not running")
-        return self._guarded(self._envoy)
+        return self._guarded(self.facts["url"] if self._envoy is None else self._envoy.url)
 
     @contextlib.contextmanager
     def another_envoy(self, **changes: Any) -> Iterator[Door]:
         """A second Envoy before the same gateway, with other options."""
         with EnvoyServer(self._envoy_options(changes), on_log=self.lines.append) as envoy:
-            yield self._guarded(envoy)
+            yield self._guarded(envoy.url)
 
     @property
     def doors(self) -> tuple[Door, Door]:
@@ -169,6 +173,8 @@ class Deployment:
                             found[f"worker {network}"] = member
             elif " gateway " in command:
                 found[GATEWAY] = pid
+            elif Path(command.split(" ")[0]).name == "envoy":
+                found[ENVOY] = pid
         return found | ({ENVOY: self._envoy.pid} if self._envoy else {})
 
     def memory(self) -> dict[str, float]:
@@ -187,8 +193,8 @@ class Deployment:
         with urlopen(self.facts["gateway_metrics_url"], timeout=10) as answer:
             return str(answer.read().decode())
 
-    def _guarded(self, envoy: EnvoyServer) -> Door:
-        return Door(name=ENVOY, url=envoy.url, ca=(self.folder / "ca.pem").read_bytes())
+    def _guarded(self, url: str) -> Door:
+        return Door(name=ENVOY, url=url, ca=(self.folder / "ca.pem").read_bytes())
 
     def _envoy_options(self, changes: dict[str, Any]) -> EnvoyOptions:
         given: dict[str, Any] = {
@@ -197,7 +203,7 @@ class Deployment:
             "keys": (KEY,),
             "host": "127.0.0.1",
             "port": free_port("127.0.0.1"),
-            "gateway": self.facts["url"],
+            "gateway": self.gateway.url,
             "rate": 100_000,
             "burst": 100_000,
             "stall_seconds": STALL_SECONDS,
@@ -221,8 +227,17 @@ class Deployment:
             process.wait()
 
 
+def guards_itself() -> bool:
+    """Whether `fieldmark serve` starts an Envoy before its gateway, and keeps it up."""
+    from serving.upkeep.cli import serve
+
+    return "certificate" in inspect.signature(serve).parameters
+
+
 def make_certificates(folder: Path) -> None:
-    """An authority, and certificates that it has signed for the service and a caller, also such as are over."""
+    """An authority, certificates that it has signed for the service and a caller, also such as are over, and a key."""
+    (folder / "keys").touch(mode=0o600)
+    (folder / "keys").write_text(f"{KEY.name}:{KEY.secret}\n", encoding="utf-8")
     authority = make_certificate(folder, "ca", hours=48)
     for name, hours in (("server", 48.0), ("client", 48.0), ("late", -1.0)):
         make_certificate(folder, name, authority, hours=hours)

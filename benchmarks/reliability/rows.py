@@ -15,6 +15,7 @@ from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.generated.fieldmark_pb2_grpc import FieldmarkStub
 
 SETTLE_SECONDS = 2.0  # after an attack, before memory and processes are looked at
+NOTICED_MB = 10.0  # of memory that one process has grown by
 RECOVERY_SECONDS = 10.0  # the longest that anything may be away
 
 
@@ -85,7 +86,9 @@ def beside_neighbours(ground: Ground, attack: Attack, deployment: Deployment | N
     time.sleep(SETTLE_SECONDS)
     after, grown = deployment.pids(), _grown(memory, deployment.memory())
     numbers = {**_counts(told, heard), "processes_replaced": len(set(before.items()) - set(after.items()))}
-    numbers["memory_grown_mb"] = round(grown, 1)
+    numbers["memory_grown_mb"] = round(sum(grown.values()), 1)
+    if most := [f"{name} {megabytes:+.0f} MB" for name, megabytes in grown.items() if megabytes > NOTICED_MB]:
+        happened += f"; memory: {', '.join(most)}"
     held &= not any(numbers[each] for each in ("wrong_answers", "leaks", "neighbours_failed", "processes_replaced"))
     if heard.leaks:
         happened += f"; over the wire: {heard.leaks[0]!r}"
@@ -128,6 +131,6 @@ def _counts(told: list[Told], heard: Heard) -> dict[str, float]:
     }
 
 
-def _grown(before: dict[str, float], after: dict[str, float]) -> float:
-    """Megabytes that all processes together have grown by."""
-    return sum(after.values()) - sum(before.values())
+def _grown(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """Megabytes that each process has grown by."""
+    return {name: megabytes - before.get(name, 0.0) for name, megabytes in after.items()}
