@@ -209,7 +209,22 @@ def ground(toy_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("name", ["bad-input", "lying-shape", "deep-json", "seen-by-strangers"])
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    "name",
+    [
+        "large-bodies",
+        "deep-json",
+        "lying-shape",
+        "huge-messages",
+        "bombs",
+        "seen-by-strangers",
+        "malformed",
+        "one-in-a-batch",
+        "bad-input",
+        "not-http",
+    ],
+)
 def test_a_row_holds(ground: Ground, name: str) -> None:
     found = tool._try(tool.ROWS[name], ground)
     assert found["held"], found

@@ -28,7 +28,7 @@ _WITH_KEY = f"x-api-key: {KEY.secret}"
 def _large_bodies(ground: Ground) -> Outcome:
     def attack(deployment: Deployment, heard: Heard) -> tuple[str, bool]:
         body, found = b"x" * (30 * _MIB), Counter[str]()
-        for path, key in itertools.product(PATHS, ((), (_WITH_KEY,))):
+        for path, key in itertools.product(PATHS[:1] if ground.quick else PATHS, ((), (_WITH_KEY,))):
             found[exchange(deployment.envoy, [post(path, body, *key)], heard)] += 1
         port = int(deployment.facts["gateway_metrics_url"].split(":")[2].split("/")[0])
         metrics = _plain(deployment, port, post("/metrics", body), heard)

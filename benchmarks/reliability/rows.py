@@ -14,7 +14,7 @@ from bundle import Bundle
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.generated.fieldmark_pb2_grpc import FieldmarkStub
 
-SETTLE_SECONDS = 2.0  # after an attack, before memory and processes are looked at
+SETTLE_SECONDS = 2.0  # before an attack, and after it, before memory and processes are looked at
 NOTICED_MB = 10.0  # of memory that one process has grown by
 RECOVERY_SECONDS = 10.0  # the longest that anything may be away
 
@@ -77,13 +77,14 @@ Attack = Callable[[Deployment, Heard], tuple[str, bool]]  # what happened in wor
 def beside_neighbours(ground: Ground, attack: Attack, deployment: Deployment | None = None) -> Outcome:
     """Run an attack while honest callers call at both doors: none of them may notice, and nothing may be replaced."""
     deployment, heard = deployment or ground.deployment, Heard()
+    settle = SETTLE_SECONDS / 5 if ground.quick else SETTLE_SECONDS
     with contextlib.ExitStack() as calling:
         told = [calling.enter_context(neighbours(door, ground.known, heard)) for door in deployment.doors]
-        time.sleep(1.0)
+        time.sleep(settle)
         before, memory = deployment.pids(), deployment.memory()
         happened, held = attack(deployment, heard)
-        time.sleep(0.5)
-    time.sleep(SETTLE_SECONDS)
+        time.sleep(settle)
+    time.sleep(settle)
     after, grown = deployment.pids(), _grown(memory, deployment.memory())
     numbers = {**_counts(told, heard), "processes_replaced": len(set(before.items()) - set(after.items()))}
     numbers["memory_grown_mb"] = round(sum(grown.values()), 1)
