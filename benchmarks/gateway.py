@@ -153,7 +153,7 @@ class _Watch:
         cpu, counted = self._served.cpu_seconds(), self._counted()
         window = await load()
         after, now = self._served.cpu_seconds(), self._counted()
-        answers, ran = max(1, window.answered), now["count"] - counted["count"]
+        answers, ran = max(1, len(window.answers)), now["count"] - counted["count"]
         return Measured(
             window=window,
             cpu={name: 1e3 * (after[name] - cpu[name]) / answers for name in cpu},

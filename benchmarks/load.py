@@ -36,15 +36,14 @@ Ask = Callable[[int], Awaitable[Parts]]  # request number n: which image it send
 
 @dataclass(kw_only=True)
 class Window:
-    """What one stretch of load gave. `latencies` in seconds, one for each answer that counts, with its `parts`.
+    """What one stretch of load gave. `latencies` in seconds, one for each answer that counts.
 
-    `answered` counts those of the ramp and the late ones too: what they cost, somebody paid.
+    `answers` are (latency, parts) of all, those of the ramp and the late ones too: what they cost, somebody paid.
     """
 
     seconds: float
-    answered: int = 0
     latencies: list[float] = field(default_factory=list)
-    parts: list[Parts] = field(default_factory=list)
+    answers: list[tuple[float, Parts]] = field(default_factory=list)
     failed: int = 0
 
     @property
@@ -72,10 +71,10 @@ async def closed(ask: Ask, callers: int, seconds: float) -> Window:
                 await asyncio.sleep(0.01)  # a side that refuses at once must not be all that is measured
                 continue
             number += callers
-            window.answered += 1
-            if begin <= (now := time.perf_counter()) < end:
+            now = time.perf_counter()
+            window.answers.append((now - sent, parts))
+            if begin <= now < end:
                 window.latencies.append(now - sent)
-                window.parts.append(parts)
 
     await asyncio.gather(*(caller(number) for number in range(callers)))
     return window
@@ -99,9 +98,8 @@ async def opened(ask: Ask, moments: Sequence[float] | npt.NDArray[np.float64], s
         except _FAILURES:
             window.failed += 1
             return
-        window.answered += 1
-        window.latencies.append(time.perf_counter() - began - due)
-        window.parts.append(parts)
+        window.answers.append((time.perf_counter() - began - due, parts))
+        window.latencies.append(window.answers[-1][0])
 
     async with asyncio.TaskGroup() as group:
         for number, due in enumerate(map(float, moments)):
@@ -115,7 +113,7 @@ def summary(windows: Sequence[Window]) -> dict[str, Any]:
     together = Window(
         seconds=sum(each.seconds for each in windows),
         latencies=[value for each in windows for value in each.latencies],
-        parts=[parts for each in windows for parts in each.parts],
+        answers=[answer for each in windows for answer in each.answers],
     )
     result: dict[str, Any] = {
         "requests": len(together.latencies),
@@ -125,8 +123,9 @@ def summary(windows: Sequence[Window]) -> dict[str, Any]:
     for percent in PERCENTILES:
         spread = figure([each.percentile(percent) for each in windows])
         result[f"p{percent}_ms"] = {**spread, "all": round(together.percentile(percent), 2)}
-    mean = float(np.mean(together.latencies or [np.nan]))
-    known = {name: float(np.mean([getattr(each, name) for each in together.parts] or [0.0])) for name in vars(Parts())}
+    parts = [found for _, found in together.answers]
+    mean = float(np.mean([latency for latency, _ in together.answers] or [np.nan]))
+    known = {name: float(np.mean([getattr(each, name) for each in parts] or [0.0])) for name in vars(Parts())}
     rest = {"client": mean - sum(known.values())}
     return result | {f"{name}_ms": round(1e3 * value, 3) for name, value in (rest | known).items()}
 

@@ -34,7 +34,7 @@ def test_who_comes_during_a_stall_has_waited_for_its_rest() -> None:
     """A caller who waits would have sent one request meanwhile, and measured one slow answer among many fast ones."""
     moments = np.arange(0.0, 0.5, 0.01)
     window = asyncio.run(opened(Stalling(0.4).ask, moments, 0.5))
-    assert len(window.latencies) == window.answered == len(moments)
+    assert len(window.latencies) == len(window.answers) == len(moments)
     waited = sorted(window.latencies, reverse=True)
     np.testing.assert_array_less(0.4 - moments[moments < 0.35] - 0.02, waited[: int((moments < 0.35).sum())])
 
@@ -74,13 +74,14 @@ def test_as_many_callers_as_asked_for_and_failures_are_counted() -> None:
     window = asyncio.run(closed(ask, 4, 0.5))
     assert most == 4
     assert window.failed > 0
-    assert 0 < len(window.latencies) < window.answered, "the ramp does not count"
+    assert 0 < len(window.latencies) < len(window.answers), "the ramp does not count"
 
 
 def test_a_summary_of_several_windows() -> None:
+    told = Parts(decode=0.004, compute=0.001)
     windows = [
-        Window(seconds=1.0, latencies=[0.010] * 10, parts=[Parts(decode=0.004, compute=0.001)] * 10),
-        Window(seconds=1.0, latencies=[0.030] * 30, parts=[Parts(decode=0.004, compute=0.001)] * 30, failed=2),
+        Window(seconds=1.0, latencies=[0.010] * 10, answers=[(0.010, told)] * 10),
+        Window(seconds=1.0, latencies=[0.030] * 30, answers=[(0.030, told)] * 30, failed=2),
     ]
     found = summary(windows)
     assert found["throughput"] == {"median": 20.0, "least": 10.0, "most": 30.0}
