@@ -120,9 +120,7 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_attack_of_the_issue_has_its_row_and_names_are_unique() -> None:
-    every = [
-        row.name for group in (tool.bodies, tool.damaged, tool.deaths, tool.callers, tool.lasting) for row in group.ROWS
-    ]
+    every = [row.name for kind in tool.KINDS for row in kind.ROWS]
     assert len(every) == len(set(every)) == len(tool.ROWS)
     for who in ("worker", "tritonserver", "gateway", "envoy", "supervisor"):
         assert {f"{who}-killed", f"{who}-halted"} <= set(every)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmarks.record import RESULTS, environment
-from benchmarks.reliability import bodies, callers, damaged, deaths, lasting
+from benchmarks.reliability import bodies, damaged, deaths, lasting, lingering, strangers
 from benchmarks.reliability.deployment import make_certificates, wait_until
 from benchmarks.reliability.page import numbers, write_page
 from benchmarks.reliability.rows import Ground, Outcome, Row, Skipped, whole
@@ -25,9 +25,8 @@ from fieldmark import guarded
 
 RESULT = RESULTS / "reliability.json"
 DEMO = Path("build/demo/bundle")
-ROWS: dict[str, Row] = {
-    row.name: row for row in (*bodies.ROWS, *damaged.ROWS, *deaths.ROWS, *callers.ROWS, *lasting.ROWS)
-}
+KINDS = (bodies, damaged, deaths, strangers, lingering, lasting)
+ROWS: dict[str, Row] = {row.name: row for kind in KINDS for row in kind.ROWS}
 
 
 def reliability(

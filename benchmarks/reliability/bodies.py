@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from benchmarks.reliability.deployment import GATEWAY, KEY, TRITON, Deployment
-from benchmarks.reliability.rows import Ground, Outcome, Row, beside_neighbours, tally
+from benchmarks.reliability.rows import KEPT_MB, Ground, Outcome, Row, beside_neighbours, tally
 from benchmarks.reliability.wire import Heard, exchange, outcome, post
 from bundle import tensors
 from serving.gateway.generated import fieldmark_pb2 as v1
@@ -20,7 +20,6 @@ from serving.processes import command_of, group
 
 PATHS = ("/v1/classify", "/v1/describe", "/metrics", "/", "/v2/models/full/infer", "/v2/repository/index")
 CHUNKS = 600_000
-KEPT_MB = 50.0  # of hundreds that were sent, what may be left in all processes together
 _MIB = 1 << 20
 _WITH_KEY = f"x-api-key: {KEY.secret}"
 

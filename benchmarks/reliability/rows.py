@@ -15,6 +15,7 @@ from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.generated.fieldmark_pb2_grpc import FieldmarkStub
 
 SETTLE_SECONDS = 2.0  # before an attack, and after it, before memory and processes are looked at
+KEPT_MB = 50.0  # of hundreds that were sent, what may be left in all processes together
 NOTICED_MB = 10.0  # of memory that one process has grown by
 RECOVERY_SECONDS = 10.0  # the longest that anything may be away
 

@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
+from benchmarks.reliability.http2 import RST_STREAM, frame, literal, read_frame
 from bundle import Bundle
 from bundle.errors import RequestRefused
 from serving.gateway.calls import Tls
@@ -23,7 +24,6 @@ from serving.gateway.server import Gateway
 from tests.serving.envoy.conftest import IMAGE_BYTES
 from tests.serving.envoy.door import ANN, BOB, Door, before, metadata, refusal
 from tests.serving.gateway.gateway_thread import encode, running
-from tests.serving.http2 import RST_STREAM, frame, literal, read_frame
 from tests.serving.played_triton import PlayedTriton, listen
 
 pytestmark = pytest.mark.triton

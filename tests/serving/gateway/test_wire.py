@@ -10,12 +10,12 @@ import grpc
 import numpy as np
 import pytest
 
+from benchmarks.reliability.http2 import call
 from serving.gateway import failures
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.server import Gateway
 from tests.serving.gateway.gateway_thread import encode, metric, running, stub_of
 from tests.serving.gateway.test_refusals import one_clean_sentence
-from tests.serving.http2 import call
 from tests.serving.played_triton import PlayedTriton
 
 pytestmark = [pytest.mark.triton, pytest.mark.hostile]

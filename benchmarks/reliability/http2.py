@@ -5,7 +5,7 @@ import socket
 import struct
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS = 0, 1, 3, 4  # kinds of frames
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9  # kinds of frames
 END_STREAM, END_HEADERS = 1, 4  # flags
 
 
@@ -34,11 +34,8 @@ def read_frame(line: socket.socket) -> tuple[int, int, int, bytes] | None:
     return head[3], head[4], int.from_bytes(head[5:], "big"), payload
 
 
-def call(line: socket.socket, method: str, data: bytes, *, end: bool = True, **more: str) -> tuple[int, str]:
-    """(gRPC's status, its sentence) of a call of fieldmark.v1 whose body is these bytes; `more` are other headers.
-
-    -1 where the stream is reset or the connection ends without a status.
-    """
+def headers_of(method: str, **more: str) -> bytes:
+    """The headers of a call of fieldmark.v1, as HPACK writes them; `more` are others, with _ for -."""
     head = {
         ":method": "POST",
         ":scheme": "http",
@@ -48,8 +45,15 @@ def call(line: socket.socket, method: str, data: bytes, *, end: bool = True, **m
         "te": "trailers",
         **{name.replace("_", "-"): value for name, value in more.items()},
     }
-    headers = b"".join(literal(name, value) for name, value in head.items())
-    line.sendall(PREFACE + frame(SETTINGS, 0, 0, b"") + frame(HEADERS, END_HEADERS, 1, headers))
+    return b"".join(literal(name, value) for name, value in head.items())
+
+
+def call(line: socket.socket, method: str, data: bytes, *, end: bool = True, **more: str) -> tuple[int, str]:
+    """(gRPC's status, its sentence) of a call of fieldmark.v1 whose body is these bytes; `more` are other headers.
+
+    -1 where the stream is reset or the connection ends without a status.
+    """
+    line.sendall(PREFACE + frame(SETTINGS, 0, 0, b"") + frame(HEADERS, END_HEADERS, 1, headers_of(method, **more)))
     line.sendall(frame(DATA, END_STREAM if end else 0, 1, data))
     while (found := read_frame(line)) is not None:
         kind, flags, _, payload = found
