@@ -28,7 +28,7 @@ from serving.processes import command_of, group
 
 ROOT = Path(__file__).parents[2]
 KEY = Key(name="neighbour", secret="neighbour-" + "k3y" * 8)
-STALL_SECONDS, IDLE_SECONDS, TIMEOUT = 3.0, 8.0, 20.0  # shorter than by default, so that patience is seen to end
+STALL_SECONDS, IDLE_SECONDS, TIMEOUT = 8.0, 12.0, 20.0  # shorter than by default, so that patience is seen to end
 WAIT_SECONDS = 90.0
 ENVOY, GATEWAY, TRITON = "Envoy", "the gateway", "tritonserver"
 _FREE = ("--port", "0", "--metrics-port", "0", "--gateway-metrics-port", "0")
