@@ -44,7 +44,8 @@ def show(
     for key, value in manifest.training.items():
         if key == "config":  # every number of the training run; --json has it
             continue
-        say(console, f"{printable(key)}  {printable(_plain(value))}")
+        if text := _plain(value):
+            say(console, f"{printable(key)}  {printable(text)}")
     table = Table("network", "output", "type", "shape", "difference from PyTorch: largest", "mean")
     for name, network in manifest.networks.items():
         for tensor in network.outputs:
@@ -120,12 +121,18 @@ def _signature(bundle: Bundle) -> str:
 
 
 def _plain(value: object) -> str:
-    """A value of the training record without JSON's quotes and braces."""
+    """A value of the training record without JSON's quotes and braces; empty where it says nothing."""
+    if value is None:
+        return ""
     if isinstance(value, dict):
+        told = {key: _plain(item) for key, item in value.items()}
         return ", ".join(
-            f"{key} ({_plain(item)})" if isinstance(item, dict) else f"{key} {_plain(item)}"
+            f"{key} ({told[key]})" if isinstance(item, dict) else f"{key} {told[key]}"
             for key, item in value.items()
+            if told[key]
         )
     if isinstance(value, (list, tuple)):
         return " ".join(map(_plain, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False)
