@@ -125,8 +125,8 @@ def reliability(heads: Mapping[str, Any]) -> bytes:
 
 
 def prototype_space(prototypes: npt.NDArray[np.float32], labels: Sequence[str], seed: int = 0) -> bytes:
-    """Fig. 2: t-SNE of prototypes (m, D), m / K of each class in turn. Of more than MAPPED, whole classes at equal steps
-    through the list, since its time grows faster than their number.
+    """Fig. 2: t-SNE of prototypes (m, D), m / K of each class in turn. Of more than MAPPED, whole classes at equal
+    steps through the list, since its time grows faster than their number.
     """
     from sklearn.manifold import TSNE
 
