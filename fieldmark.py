@@ -29,8 +29,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "envoy": ("serving.envoy.cli", "Write the configuration of an Envoy that faces strangers before a gateway."),
     "repository": ("serving.cli", "Write a Triton model repository: roll a bundle out, or back."),
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
-    "score": ("serving.cli", "Score a folder of images into Parquet shards."),
-    "drift": ("serving.cli", "Compare scored images with clean data: an attack, a broken camera?"),
+    "score": ("scoring.cli", "Score a folder of images into Parquet shards."),
+    "drift": ("scoring.cli", "Compare scored images with clean data: an attack, a broken camera?"),
 }
 # library -> the extra that brings it; the base install has none of them
 EXTRAS: dict[str, str] = {

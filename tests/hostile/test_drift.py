@@ -16,10 +16,10 @@ from PIL import Image
 import fieldmark
 from bundle import Bundle
 from bundle.files import sha256_of
-from serving.jobs import STATE
+from scoring.drift.scored import read_set
+from scoring.local.jobs import STATE
+from scoring.local.score import ScoreOptions, score_source
 from serving.local import LocalInference
-from serving.score import ScoreOptions, score_source
-from serving.scored import read_set
 
 pytestmark = pytest.mark.hostile
 
