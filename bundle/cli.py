@@ -92,10 +92,22 @@ def verify(
             help="Require a signature by this Ed25519 key. Default: $FIELDMARK_PUBLIC_KEY, else none is required.",
         ),
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Check every file of a bundle against its manifest, and the manifest's signature."""
     bundle = Bundle.open(path, key=key)
     total = sum(entry.bytes for entry in bundle.manifest.files.values())
+    if json:
+        facts = {
+            "bundle": str(path),
+            "bundle_id": bundle.bundle_id,
+            "files": len(bundle.manifest.files),
+            "bytes": total,
+            "signed": bundle.signed,
+            "signed_by": None if bundle.key is None else str(bundle.key),
+        }
+        sys.stdout.write(jsonlib.dumps(facts) + "\n")
+        return
     say(
         Console(),
         f"{path}: {len(bundle.manifest.files)} files, {total / 1e6:.1f} MB, all match; {_signature(bundle)}. "

@@ -188,5 +188,5 @@ class MissingExtra(FieldmarkError):
     def named(cls, extra: str, verb: str, cause: ImportError) -> "MissingExtra":
         return cls(
             f"{verb} needs the '{extra}' extra ({cause.name or cause} is not installed)",
-            hint=f"Install it with: pip install 'fieldmark[{extra}]'",
+            hint=f"Install it with: pip install '.[{extra}]'",
         )

@@ -173,6 +173,7 @@ def attack(
     count: Annotated[int, typer.Option(min=1, help="Images at most, spread over the classes.")] = 400,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of noise and random starts.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there already.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """White-box attacks on a run, written as PNG files an attacker could upload."""
     try:
@@ -202,4 +203,8 @@ def attack(
         sources=open_sources(tuple(source or ()), record),
         replace=force,
     )
+    if json:
+        facts = {"out": str(out), "images": written, "attacks": names, "networks": networks, "part": part}
+        sys.stdout.write(jsonlib.dumps(facts) + "\n")
+        return
     say(Console(), f"{out}: {written} images and index.csv")

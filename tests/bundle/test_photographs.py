@@ -87,7 +87,7 @@ def test_without_the_extra_heic_is_a_sentence(tmp_path: Path) -> None:
         SPEC.read(tmp_path / "photo.jpg")
     assert not is_image("photo.heic")
     assert is_image("photo.avif")
-    assert "pip install 'fieldmark[heic]'" in passed_over({".heic": 3})
+    assert "pip install '.[heic]'" in passed_over({".heic": 3})
     assert "pip" not in passed_over({".txt": 3})
     assert heic_made[4:12] == b"ftypheic"
 
