@@ -53,7 +53,7 @@ def test_the_index_tells_the_truth_of_every_file(tiny_run, tiny_birds, tmp_path)
 
 
 def test_the_verb_says_as_json_what_it_wrote(tiny_run, tiny_birds, tmp_path):
-    words = [
+    words = ["attack", str(tiny_run), "--out", str(tmp_path / "out"), "--data", str(tiny_birds), "--count", "2"]
         "attack",
         str(tiny_run),
         "--out",
