@@ -53,17 +53,8 @@ def test_the_index_tells_the_truth_of_every_file(tiny_run, tiny_birds, tmp_path)
 
 
 def test_the_verb_says_as_json_what_it_wrote(tiny_run, tiny_birds, tmp_path):
-    words = ["attack", str(tiny_run), "--out", str(tmp_path / "out"), "--data", str(tiny_birds), "--count", "2"]
-        "attack",
-        str(tiny_run),
-        "--out",
-        str(tmp_path / "out"),
-        "--data",
-        str(tiny_birds),
-        "--count",
-        "2",
-        "--json",
-    ]
+    place = ["--out", str(tmp_path / "out"), "--data", str(tiny_birds)]
+    words = ["attack", str(tiny_run), *place, "--count", "2", "--json"]
     done = CliRunner().invoke(app, [*words, "--attacks", "clean,noise", "--network", "attention"])
     assert json.loads(done.stdout) == {
         "out": str(tmp_path / "out"),
