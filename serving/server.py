@@ -39,7 +39,7 @@ from serving.processes import (
     launch,
 )
 from serving.repository import write_repository
-from serving.triton_command import MODELS, copy_backend, flags, plain_line, useful_line
+from serving.triton_command import MODELS, TRACE_VARIABLES, copy_backend, flags, plain_line, useful_line
 from serving.triton_config import MODEL_FILES, PYTHON, Settings, available_cores
 from serving.workspace import Workspace, sweep
 
@@ -230,7 +230,8 @@ class TritonServer:
         ports = {"grpc": self.grpc_port, "http": self.http_port, "metrics": self.metrics_port}
         command = [str(environment.binary), *flags(folder, address, ports, traces=self.traces)]
         self._log.clear()  # what an earlier server said explains nothing now
-        self._process = launch(command, environment=environment.variables(), folder=folder, lock=workspace.lock)
+        variables = environment.variables() | TRACE_VARIABLES
+        self._process = launch(command, environment=variables, folder=folder, lock=workspace.lock)
         self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
         self._reader.start()
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from bundle.errors import DiskFull
+from bundle.errors import FieldmarkError
 from bundle.files import write_text
 
 
@@ -19,7 +19,7 @@ class Tally:
     def count(self, who: str) -> None:
         """One more. A file that cannot be written costs the figure, and not who is replaced."""
         self._counts[who] = self._counts.get(who, 0) + 1
-        with contextlib.suppress(OSError, DiskFull):
+        with contextlib.suppress(OSError, FieldmarkError):
             self._write()
 
     def _write(self) -> None:
