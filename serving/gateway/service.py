@@ -32,7 +32,7 @@ from serving.gateway.journal import Journal
 from serving.gateway.metrics import STAGES, Metrics
 from serving.gateway.options import GatewayOptions
 from serving.gateway.probing import Prober
-from serving.gateway.stream import ClassifyStream
+from serving.gateway.stream import ONE, ClassifyStream
 from serving.gateway.tracing import (
     DECODE,
     ENCODE,
@@ -101,6 +101,10 @@ class FieldmarkService:
         self.stopping = asyncio.Event()
         self.open_streams = self.stalled_streams = 0
         self.stream_memory = Memory(options.queue_bytes)
+        for reason in _SHED:  # an alert must see the first one too: that takes a 0 before it
+            metrics.shed.labels(reason)
+        for method in ("Classify", ONE):
+            metrics.requests.labels(method, failures.FAILURES[failures.BUG].code, failures.BUG)
         metrics.streams.set_function(lambda: self.open_streams)
         metrics.stalled_streams.set_function(lambda: self.stalled_streams)
         self._triton = triton
