@@ -20,6 +20,7 @@ from serving.processes import command_of
 
 CALM_SECONDS = 2.0  # of neighbours' calls before a blow, and after the recovery
 HALT_SECONDS = 15.0  # that the supervisor itself stands still
+_NAMED = {signal.SIGKILL: ("SIGKILL",), signal.SIGSTOP: ("halted", "no answer")}  # what a true cause says
 _STRUCK = {signal.SIGKILL: "kill -9", signal.SIGSTOP: "SIGSTOP"}
 
 
@@ -60,8 +61,11 @@ def strike(ground: Ground, who: str, number: signal.Signals) -> Outcome:
     happened = f"answers again after {recovery:.1f} s; said: {cause}; callers of it: {tally(own) or 'nothing'}"
     if heard.leaks:
         happened += f"; over the wire: {heard.leaks[0]!r}"
-    held = recovery <= RECOVERY_SECONDS and not any(
-        numbers[each] for each in ("neighbours_failed", "wrong_answers", "leaks")
+    named = any(word in cause for word in _NAMED[number])
+    held = (
+        named
+        and recovery <= RECOVERY_SECONDS
+        and not any(numbers[each] for each in ("neighbours_failed", "wrong_answers", "leaks"))
     )
     return Outcome(happened=happened, held=held, numbers=numbers)
 

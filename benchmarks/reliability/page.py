@@ -54,7 +54,8 @@ def numbers(found: Mapping[str, float]) -> str:
         "answers": found.get("neighbours_answered", 0) + found.get("neighbours_failed", 0),
         "texts": found.get("texts", 0),
     }
-    return "; ".join(text.format(found[name], **more) for name, text in NUMBERS.items() if name in found)
+    told = [name for name in NUMBERS if name in found and (name != "neighbours_failed" or more["answers"])]
+    return "; ".join(NUMBERS[name].format(found[name], **more) for name in told)
 
 
 def _cell(text: str) -> str:
