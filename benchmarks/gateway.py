@@ -51,8 +51,8 @@ class Plan:
 
     callers: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     loads: tuple[float, ...] = (0.3, 0.5, BUSY, 0.9)  # of the side's own capacity
-    closed_seconds: float = 1.6
-    open_seconds: float = 4.0
+    closed_seconds: float = 1.5
+    open_seconds: float = 3.5
     rounds: int = 3
 
 

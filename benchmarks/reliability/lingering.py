@@ -87,6 +87,7 @@ def _unread(ground: Ground) -> Outcome:
                     stub: Any = FieldmarkStub(opened.enter_context(door.channel(*NARROW)))
                     streams.append(stub.ClassifyStream(endless(), metadata=door.metadata))
             with contextlib.suppress(TimeoutError):
+                wait_until(lambda: _open_streams(deployment) > 0, 20.0)
                 wait_until(lambda: _open_streams(deployment) == 0, 60.0)
             left = _open_streams(deployment)
             enough.set()

@@ -35,7 +35,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [
         f"{held} of {len(tried)} rows hold. {where['cpu']}, {where['cores']} cores, the attacker's among them; bundle "
         f"`{result['bundle']}`; commit {', '.join(commits)}."
-        + (f" In short form: {', '.join(quick)}." if quick else ""),
+        + (f" In short form: {'all of them' if len(quick) == len(rows) else ', '.join(quick)}." if quick else ""),
         "",
         *table_head(["tried", "must happen", "happened", "numbers"]),
     ]
