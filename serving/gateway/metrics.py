@@ -40,7 +40,7 @@ class Metrics:
         self.serving = make(Gauge, "serving", "1 while the network answers its probes.", ("network",))
         self.spans = make(Counter, "spans", "Spans of traces: made, and sent to the collector.", ("outcome",))
         self.replaced = make(Counter, "replaced", "What 'fieldmark serve' has replaced, over all gateways.", ("who",))
-        text = "Unix time in seconds when a certificate of Envoy's is over, as read at the start."
+        text = "Unix time in seconds when a certificate of Envoy's is over, as its file says."
         self.certificate_expires = make(Gauge, "certificate_expires", text, ("file",))
         self.lost_log_lines = make(Counter, "lost_log_lines", "Log lines dropped because nobody took them.")
 

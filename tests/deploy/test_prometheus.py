@@ -19,9 +19,7 @@ import pytest
 import yaml
 
 from bundle import Bundle
-from serving.envoy.expiry import expires, note_expiry
-from serving.envoy.keys import Key
-from serving.envoy.options import EnvoyOptions
+from serving.envoy.expiry import expires
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.server import Gateway, free_port
 from serving.gateway.tally import Tally
@@ -203,23 +201,19 @@ class Watched:
 def watched(toy_bundle: Bundle, toy_images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("watched")
     make_certificate(folder, "server", hours=1000)
-    envoy = EnvoyOptions(
-        certificate=folder / "server.pem", certificate_key=folder / "server.key", keys=(Key(name="a", secret="b" * 24),)
-    )
-    tally = Tally(folder / "replaced.json", ("tritonserver",))
+    tally = Tally(folder / "replaced.json", ("tritonserver",), [folder / "server.pem"])
     with (
         TritonServer(toy_bundle, grpc_port=0, metrics_port=0) as triton,
         running(triton.grpc_url, bundle=toy_bundle, replaced=tally.path, probe_seconds=0.5) as gateway,
+        prometheus(folder, {8011: gateway.metrics_port, 8002: triton.metrics_port}) as url,
     ):
-        note_expiry(gateway.metrics, envoy)
-        with prometheus(folder, {8011: gateway.metrics_port, 8002: triton.metrics_port}) as url:
-            images = [encode(image) for image in toy_images[:5]]
-            found = Watched(gateway=gateway, triton=triton, prometheus=url, images=images)
-            deadline = time.monotonic() + 60
-            while not found.ask("query", query='count_over_time(up{job="fieldmark"}[1m]) > 5')["result"]:
-                assert time.monotonic() < deadline
-                found.call()
-            yield found
+        images = [encode(image) for image in toy_images[:5]]
+        found = Watched(gateway=gateway, triton=triton, prometheus=url, images=images)
+        deadline = time.monotonic() + 60
+        while not found.ask("query", query='count_over_time(up{job="fieldmark"}[1m]) > 5')["result"]:
+            assert time.monotonic() < deadline
+            found.call()
+        yield found
 
 
 @contextlib.contextmanager

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
+import fieldmark
 from bundle import Bundle
 from serving.gateway.client import FieldmarkClient
-from serving.gateway.tally import Tally, read_tally
+from serving.gateway.tally import Tally, Told, read_tally
 from tests.serving.gateway.collector import Collector, collecting
 from tests.serving.gateway.gateway_thread import encode
 from tests.serving.test_upkeep import Served, serving
@@ -84,11 +85,19 @@ def test_a_tally_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     tally = Tally(file, ("a", "b"))
     tally.count("a")
     tally.count("c")
-    assert read_tally(file) == {"a": 1, "b": 0, "c": 1}
-    for text in ("", "[1]", '{"a": "x"}', '{"a": null}', "\x00"):
+    assert read_tally(file) == Told(replaced={"a": 1, "b": 0, "c": 1})
+    for text in ("", "[1]", "{}", '{"replaced": {"a": "x"}, "certificates": []}', "\x00"):
         file.write_text(text)
-        assert read_tally(file) == {}
+        assert read_tally(file) == Told()
     file.unlink()
-    assert read_tally(file) == {}
+    assert read_tally(file) == Told()
     file.mkdir()
     tally.count("a")  # the figure is lost, and nobody is harmed
+
+
+@pytest.mark.hostile
+def test_a_url_that_is_none(toy_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        fieldmark.main(["serve", str(toy_bundle.path), "--triton-otlp", "localhost:4318"])
+    assert ended.value.code == 2
+    assert "--triton-otlp 'localhost:4318' is not the URL of a collector" in capsys.readouterr().err

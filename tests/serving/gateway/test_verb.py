@@ -159,6 +159,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[Any
         (["localhost:1", "--image-bytes", str(2**31)], 2, "more than a message"),
         (["localhost:1", "--triton-header", "/nowhere/secret"], 2, "no such file"),
         ([*FREE, "localhost:1", "--triton-tls", "/nowhere"], 2, "no such file"),
+        ([*FREE, "localhost:1", "--otlp", "nonsense"], 2, "is not the address of a collector"),
     ],
 )
 def test_a_bad_option(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str) -> None:
