@@ -16,6 +16,7 @@ import fieldmark
 from bundle import Bundle
 from serving.gateway.client import FieldmarkClient
 from serving.gateway.tally import Tally, Told, read_tally
+from serving.upkeep.cli import as_json
 from tests.serving.gateway.collector import Collector, collecting
 from tests.serving.gateway.gateway_thread import encode
 from tests.serving.test_upkeep import Served, serving
@@ -78,6 +79,13 @@ def test_every_line_is_json_and_has_its_time(served: Served) -> None:
     lines = [json.loads(line) for line in served.lines]
     assert {"started", "network", "triton", "trouble", "replaced"} <= {line["event"] for line in lines}
     assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00$", line["time"]) for line in lines)
+
+
+def test_a_line_that_is_no_json_becomes_some() -> None:
+    line = '{"event": "request"}'
+    assert as_json("gateway", line) == line
+    found = json.loads(as_json("gateway", 'Traceback: "x" \u00e9'))
+    assert (found["event"], found["text"]) == ("gateway", 'Traceback: "x" \u00e9')
 
 
 def test_a_tally_that_cannot_be_read_or_written(tmp_path: Path) -> None:
