@@ -122,6 +122,8 @@ def _line(call: "Call", code: str, reason: str, answer: v1.ClassifyResponse | No
         "reason": reason,
         "ms": stages | {"total": round(1000 * (time.monotonic() - call.arrived), 3)},
     }
+    if call.trace.trace_id:
+        line["trace_id"] = call.trace.trace_id
     if answer is not None:
         line |= {
             "bundle_id": answer.bundle_id,

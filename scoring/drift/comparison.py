@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from scoring.drift.scored import Calibration, ScoredSet
 from serving.martingale import CAPITAL, simple_jumper
 from serving.promise import beta_binomial, flagging_ranks
-from serving.scored import Calibration, ScoredSet
 
 # With no drift: an alarm in at most 0.001 of the sets by Kolmogorov-Smirnov, in at most 1/100 by the martingale.
 KS_LEVEL = 0.001
