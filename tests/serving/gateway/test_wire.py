@@ -1,5 +1,6 @@
 """What a library would never send: calls whose message is cut off, or says of itself what it is not."""
 
+import contextlib
 import socket
 import struct
 import threading
@@ -81,14 +82,24 @@ def test_what_grpc_itself_refuses(gateway: Gateway, body: bytes, more: dict[str,
     one_clean_sentence(sentence)
 
 
+def hang_up(gateway: Gateway) -> None:
+    """Begin a call, and tear the connection down before its message is whole."""
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as line:
+
+        def begin() -> None:
+            with contextlib.suppress(OSError):
+                call(line, "Classify", framed(MESSAGE)[:-20], end=False)
+
+        gone = threading.Thread(target=begin)
+        gone.start()
+        time.sleep(0.01)
+        line.shutdown(socket.SHUT_RDWR)
+        gone.join(timeout=20)
+
+
 def test_callers_who_hang_up_in_the_middle_of_a_message_leave_nothing(gateway: Gateway, stub: Any) -> None:
     for _ in range(20):
-        with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as line:
-            gone = threading.Thread(target=lambda: call(line, "Classify", framed(MESSAGE)[:-20], end=False))
-            gone.start()
-            time.sleep(0.01)
-            line.shutdown(socket.SHUT_RDWR)
-            gone.join(timeout=20)
+        hang_up(gateway)
     assert stub.Classify(GOOD).predictions
     assert metric(gateway, "in_flight", network="full") == metric(gateway, "waiting", network="full") == 0
     assert metric(gateway, "requests_total", method="Classify", code="INTERNAL", reason="BUG") == 0
