@@ -189,7 +189,6 @@ def _check_door(host: str, insecure: bool, *needed: Path | None) -> bool:
 def _front(given: dict[str, Any], options: GatewayOptions) -> Callable[[Any], Any]:
     """What makes the Envoy before a gateway that runs; everything that can be wrong with it is said here."""
     from serving.envoy.cli import envoy_options
-    from serving.envoy.expiry import note_expiry
     from serving.envoy.process import EnvoyServer, find_envoy
     from serving.gateway.server import check_port, free_port
 
@@ -202,7 +201,7 @@ def _front(given: dict[str, Any], options: GatewayOptions) -> Callable[[Any], An
     settings = envoy_options(asked | shared | {"port": port})
 
     def make(gateway: Any) -> EnvoyServer:
-        note_expiry(gateway.metrics, settings)
+        gateway.certificates = tuple(file for file in (settings.certificate, settings.client_ca) if file is not None)
         behind = dataclasses.replace(settings, gateway=gateway.url)
         return EnvoyServer(behind, binary=binary, on_log=gateway.journal.copy)
 

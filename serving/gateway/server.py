@@ -18,6 +18,7 @@ from bundle import Bundle
 from bundle.errors import MissingExtra, ServerError
 from serving.classify import prototype_images
 from serving.client import ServedBundle
+from serving.envoy.expiry import expires
 from serving.gateway.handlers import SERVICE, add_service
 from serving.gateway.journal import Journal
 from serving.gateway.keeping import Keeping, KeepingOptions
@@ -25,7 +26,7 @@ from serving.gateway.metrics import Metrics
 from serving.gateway.options import METADATA_BYTES, GatewayOptions
 from serving.gateway.probing import Prober
 from serving.gateway.service import FieldmarkService, Served
-from serving.gateway.tally import read_tally
+from serving.gateway.tally import Told, read_tally
 from serving.gateway.tracing import open_tracing
 from serving.gateway.upstream import Triton, TritonAddress
 
@@ -50,6 +51,7 @@ class Gateway:
         require_libraries()
         self.options, self.port, self.metrics_port = options, 0, 0
         self.manifest: Any = None
+        self.certificates: tuple[Path, ...] = ()  # PEM files whose end the metrics show
         self.metrics = Metrics()
         self._address, self._bundle, self._kept = triton, bundle, keeping or KeepingOptions()
         self.journal = Journal(log, lost=self.metrics.lost_log_lines.inc)
@@ -131,9 +133,8 @@ class Gateway:
         self.metrics_port = self.metrics.listen(self.options.metrics_port)
         self._open.callback(self.metrics.close)
         await self._server.start()
-        if self.options.replaced is not None:
-            counting = asyncio.create_task(self._count_replaced(self.options.replaced))
-            self._open.callback(counting.cancel)
+        showing = asyncio.create_task(self._show_files())
+        self._open.callback(showing.cancel)
         self._probing = asyncio.create_task(self._prober.run())
         self._open.callback(self._probing.cancel)
         self.journal.write("started", url=self.url, metrics_port=self.metrics_port, bundle_id=self.manifest.bundle_id)
@@ -185,11 +186,18 @@ class Gateway:
         for name in (EVERYTHING, SERVICE):
             await self._health.set(name, everything)
 
-    async def _count_replaced(self, file: Path) -> None:
-        """Have the metrics show what the supervisor has counted, until cancelled."""
+    async def _show_files(self) -> None:
+        """Have the metrics show what stands in files, also when it changes, until cancelled."""
         while True:
-            self.metrics.replaced_so_far(read_tally(file))
+            await asyncio.to_thread(self._read_files)
             await asyncio.sleep(self.options.probe_seconds)
+
+    def _read_files(self) -> None:
+        told = read_tally(self.options.replaced) if self.options.replaced is not None else Told()
+        self.metrics.replaced_so_far(told.replaced)
+        for file in (*self.certificates, *told.certificates):
+            if (end := expires(file)) is not None:
+                self.metrics.certificate_expires.labels(file.name).set(end)
 
     def _names(self) -> list[str]:
         return [EVERYTHING, SERVICE, *(f"{SERVICE}/{network}" for network in self.manifest.networks)]

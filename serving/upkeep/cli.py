@@ -5,7 +5,7 @@ import json as jsonlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -117,7 +117,7 @@ def serve(
             triton_python=triton_python,
             start_seconds=start_timeout,
             traces=traces,
-            on_log=(_pass_on_as_json if log else _pass_on) if verbose else None,
+            on_log=_listener("triton", log) if verbose else None,
         )
         gateway: GatewayProcess | None = None
         try:
@@ -132,7 +132,7 @@ def serve(
                     port=port,
                     metrics_port=gateway_metrics_port,
                     drain_seconds=drain_seconds,
-                    on_log=_pass_on,
+                    on_log=_listener("gateway", log),
                 )
                 with talk.status("starting the gateway"):
                     gateway.start(stopped=stopped)
@@ -172,8 +172,14 @@ def asked_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _pass_on_as_json(line: str) -> None:
-    _pass_on(jsonlib.dumps({"time": _now(), "event": "triton", "text": shorten(line)}))
+def _listener(event: str, log: bool) -> Callable[[str], None]:
+    """What takes the lines of a process's log: passes them on, with `log` as JSON if they are not that already."""
+    return (lambda line: _pass_on(as_json(event, line))) if log else _pass_on
+
+
+def as_json(event: str, line: str) -> str:
+    """A line of a process's log as a JSON object, with the event's name if it is none yet."""
+    return line if line.startswith("{") else jsonlib.dumps({"time": _now(), "event": event, "text": shorten(line)})
 
 
 def _now() -> str:

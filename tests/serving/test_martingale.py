@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.drift import online_p_values
+from scoring.drift.comparison import online_p_values
 from serving.martingale import CAPITAL, MOST_CELLS, Capital, RankUrn, simple_jumper
 
 

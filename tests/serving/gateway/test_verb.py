@@ -184,6 +184,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[Any
         (["localhost:1", "--audit-log", "a", "--audit-bytes", "1"], 2, "--audit-bytes 1"),
         (["localhost:1", "--audit-files", "3"], 2, "--audit-log is not"),
         ([*FREE, "localhost:1", "--triton-tls", "/nowhere"], 2, "no such file"),
+        ([*FREE, "localhost:1", "--otlp", "nonsense"], 2, "is not the address of a collector"),
     ],
 )
 def test_a_bad_option(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str) -> None:
