@@ -21,6 +21,7 @@ from serving.client import ServedBundle
 from serving.envoy.expiry import expires
 from serving.gateway.handlers import SERVICE, add_service
 from serving.gateway.journal import Journal
+from serving.gateway.keeping import Keeping, KeepingOptions
 from serving.gateway.metrics import Metrics
 from serving.gateway.options import METADATA_BYTES, GatewayOptions
 from serving.gateway.probing import Prober
@@ -39,14 +40,20 @@ class Gateway:
     """Start it and stop it inside one event loop. `bundle` is where the pictures of prototypes are, if anywhere."""
 
     def __init__(
-        self, options: GatewayOptions, triton: TritonAddress, *, bundle: Bundle | None = None, log: TextIO | None = None
+        self,
+        options: GatewayOptions,
+        triton: TritonAddress,
+        *,
+        bundle: Bundle | None = None,
+        log: TextIO | None = None,
+        keeping: KeepingOptions | None = None,
     ) -> None:
         require_libraries()
         self.options, self.port, self.metrics_port = options, 0, 0
         self.manifest: Any = None
         self.certificates: tuple[Path, ...] = ()  # PEM files whose end the metrics show
         self.metrics = Metrics()
-        self._address, self._bundle = triton, bundle
+        self._address, self._bundle, self._kept = triton, bundle, keeping or KeepingOptions()
         self.journal = Journal(log, lost=self.metrics.lost_log_lines.inc)
         self._open = contextlib.AsyncExitStack()
         self._probing: asyncio.Task[None] | None = None
@@ -92,6 +99,8 @@ class Gateway:
 
     async def _start(self) -> None:
         self._open.callback(self.journal.close)
+        keeping = Keeping(self._kept, self.metrics, self.journal)
+        self._open.push_async_callback(asyncio.to_thread, keeping.close)
         triton = Triton(self._address)
         self._open.push_async_callback(triton.close)
         self._prober = Prober(
@@ -110,7 +119,13 @@ class Gateway:
         if tracing is not None:
             self._open.push_async_callback(asyncio.to_thread, tracing.close)
         self._service = FieldmarkService(
-            self.options, triton, self._prober, metrics=self.metrics, journal=self.journal, tracing=tracing
+            self.options,
+            triton,
+            self._prober,
+            metrics=self.metrics,
+            journal=self.journal,
+            keeping=keeping,
+            tracing=tracing,
         )
         self._open.callback(self._service.close)
         self._make_server()
@@ -157,6 +172,7 @@ class Gateway:
 
     def _learnt(self, learnt: ServedBundle) -> None:
         self.manifest = learnt.manifest
+        self._service.drift.begin(learnt.manifest, self._bundle)
         look_up = prototype_images(self._bundle, learnt.manifest)
         self._service.serve(Served(manifest=learnt.manifest, image=learnt.manifest.image, look_up=look_up))
         self.journal.write("bundle", bundle_id=learnt.manifest.bundle_id, name=learnt.manifest.name)

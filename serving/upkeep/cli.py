@@ -19,6 +19,7 @@ from rich.table import Table
 from bundle import Bundle
 from bundle.errors import OptionError, printable
 from serving.gateway.journal import shorten
+from serving.gateway.keeping_flags import AuditFile, Place
 from serving.upkeep.notify import ALIVE, READY, STOPPING, notify
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def serve(
     drain_seconds: Annotated[
         float, typer.Option(min=0, max=3600, help="Seconds at the end for what is in work.")
     ] = 10.0,
+    quarantine: Place = None,
+    audit_log: AuditFile = None,
     no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Triton alone, without fieldmark.v1.")] = False,
     triton_otlp: Annotated[
         str | None,
@@ -87,12 +90,16 @@ def serve(
     from serving.upkeep.keeper import Service, keep
     from serving.upkeep.watch import TritonWatch
 
+    kept = [
+        *(("--quarantine", quarantine) if quarantine is not None else ()),
+        *(("--audit-log", str(audit_log)) if audit_log is not None else ()),
+    ]
     if not no_gateway:
         from serving.gateway.server import require_libraries
 
         require_libraries()
-    elif gateway_options:
-        raise OptionError(f"{gateway_options[0]} is for the gateway, and --no-gateway is given")
+    elif asked := [*(gateway_options or ()), *kept]:
+        raise OptionError(f"{asked[0]} is for the gateway, and --no-gateway is given")
     traces = collector_url(triton_otlp) if triton_otlp else ""
     talk = Console(stderr=True, soft_wrap=True, highlight=False)
     opened = Bundle.open(bundle)
@@ -118,7 +125,7 @@ def serve(
                 server.start(cancelled=stopped)
             if not no_gateway and not signals:
                 ours = ["--host", host, "--bundle", str(bundle), "--replaced", str(tally.path)]
-                options = [*ours, *(gateway_options or ())]
+                options = [*ours, *kept, *(gateway_options or ())]
                 gateway = GatewayProcess(
                     server.grpc_url,
                     options if log else [*options, "--quiet"],
