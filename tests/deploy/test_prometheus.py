@@ -189,9 +189,9 @@ class Watched:
 def watched(toy_bundle: Bundle, toy_images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("watched")
     make_certificate(folder, "server", hours=1000)
-    tally = Tally(folder / "replaced.json", ("tritonserver",), [folder / "server.pem"])
+    tally = Tally(folder / "replaced.json", ("tritonserver",))
     keeping = KeepingOptions(quarantine=QuarantineOptions(root=str(folder / "quarantine")))
-    options: dict[str, Any] = {"replaced": tally.path, "probe_seconds": 0.5}
+    options: dict[str, Any] = {"replaced": tally.path, "expiry": (folder / "server.pem",), "probe_seconds": 0.5}
     with (
         TritonServer(toy_bundle, grpc_port=0, metrics_port=0) as triton,
         running(triton.grpc_url, bundle=toy_bundle, keeping=keeping, **options) as gateway,
