@@ -21,8 +21,10 @@ import yaml
 from bundle import Bundle
 from serving.envoy.expiry import expires
 from serving.gateway.generated import fieldmark_pb2 as v1
+from serving.gateway.keeping import KeepingOptions
 from serving.gateway.server import Gateway, free_port
 from serving.gateway.tally import Tally
+from serving.quarantine.options import QuarantineOptions
 from serving.server import TritonServer
 from tests.conftest import draw_toy
 from tests.serving.gateway.certificates import make_certificate
@@ -35,8 +37,8 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 ALERTS = [rule for group in yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"] for rule in group["rules"]]
 PAGE = (ROOT / "docs" / "alerts.md").read_text(encoding="utf-8")
 OF_PROMETHEUS = {"up", "ALERTS"}
-# What is being built beside this: the shadow.
-AWAITED = {f"fieldmark_gateway_{name}" for name in ("shadow_total", "shadow_differences_total")}
+# What a bundle in the shadow will tell.
+AWAITED = {"fieldmark_gateway_shadow_total", "fieldmark_gateway_shadow_differences_total"}
 NAME = re.compile(r"\b(?:(?:fieldmark|nv|process)_\w+|up|ALERTS)\b(?=[{\[)\s]|$)")
 
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool here; Debian's package: prometheus")
@@ -189,10 +191,12 @@ class Watched:
 def watched(toy_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("watched")
     make_certificate(folder, "server", hours=1000)
-    tally = Tally(folder / "replaced.json", ("tritonserver",), [folder / "server.pem"])
+    tally = Tally(folder / "replaced.json", ("tritonserver",))
+    keeping = KeepingOptions(quarantine=QuarantineOptions(root=str(folder / "quarantine")))
+    options: dict[str, Any] = {"replaced": tally.path, "expiry": (folder / "server.pem",), "probe_seconds": 0.5}
     with (
         TritonServer(toy_bundle, grpc_port=0, metrics_port=0) as triton,
-        running(triton.grpc_url, bundle=toy_bundle, replaced=tally.path, probe_seconds=0.5) as gateway,
+        running(triton.grpc_url, bundle=toy_bundle, keeping=keeping, **options) as gateway,
         prometheus(folder, {8011: gateway.metrics_port, 8002: triton.metrics_port}) as url,
     ):
         found = Watched(gateway=gateway, triton=triton, prometheus=url, seeds=itertools.count(5000))
