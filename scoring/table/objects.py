@@ -8,6 +8,7 @@ A manifest is a CSV or Parquet file with the columns `id` (int64, each once) and
 `size`, `mtime_ns` and `etag`: they save a question for every object. Other columns are ignored.
 """
 
+import datetime
 import functools
 import heapq
 import itertools
@@ -173,13 +174,16 @@ def _entries(store: Any, folder: str) -> list[tuple[str, dict[str, Any]]]:
 def _stamped(file: SourceFile, facts: dict[str, Any]) -> SourceFile:
     """A file with what a store says of it: the names differ from one to the other."""
     etag = next((str(facts[name]).strip('"') for name in ("ETag", "etag", "md5Hash") if facts.get(name)), None)
-    changed = next(
-        (facts[name] for name in ("LastModified", "last_modified", "updated", "mtime") if facts.get(name)), None
-    )
-    seconds = changed.timestamp() if hasattr(changed, "timestamp") else changed
-    stamp = int(seconds * 1e9) if isinstance(seconds, (int, float)) else None
+    stamp = _nanoseconds(next((facts[name] for name in CHANGED if facts.get(name)), None))
     size = facts.get("Size", facts.get("size"))
     return replace(file, size=size, mtime_ns=stamp, etag=etag)
+
+
+def _nanoseconds(moment: Any) -> int | None:
+    """A store's time as nanoseconds since 1970: it gives a datetime, seconds, or text that only its client reads."""
+    if isinstance(moment, datetime.datetime):
+        return int(moment.timestamp() * 1e9)
+    return int(moment * 1e9) if isinstance(moment, (int, float)) else None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""The way to a Ray cluster, or one on this machine for as long as a job lasts."""
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from bundle.errors import EndpointError, MissingExtra, OptionError, ScoringError, first_line
+
+LOCAL = "local"
+CONNECT_SECONDS = 10.0
+_ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^:/\s]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
+
+
+def ray_library() -> Any:
+    """The ray module; raises MissingExtra."""
+    # It must not report its use to its makers, nor take this program for one of another tool's.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as problem:
+        raise MissingExtra.named("cluster", "score --cluster", problem) from None
+    return ray
+
+
+def check_address(address: str) -> None:
+    """Raise OptionError for what is no address, EndpointError where nobody listens."""
+    if address in (LOCAL, "auto"):
+        return
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        raise OptionError(
+            f"--cluster {address!r} is no address", hint="Give local, auto, HOST:PORT, or ray://HOST:PORT."
+        )
+    try:
+        socket.create_connection((found["host"].strip("[]"), int(found["port"])), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as problem:
+        raise EndpointError(
+            f"no Ray answers at {address} ({first_line(problem)})",
+            hint="Start one with 'ray start --head', or pass --cluster local.",
+        ) from None
+
+
+@contextlib.contextmanager
+def connected(address: str, workers: int | None, threads: int, memory: int) -> Iterator[dict[str, float]]:
+    """Be connected to a cluster; gives its resources by name. Raises EndpointError, or ScoringError for one that is of
+    another version."""
+    ray = ray_library()
+    options: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+    if address == LOCAL:
+        cores = (workers or max(1, len(os.sched_getaffinity(0)) // threads)) * threads
+        options |= {"num_cpus": cores, "object_store_memory": memory, "include_dashboard": False}
+    else:
+        options |= {"address": address}
+    try:
+        ray.init(**options)
+    except (RuntimeError, ValueError) as problem:
+        if "ersion" in str(problem):
+            raise ScoringError(
+                f"the cluster at {address} runs another version of Ray or Python ({first_line(problem)[:300]})",
+                hint="Start the job from the image that the cluster runs.",
+            ) from None
+        raise EndpointError(f"Ray cannot be used at {address} ({first_line(problem)[:300]})") from None
+    except (ConnectionError, TimeoutError, OSError) as problem:
+        raise EndpointError(
+            f"no Ray answers at {address} ({first_line(problem)[:300]})",
+            hint="Start one with 'ray start --head', or pass --cluster local.",
+        ) from None
+    try:
+        yield dict(ray.cluster_resources())
+    finally:
+        ray.shutdown()
