@@ -53,7 +53,6 @@ class ChunkScorer:
         path = f"day={begun.day}/bundle_id={begun.bundle_id}/part-{begun.token}-{number:06d}.parquet"
         data = data_file(table)
         self.place.write(path, data)
-        ids = [task.file.id or 0 for task in tasks]
         failed = [(file.path, answer) for file, answer in rows if isinstance(answer, str)]
         chunk = Chunk(
             number=number,
@@ -64,8 +63,6 @@ class ChunkScorer:
             errors=table["status"].to_pylist().count(ERROR),
             gone=len(tasks) - len(rows),
             flagged=table["is_adversarial"].to_pylist().count(True),
-            first_id=min(ids),
-            last_id=max(ids),
             unfetched=tuple(file.id or 0 for file, answer in rows if isinstance(answer, Unfetched)),
             failed=tuple((path, str(sentence)) for path, sentence in failed[:NAMED]),
         )

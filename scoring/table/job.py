@@ -135,7 +135,7 @@ class _TableJob:
         self.on_progress, self.on_listed = on_progress, on_listed
         self.passed: Counter[str] = Counter()
         self.chunks: list[Chunk] = []
-        self.runs = self.scored = 0
+        self.runs = self.scored = self.number = 0
         arrow()
         self.objects = open_objects(source)
         self.place = Place(table)
@@ -235,7 +235,7 @@ class _TableJob:
         }
         self.table.commit(begun.number, key_of(begun, manifest), done, facts)
         self.chunks += done
-        self.runs += 1
+        self.runs, self.number = self.runs + 1, begun.number
         for name in self.place.names(RUNS):  # what came before is not looked at any more
             if int(name[:6]) < begun.number:
                 self.place.remove(f"{RUNS}/{name}")
@@ -291,7 +291,7 @@ class _TableJob:
     def _list_failed(self) -> str:
         """Write down the files without a score of the last commit, a path a line, as a list that `score` takes."""
         pc = arrow().compute
-        wanted = (pc.field("run") == self.table.last_run()) & (pc.field("status") == ERROR)
+        wanted = (pc.field("run") == self.number) & (pc.field("status") == ERROR)
         rows = self.table.dataset().to_table(columns=["path", "path_bytes"], filter=wanted)
         lines = [path for path in exact_paths(rows) if "\n" not in path and "\r" not in path]
         self.place.write(FAILED, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))

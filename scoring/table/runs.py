@@ -85,8 +85,6 @@ class Chunk:
     errors: int
     gone: int
     flagged: int
-    first_id: int
-    last_id: int
     unfetched: tuple[int, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
 
