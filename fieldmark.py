@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "repository": ("serving.cli", "Write a Triton model repository: roll a bundle out, or back."),
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
     "score": ("scoring.cli", "Score images into Parquet shards, or a bucket of them into a Delta table."),
+    "flags": ("scoring.cli", "List what looks tampered with in a table of scores, at a false discovery rate."),
     "drift": ("scoring.cli", "Compare scored images with clean data: an attack, a broken camera?"),
 }
 # library -> the extra that brings it; the base install has none of them

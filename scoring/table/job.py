@@ -20,11 +20,12 @@ from bundle.folder import Bundle
 from scoring.answers import Asking
 from scoring.rows import ERROR, arrow, exact_paths
 from scoring.table.columns import table_schema
+from scoring.table.current import last_begun
 from scoring.table.delta import ScoreTable
 from scoring.table.lease import held
 from scoring.table.objects import check_any, open_objects
 from scoring.table.place import Place
-from scoring.table.planning import plan, read_manifest
+from scoring.table.planning import plan
 from scoring.table.runs import (
     BEGUN,
     RUNS,
@@ -34,6 +35,7 @@ from scoring.table.runs import (
     begin,
     done_chunks,
     key_of,
+    read_manifest,
     runs_of,
     write_record,
 )
@@ -141,14 +143,14 @@ class _TableJob:
         self.place = Place(table)
         self.table = ScoreTable(self.place)
         asking = options.asking
-        alpha = asking.alpha
-        if alpha is None:
-            alpha = bundle.manifest.networks[asking.network].detector.alpha
+        asking.check(bundle.manifest)
+        detector = bundle.manifest.networks[asking.network].detector
         self.pinned = {
             "source": self.objects.name,
             "bundle_id": bundle.bundle_id,
             "network": asking.network,
-            "alpha": alpha,
+            "alpha": detector.alpha if asking.alpha is None else asking.alpha,
+            "calibration_n": detector.calibration_n,
         }
 
     def run(self) -> TableSummary:
@@ -182,19 +184,11 @@ class _TableJob:
         """The last run that the table knows; raises ScoringError for a table of another job."""
         if not self.table.exists():
             return None
-        number = self.table.last_run()
         self.table.check_schema(table_schema(begin(1, None, self.pinned, 1)))
-        if not number:
-            return None
-        for begun in runs_of(self.place, number):
-            manifest = read_manifest(self.place, begun)
-            if manifest is not None and self.table.holds(key_of(begun, manifest)):
-                self._check_pinned(begun)
-                return begun
-        raise ScoringError(
-            f"{self.place.url} has {number:,} runs of fieldmark, and the list of the last one is not in {RUNS}",
-            hint="Bring the folder back, or use another table.",
-        )
+        begun = last_begun(self.table)
+        if begun is not None:
+            self._check_pinned(begun)
+        return begun
 
     def _check_pinned(self, begun: Begun) -> None:
         words = {"source": "SOURCE", "network": "network", "alpha": "alpha"}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from scoring.sources import SourceFile
 from scoring.table.objects import Objects
 from scoring.table.place import Place
-from scoring.table.runs import LISTING, MANIFEST, WORK, Begun, Manifest, read_record, write_record
+from scoring.table.runs import LISTING, MANIFEST, WORK, Begun, Manifest, write_record
 from scoring.table.spans import SpanEnd, Task, listed, read_end, span_name, write_span
 
 SPAN = 65_536  # objects
@@ -51,12 +51,6 @@ def plan(
     )
     write_record(place, f"{begun.folder}/{MANIFEST}", manifest)
     return manifest
-
-
-def read_manifest(place: Place, begun: Begun) -> Manifest | None:
-    """A run's list where it is whole, else None."""
-    found: Manifest | None = read_record(place, f"{begun.folder}/{MANIFEST}", Manifest)
-    return found
 
 
 class _Ids:

@@ -33,7 +33,8 @@ BEGUN, MANIFEST, LISTING, WORK, DONE = "begun.json", "manifest.json", "listing",
 @dataclass(frozen=True, kw_only=True)
 class Begun:
     """What a run is pinned to. `number` counts runs of the table, `before` is the folder of the one that it follows;
-    `day` is the day of scoring, in UTC, and part of the data files' names, as is `token`."""
+    `day` is the day of scoring, in UTC, and part of the data files' names, as is `token`; `calibration_n` is how many
+    calibration scores are behind a p-value."""
 
     format: int
     version: str
@@ -44,6 +45,7 @@ class Begun:
     bundle_id: str
     network: str
     alpha: float
+    calibration_n: int
     day: str
     chunk_rows: int
 
@@ -90,7 +92,7 @@ class Chunk:
 
 
 def begin(number: int, before: str | None, pinned: dict[str, Any], chunk_rows: int) -> Begun:
-    """A new run; `pinned` are source, bundle_id, network and alpha."""
+    """A new run; `pinned` are source, bundle_id, network, alpha and calibration_n."""
     return Begun(
         format=FORMAT,
         version=version(),
@@ -150,3 +152,9 @@ def done_chunks(place: Place, begun: Begun) -> dict[int, Chunk]:
     names = place.names(f"{begun.folder}/{DONE}")
     found = (read_record(place, f"{begun.folder}/{DONE}/{name}", Chunk) for name in names)
     return {chunk.number: chunk for chunk in found if chunk is not None}
+
+
+def read_manifest(place: Place, begun: Begun) -> Manifest | None:
+    """A run's list where it is whole, else None."""
+    found: Manifest | None = read_record(place, f"{begun.folder}/{MANIFEST}", Manifest)
+    return found

@@ -1,14 +1,23 @@
 """A Ray cluster of this machine for tests: two cores, its processes, and what kills them."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class RayProcess:
-    """`address` is what a job connects to."""
+    """`address` is what a job on this machine connects to, `client` what one elsewhere does."""
 
     address: str
+    client: str
     raylet: int
 
     def workers(self) -> list[int]:
@@ -34,14 +43,45 @@ def title(pid: int) -> bytes:
         return b""
 
 
-# Starts a head with all its processes as children of this one, prints its address, and waits for its input to end.
-_HEAD = """
-import sys
-from ray._private.node import Node
-from ray._private.parameter import RayParams
-node = Node(RayParams(num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, redirect_output=True,
-    temp_dir=sys.argv[1], node_ip_address="127.0.0.1", dashboard_host="127.0.0.1", no_monitor=True),
-    head=True, shutdown_at_exit=True, spawn_reaper=False)
-print(node.address, flush=True)
-sys.stdin.read()
-"""
+@contextmanager
+def ray_cluster() -> Iterator[RayProcess]:
+    """A head of two cores on free ports, until the end of the `with` statement."""
+    port, client, agent = free_port(), free_port(), free_port()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+            *("--node-ip-address", "127.0.0.1", "--port", str(port), "--ray-client-server-port", str(client)),
+            *("--dashboard-agent-listen-port", str(agent), "--include-dashboard", "False", "--num-cpus", "2"),
+            *("--object-store-memory", "100000000", "--include-log-monitor", "False", "--temp-dir", folder),
+        ]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+        )
+        try:
+            assert process.stdout is not None
+            said = ""
+            while "Ray runtime started" not in said:
+                line = process.stdout.readline()
+                assert line, f"Ray did not start: {said}"
+                said += line
+            raylet = next(pid for pid in children(process.pid) if b"/raylet" in title(pid).split(b"\0")[0])
+            yield RayProcess(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}", raylet)
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
