@@ -53,10 +53,15 @@ class Flagged:
         return float(self.adjusted[self.flagged].max()) if self.count else None
 
 
-def control(p_values: npt.NDArray[np.floating], n: int, *, fdr: float, method: Method = BH) -> Flagged:
-    """Flag rows with p_values : (m,) that lean on n calibration scores, at a false discovery rate."""
+def check_rate(fdr: float) -> None:
+    """Raise OptionError for a false discovery rate that is none."""
     if not 0 < fdr < 1:
         raise OptionError(f"--fdr {fdr:g} is not between 0 and 1")
+
+
+def control(p_values: npt.NDArray[np.floating], n: int, *, fdr: float, method: Method = BH) -> Flagged:
+    """Flag rows with p_values : (m,) that lean on n calibration scores, at a false discovery rate."""
+    check_rate(fdr)
     try:
         from scipy.stats import false_discovery_control
     except ImportError as problem:

@@ -45,9 +45,10 @@ def flags(
     them by day, label and folder.
     """
     from scoring.campaigns import check_list, gather, write_list
-    from scoring.flags import BH, BY, control
+    from scoring.flags import BH, BY, check_rate, control
     from scoring.table.current import Current
 
+    check_rate(fdr)
     if out is not None:
         check_list(out)
     current = Current.read(table)

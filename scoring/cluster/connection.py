@@ -11,15 +11,23 @@ from bundle.errors import EndpointError, MissingExtra, OptionError, ScoringError
 
 LOCAL = "local"
 CONNECT_SECONDS = 10.0
+# Read by Ray when it is imported. It must not report its use to its makers, nor take this program for one of uv's, nor
+# wait for minutes where nobody answers, nor print what its threads think of that beside our one sentence.
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_NUM_REDIS_GET_RETRIES": "3",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+TOKEN = "Its token is looked for where Ray does: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^:/\s]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
 
 
 def ray_library() -> Any:
     """The ray module; raises MissingExtra."""
-    # It must not report its use to its makers, nor take this program for one of another tool's.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.exceptions
@@ -67,6 +75,8 @@ def connected(address: str, workers: int | None, threads: int, memory: int) -> I
             ) from None
         raise EndpointError(f"Ray cannot be used at {address} ({first_line(problem)[:300]})") from None
     except (ConnectionError, TimeoutError, OSError) as problem:
+        if isinstance(problem.__cause__, Exception) and "uthenticat" in str(problem.__cause__):
+            raise EndpointError(f"the Ray at {address} does not let this job in", hint=TOKEN) from None
         raise EndpointError(
             f"no Ray answers at {address} ({first_line(problem)[:300]})",
             hint="Start one with 'ray start --head', or pass --cluster local.",

@@ -94,6 +94,7 @@ class Place:
         self.local = None if local is None else Path(os.path.abspath(local))
         self.url = url.rstrip("/") if self.local is None else os.fspath(self.local)
         if self.local is None:
+            filesystem(scheme_of(url))  # whether it is known here at all
             self._root = self.url[len(scheme_of(url)) + 3 :]
             if not self._root.strip("/"):
                 raise OptionError(f"{url} names no bucket", hint=f"Give {scheme_of(url)}://BUCKET/FOLDER.")

@@ -1,6 +1,7 @@
 """A Ray cluster of this machine for tests: two cores, its processes, and what kills them."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -11,14 +12,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from scoring.cluster.connection import SETTINGS
+
 
 @dataclass(frozen=True)
 class RayProcess:
-    """`address` is what a job on this machine connects to, `client` what one elsewhere does."""
+    """`address` is what a job on this machine connects to, `client` what one elsewhere does.
+
+    `environment` holds what lets it in.
+    """
 
     address: str
     client: str
     raylet: int
+    environment: dict[str, str]
 
     def workers(self) -> list[int]:
         """Processes in which a Worker of ours lives."""
@@ -47,10 +54,11 @@ def title(pid: int) -> bytes:
 def ray_cluster() -> Iterator[RayProcess]:
     """A head of two cores on free ports, until the end of the `with` statement."""
     port, client, agent = free_port(), free_port(), free_port()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
-            *("--node-ip-address", "127.0.0.1", "--port", str(port), "--ray-client-server-port", str(client)),
+            *("--port", str(port), "--ray-client-server-port", str(client)),
             *("--dashboard-agent-listen-port", str(agent), "--include-dashboard", "False", "--num-cpus", "2"),
             *("--object-store-memory", "100000000", "--include-log-monitor", "False", "--temp-dir", folder),
         ]
@@ -60,7 +68,7 @@ def ray_cluster() -> Iterator[RayProcess]:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+            env={**os.environ, **SETTINGS, **token},
         )
         try:
             assert process.stdout is not None
@@ -70,7 +78,7 @@ def ray_cluster() -> Iterator[RayProcess]:
                 assert line, f"Ray did not start: {said}"
                 said += line
             raylet = next(pid for pid in children(process.pid) if b"/raylet" in title(pid).split(b"\0")[0])
-            yield RayProcess(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}", raylet)
+            yield RayProcess(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}", raylet, token)
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             try:

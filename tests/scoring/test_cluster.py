@@ -78,10 +78,15 @@ def start(toy_bundle: Bundle, photos: Path) -> Iterator[Start]:
     """`start(table, address)` runs the verb beside this process."""
     begun: list[subprocess.Popen[str]] = []
 
-    def run(table: Path, address: str, *more: str) -> "subprocess.Popen[str]":
-        shape = ["--shard-rows", str(CHUNK), "--batch", str(BATCH), "--json", *more]
+    def run(table: Path, to: RayProcess | str, *, client: bool = False) -> "subprocess.Popen[str]":
+        address, environment = (
+            (to, {}) if isinstance(to, str) else (to.client if client else to.address, to.environment)
+        )
+        shape = ["--shard-rows", str(CHUNK), "--batch", str(BATCH), "--json"]
         command = [*CLI, str(photos), "--bundle", str(toy_bundle.path), "--table", str(table), "--cluster", address]
-        process = subprocess.Popen([*command, *shape], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        known = {**os.environ, **environment}
+        process = subprocess.Popen([*command, *shape], stdout=pipe, stderr=pipe, text=True, env=known)
         begun.append(process)
         return process
 
@@ -110,7 +115,7 @@ def test_a_worker_is_killed_and_nobody_sees_it(
     cluster: RayProcess, start: Start, undisturbed: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     table = tmp_path / "table"
-    process = start(table, cluster.address)
+    process = start(table, cluster)
     wait_for(lambda: len(records(table)) >= 3, process)
     os.kill(cluster.workers()[0], signal.SIGKILL)
     out, _ = ended(process, 4)
@@ -122,15 +127,15 @@ def test_a_killed_driver_goes_on_where_it_was(
     cluster: RayProcess, start: Start, undisturbed: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     table = tmp_path / "table"
-    process = start(table, cluster.address)
+    process = start(table, cluster)
     wait_for(lambda: len(records(table)) >= 3, process)
     process.kill()
     process.wait()
     before = {path: path.stat().st_mtime_ns for path in records(table)}
     assert len(before) < len(undisturbed) // CHUNK
     assert not (table / "_delta_log").exists()
-    again = start(table, cluster.address)
-    rival = start(table, cluster.address)  # one of two is refused, whichever it is
+    again = start(table, cluster)
+    rival = start(table, cluster)  # one of two is refused, whichever it is
     codes = {again.wait(120), rival.wait(120)}
     assert codes == {1, 4}
     assert any("another process is scoring into" in each.communicate()[1] for each in (again, rival))
@@ -144,7 +149,7 @@ def test_a_killed_raylet_ends_the_job_in_one_sentence(
 ) -> None:
     table = tmp_path / "table"
     with ray_cluster() as lost:
-        process = start(table, lost.address)
+        process = start(table, lost)
         wait_for(lambda: len(records(table)) >= 3, process)
         os.kill(lost.raylet, signal.SIGKILL)
         process.wait(180)
@@ -159,7 +164,7 @@ def test_from_another_machine(
     cluster: RayProcess, start: Start, undisturbed: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     """Through Ray's client, which is how a laptop reaches a cluster."""
-    ended(start(tmp_path / "table", cluster.client), 4)
+    ended(start(tmp_path / "table", cluster, client=True), 4)
     assert rows_in(tmp_path / "table") == undisturbed
 
 
@@ -177,11 +182,11 @@ def test_a_disk_that_fills_up_in_a_worker(
         pytest.skip("a file system of 400 kB cannot be mounted here")
     try:
         table = disk / "table"
-        _, errors = ended(start(table, cluster.address), 1)
+        _, errors = ended(start(table, cluster), 1)
         assert "no space left on the disk while writing" in errors
         assert not (table / "_delta_log").exists()
         subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
-        ended(start(table, cluster.address), 4)
+        ended(start(table, cluster), 4)
         assert rows_in(table) == undisturbed
     finally:
         subprocess.run(["umount", disk], check=False)
@@ -210,6 +215,13 @@ def test_something_else_answers(start: Start, tmp_path: Path) -> None:
     assert "no Ray answers at 127.0.0.1:" in errors or "Ray cannot be used at" in errors
 
 
+@pytest.mark.hostile
+def test_without_its_token(cluster: RayProcess, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    _, errors = ended(start(tmp_path / "table", cluster.address), 1)
+    assert errors.startswith(f"error: the Ray at {cluster.address} does not let this job in. Its token is looked for")
+
+
 def test_a_worker_of_another_version(
     cluster: RayProcess, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +233,6 @@ def test_a_worker_of_another_version(
         "    m.version = lambda name: '9.9' if name == 'fieldmark' else old(name)\n"
     )
     table = tmp_path / "table"
-    _, errors = ended(start(table, cluster.address), 1)
+    _, errors = ended(start(table, cluster), 1)
     assert "and here is 9.9 on" in errors
     shutil.rmtree(table)

@@ -13,7 +13,7 @@ from bundle.errors import FieldmarkError, InputError, ScoringError
 from scoring.table import lease, objects, place
 from scoring.table.delta import ScoreTable, _storage_options
 from scoring.table.place import Place
-from tests.scoring.table.conftest import Score
+from tests.scoring.conftest import Score
 from tests.scoring.table.object_store import ObjectStore, object_store
 
 SOURCE, TABLE = "s3://archive/2026/photos", "s3://lake/scores"

@@ -27,7 +27,7 @@ from scoring.table.place import Place
 from scoring.table.planning import read_manifest
 from scoring.table.runs import RUNS, done_chunks, key_of, runs_of
 from serving.local import LocalInference
-from tests.scoring.table.conftest import Score, save
+from tests.scoring.conftest import Score, save
 
 ROWS = 22
 PARTITIONED = {"day": pa.date32(), "bundle_id": pa.string()}
