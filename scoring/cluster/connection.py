@@ -20,6 +20,9 @@ SETTINGS = {
     "RAY_NUM_REDIS_GET_RETRIES": "3",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+# What HTTP/2 begins with: a fixed text, and a frame of settings, which has a length, a kind, flags and a stream.
+SETTINGS_FRAME = 4
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, SETTINGS_FRAME, 0, 0, 0, 0, 0])
 TOKEN = "Its token is looked for where Ray does: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^:/\s]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
 
@@ -46,7 +49,11 @@ def check_address(address: str) -> None:
             f"--cluster {address!r} is no address", hint="Give local, auto, HOST:PORT, or ray://HOST:PORT."
         )
     try:
-        socket.create_connection((found["host"].strip("[]"), int(found["port"])), CONNECT_SECONDS).close()
+        place = (found["host"].strip("[]"), int(found["port"]))
+        with socket.create_connection(place, CONNECT_SECONDS) as stream:
+            stream.sendall(GREETING)  # who speaks gRPC returns it; to all else Ray would listen for minutes
+            if len(answer := stream.recv(9)) < 9 or answer[3] != SETTINGS_FRAME:
+                raise OSError("what answers is something else")
     except (OSError, OverflowError) as problem:
         raise EndpointError(
             f"no Ray answers at {address} ({first_line(problem)})",
@@ -82,6 +89,8 @@ def connected(address: str, workers: int | None, threads: int, memory: int) -> I
             hint="Start one with 'ray start --head', or pass --cluster local.",
         ) from None
     try:
-        yield dict(ray.cluster_resources())
+        # Ray tells of workers that it starts again on standard output, where others expect one line of JSON.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield dict(ray.cluster_resources())
     finally:
         ray.shutdown()

@@ -1,5 +1,6 @@
 """A Ray cluster of this machine for tests: two cores, its processes, and what kills them."""
 
+import contextlib
 import os
 import secrets
 import signal
@@ -80,12 +81,11 @@ def ray_cluster() -> Iterator[RayProcess]:
             raylet = next(pid for pid in children(process.pid) if b"/raylet" in title(pid).split(b"\0")[0])
             yield RayProcess(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}", raylet, token)
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            everybody = [process.pid, *children(process.pid)]
+            for pid in [*everybody, *(each for parent in everybody for each in children(parent))]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
 
 
 def free_port() -> int:
