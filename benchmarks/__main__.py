@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks import attacks, detector, detector_speed, endpoint, regulariser, runtime, training
+from benchmarks import attacks, detector, detector_speed, endpoint, regulariser, runtime, scoring, training
 from benchmarks.detectors import measure_detectors
 from benchmarks.record import save
 from benchmarks.synthetic import write_synthetic
@@ -85,6 +85,7 @@ MEASURES = {
     "detector": beside(detector.measure, "resnet34", "vgg16"),
     "detectors": measure_detectors,
     "detector_speed": alone(detector_speed.measure),
+    "scoring": scoring.measure,
     "footprint": footprint,
     "runtime": alone(runtime.measure),
     "precisions": precisions,

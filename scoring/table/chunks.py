@@ -8,11 +8,11 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from scoring.answers import Answers, Asking, Row
+from scoring.answers import Answers, Asking, Read, Row
 from scoring.rows import ERROR
 from scoring.sources import SourceFile
 from scoring.table.columns import data_file, rows_of
-from scoring.table.fetching import Reader, Unfetched
+from scoring.table.fetching import Unfetched
 from scoring.table.place import Place
 from scoring.table.runs import DONE, Begun, Chunk, Manifest, write_record
 from scoring.table.spans import Task, read_chunk
@@ -30,7 +30,7 @@ class ChunkScorer:
     manifest: Manifest
     inference: Inference
     asking: Asking
-    reader: Reader
+    reader: Read
     check: Callable[[], None] = lambda: None  # called before a chunk is written, and may raise
 
     def score(self, numbers: Iterable[int], on_rows: Callable[[int], None] = lambda count: None) -> Iterator[Chunk]:
