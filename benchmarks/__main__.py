@@ -85,7 +85,7 @@ MEASURES = {
     "detector": beside(detector.measure, "resnet34", "vgg16"),
     "detectors": measure_detectors,
     "detector_speed": alone(detector_speed.measure),
-    "scoring": scoring.measure,
+    "scoring": scoring.measure_and_tell,
     "footprint": footprint,
     "runtime": alone(runtime.measure),
     "precisions": precisions,

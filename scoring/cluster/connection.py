@@ -88,9 +88,9 @@ def connected(address: str, workers: int | None, threads: int, memory: int) -> I
             f"no Ray answers at {address} ({first_line(problem)[:300]})",
             hint="Start one with 'ray start --head', or pass --cluster local.",
         ) from None
-    try:
-        # Ray tells of workers that it starts again on standard output, where others expect one line of JSON.
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    # Ray tells of workers that it starts again, at the latest when it ends, on standard output: others expect JSON there.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        try:
             yield dict(ray.cluster_resources())
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()

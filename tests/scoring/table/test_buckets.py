@@ -1,5 +1,6 @@
 """Objects of a bucket and a table in one: S3's real API on loopback, when it is well and when it is not."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import boto3
 import pytest
 import s3fs
 from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import CommitProperties, Transaction
 
 from bundle.errors import FieldmarkError, InputError, ScoringError
 from scoring.table import lease, objects, place
@@ -163,6 +166,17 @@ def test_two_jobs_that_believe_they_are_alone(
     with pytest.raises(ScoringError, match="another job has finished run 1"):
         score(SOURCE, TABLE)
     assert [row["run"] for row in rows()] == [1] * 21
+
+
+def test_the_store_lets_one_commit_of_a_version_in(score: Score, store: ObjectStore) -> None:
+    """What the guard rests on: a file of the log that must not exist yet, and no second try behind our back."""
+    score(SOURCE, TABLE)
+    first, second = (DeltaTable(TABLE, storage_options=_storage_options(Place(TABLE))) for _ in range(2))
+    once = CommitProperties(max_commit_retries=0, app_transactions=[Transaction("x", 1)])
+    for table, refused in ((first, False), (second, True)):
+        with pytest.raises(CommitFailedError) if refused else contextlib.nullcontext():
+            table.create_write_transaction([], "append", table.schema(), ["day", "bundle_id"], commit_properties=once)
+    assert len(rows()) == 22
 
 
 @pytest.mark.parametrize(
