@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bundle.errors import FieldmarkError, MissingExtra, OptionError, printable
+from bundle.errors import FieldmarkError, MissingExtra, OptionError, Terminated, printable
 
 # verb -> (module whose `app` is a Typer application with a command of that name, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -63,10 +63,6 @@ EXTRAS: dict[str, str] = {
     "cryptography": "signing",
 }
 VERSION = "0.1.0"
-
-
-class Terminated(SystemExit):
-    """A supervisor's SIGTERM, on its way out through every `finally`."""
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """From files to rows: decoding runs ahead in threads, inference runs in the calling thread.
 
 Pillow releases the GIL while it decodes, so a job of one process keeps all its cores busy. A batch never reaches over
-the end of a piece of work: which images are inferred together depends on the work, not on who does it, or when.
+the end of a piece of work, so the work alone decides which images are inferred together, not who does it, or when.
 """
 
 import itertools

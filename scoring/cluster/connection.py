@@ -88,7 +88,7 @@ def connected(address: str, workers: int | None, threads: int, memory: int) -> I
             f"no Ray answers at {address} ({first_line(problem)[:300]})",
             hint="Start one with 'ray start --head', or pass --cluster local.",
         ) from None
-    # Ray tells of workers that it starts again, at the latest when it ends, on standard output: others expect JSON there.
+    # Ray tells of workers that it starts again on standard output, at the latest when it ends; JSON is expected there.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         try:
             yield dict(ray.cluster_resources())

@@ -218,5 +218,5 @@ def test_a_missing_extra_is_named_before_the_work(
     script = f"import sys; sys.modules[{library!r}] = None; import fieldmark; fieldmark.main({words!r})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (3, "")
-    assert f"pip install 'fieldmark[{extra}]'" in done.stderr
+    assert f"pip install '.[{extra}]'" in done.stderr
     assert done.stderr.count("\n") == 1
