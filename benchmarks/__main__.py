@@ -21,6 +21,7 @@ from benchmarks import (
     gateway_page,
     regulariser,
     runtime,
+    scoring,
     training,
 )
 from benchmarks.detectors import measure_detectors
@@ -97,6 +98,7 @@ MEASURES = {
     "detector": beside(detector.measure, "resnet34", "vgg16"),
     "detectors": measure_detectors,
     "detector_speed": alone(detector_speed.measure),
+    "scoring": scoring.measure_and_tell,
     "footprint": footprint,
     "runtime": alone(runtime.measure),
     "precisions": precisions,

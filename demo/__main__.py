@@ -192,7 +192,7 @@ def _print(report: dict[str, Any], console: Console) -> None:
         f"{n} test images a row. flagged: p-value <= {report['alpha']:g}. missed: answered wrongly and not flagged.",
         "Attacks are white-box on the network that answers, blind to the detector; it has seen their kinds, on other "
         "images.",
-        f"scored {scored['rows']} files of a folder into Parquet, {scored['errors']} unreadable.",
+        f"scored {scored['rows']} files of a folder into a Delta table, {scored['errors']} unreadable.",
         f"seconds: {', '.join(f'{stage} {seconds:g}' for stage, seconds in report['seconds'].items())}",
     )
 
