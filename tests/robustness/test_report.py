@@ -138,6 +138,7 @@ def test_a_family_that_is_left_out_leaves_no_relative_among_the_lessons(report):
         ("pgd10-8@twin", "transfer"),
         ("fgsm-8:dlr@twin", "transfer"),
         ("autoattack-8", "AutoAttack"),
+        ("apgd-8", "AutoAttack"),
         ("clean", None),
         ("noise", None),
     ],
