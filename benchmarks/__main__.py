@@ -96,7 +96,7 @@ MEASURES = {
 }
 WITHOUT_BUNDLE = {"runtime", "training", "regulariser", "attacks", "detector_speed"}
 # What asks for more than a bundle has options of its own and is measured alone: `python -m benchmarks NAME --help`.
-ALONE = {"calibrate": "benchmarks.calibrate", "sr5": "benchmarks.sr5"}
+ALONE = {"calibrate": "benchmarks.calibrate", "gpu": "benchmarks.gpu", "sr5": "benchmarks.sr5"}
 
 
 def bench(
