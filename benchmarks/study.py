@@ -7,8 +7,6 @@ is there.
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +15,8 @@ import typer
 from rich.console import Console
 
 from benchmarks.page import PAGE, write_page
-from benchmarks.pictures import MAIN, draw_pictures
+from benchmarks.pictures import draw_pictures
+from benchmarks.plan import ABLATED, Row, jobs
 from benchmarks.record import RESULTS, environment
 from bundle.errors import OptionError
 from bundle.files import write_text
@@ -25,25 +24,13 @@ from bundle.progress import Work
 from demo.stages import fieldmark
 from fieldmark import guarded
 from robustness.accuracy import PAPER, WORST, wilson
+from training.adversaries import AUTO_CLASSES
 from training.backbones import BACKBONES
 from training.presets import preset
 from training.run import Run, published_config
 
 APGD = "apgd-8"
-OTHERS = ("ap-pcl", "ap-triplet")
 SOURCES = {"bb-v": "vgg16", "bb-d": "densenet121"}
-# Factors on the preset's weights of clustering and separation: Table 3, the same with adversarial training, and more.
-ABLATION = {"none": (0, 0), "separation": (0, 1), "cluster": (1, 0), "strong": (30, 30)}
-FAST_ABLATION = {"none": (0, 0), "strong": (10, 10)}
-LONGER = ("maxsep", "ap")  # twice the epochs, for the two systems whose order that might change
-# One change at a time of our recipe of adversarial training, screened with one seed.
-RECIPES = {
-    "sum": ("--set", "adversarial_climbs=sum"),
-    "rise": ("--set", "adversarial_full=0.4"),
-    "n-fgsm": ("--set", "adversarial=n-fgsm"),
-    "ema": ("--set", "ema=0.99"),
-    "smoothing": ("--set", "loss.label_smoothing=0.1"),
-}
 # A substitute for the small backbone: from scratch, without what the authors do to ImageNet weights.
 SHORT = (
     "warmup_epochs=0",
@@ -55,69 +42,8 @@ SHORT = (
     "augmentation.skew=0",
     "augmentation.scale=0.1",
 )
-ABLATED = "pgd10-8"  # beside clean images, the column of Table 3
 WORST_THERE = "worst-there"  # of the columns before it, on AutoAttack's images
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One training: a preset, and options that change it."""
-
-    name: str
-    preset: str
-    options: tuple[str, ...] = ()
-    fast: bool = False
-    longer: bool = False  # twice the epochs
-    attacks: str | None = None  # None: all columns
-
-
-def rows(backbone: str, systems: tuple[str, ...] = (*MAIN, *OTHERS)) -> Iterator[Row]:
-    """Tables 1 and 2."""
-    for fast in (False, True):
-        for system in systems:
-            name = f"{system}-{backbone}{'-fast' if fast else ''}"
-            yield Row(name=name, preset=name, fast=fast)
-
-
-def ablation(backbone: str) -> Iterator[Row]:
-    """What Table 3 needs beside them, without and with fast adversarial training."""
-    for suffix, variants in (("", ABLATION), ("-fast", FAST_ABLATION)):
-        base = f"{backbone}{suffix}"
-        loss = preset(base).loss
-        for name, (cluster, separation) in variants.items():
-            texts = (f"loss.cluster={loss.cluster * cluster:g}", f"loss.separation={loss.separation * separation:g}")
-            options = tuple(word for text in texts for word in ("--set", text))
-            yield Row(name=f"maxsep-{name}-{base}", preset=base, options=options, fast=bool(suffix), attacks=ABLATED)
-
-
-def longer(backbone: str) -> Iterator[Row]:
-    """Table 2 again, for longer."""
-    for system in LONGER:
-        base = f"{system}-{backbone}-fast"
-        yield Row(name=f"{base}-longer", preset=base, fast=True, longer=True)
-
-
-def recipes(backbone: str) -> Iterator[Row]:
-    """Adversarial training in other ways."""
-    for name, options in RECIPES.items():
-        base = f"maxsep-{backbone}-fast"
-        yield Row(name=f"{base}-{name}", preset=base, options=options, fast=True, attacks=ABLATED)
-
-
-def jobs(backbone: str, seeds: int, other_seeds: int | None = None) -> Iterator[tuple[int, Row]]:
-    """Every table is whole for one seed before the next begins; the main comparison comes before the other systems,
-    which may have fewer seeds, and recipes are screened with one.
-    """
-    others = seeds if other_seeds is None else other_seeds
-    for seed in range(seeds):
-        yield from ((seed, row) for row in rows(backbone, MAIN))
-        if seed < others:
-            yield from ((seed, row) for row in rows(backbone, OTHERS))
-    for table in (ablation, longer):
-        for seed in range(others):
-            yield from ((seed, row) for row in table(backbone))
-    yield from ((0, row) for row in recipes(backbone))
 
 
 def study(
@@ -177,7 +103,7 @@ def study(
         epochs, fast_epochs, image_size = epochs or 8, fast_epochs or 10, image_size or 48
     options: dict[str, Any] = {"data": str(data), "epochs": epochs, "fast_epochs": fast_epochs, "weights": weights}
     options |= {"image_size": image_size, "precision": precision, "count": count, "autoattack": autoattack_count}
-    options |= {} if apgd else {"apgd": False}
+    options |= {"apgd": True} if apgd else {}  # a study of an earlier version has none
     _same_options(folder / "options.json", options)
     _rehearse(backbone, {"image_size": image_size, "weights": weights}, epochs, fast_epochs)
     common = ["--precision", precision]
@@ -197,7 +123,8 @@ def study(
         words = [*common, *row.options, "--epochs", str(_length(row, epochs, fast_epochs))]
         fieldmark("train", data, "--out", run, "--preset", row.preset, "--seed", str(seed), *words, "--resume")
         attacked = [word for source, path in sources.items() for word in ("--source", f"{source}={path}")]
-        attacked += ["--attacks", ",".join([*PAPER, *([APGD] * apgd), *(f"{ABLATED}@{source}" for source in sources)])]
+        able = apgd and len(Run(run).read_record().labels) >= AUTO_CLASSES
+        attacked += ["--attacks", ",".join([*PAPER, *([APGD] * able), *(f"{ABLATED}@{source}" for source in sources)])]
         counts = ["--count", str(count), "--autoattack-count", str(autoattack_count)]
         if row.attacks is not None:
             attacked, counts = ["--attacks", row.attacks], ["--count", str(count), "--autoattack-count", "0"]
@@ -244,7 +171,7 @@ def _same_options(path: Path, options: dict[str, Any]) -> None:
             if made.get(key) != value:
                 raise OptionError(
                     f"{path.parent} holds a study with {key} {made.get(key)!r}, not {value!r}",
-                    hint="Repeat its options, or choose another --out.",
+                    hint="Repeat its options (--no-apgd where it has no apgd), or choose another --out.",
                 )
     write_text(path, json.dumps(options) + "\n")
 

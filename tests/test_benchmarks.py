@@ -22,6 +22,7 @@ from benchmarks import (
     pointing,
     record,
     regulariser,
+    rivals,
     runtime,
     training,
 )
@@ -440,7 +441,7 @@ def test_feature_squeezing_against_loops(tiny_run: Path, tiny_birds: Path) -> No
         with torch.no_grad():
             return network(pixels[None], "full").logits["full"].softmax(1)[0].numpy()
 
-    for image, found in zip(images, detectors.squeeze(network, "full", images), strict=True):
+    for image, found in zip(images, rivals.squeeze(network, "full", images), strict=True):
         pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
         median = torch.empty_like(pixels)
         for y in range(pixels.shape[1]):
@@ -539,7 +540,7 @@ def test_a_rehearsal_of_the_runtime_benchmark(monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_a_gpu_only_a_rehearsal_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(OptionError, match="PyTorch sees no GPU here.*--rehearse"):
+    with pytest.raises(OptionError, match=r"PyTorch sees no GPU here.*--rehearse"):
         gpu.bench([tmp_path], "none", 1.0, tmp_path / "out", "x", False, False)
     assert not (tmp_path / "out").exists()
 

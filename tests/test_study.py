@@ -71,6 +71,11 @@ def test_a_study_does_not_mix_evaluations_of_other_options(tmp_path: Path) -> No
     study._same_options(tmp_path / "options.json", {"count": 100, "epochs": 8})
     with pytest.raises(OptionError, match="holds a study with count 100, not 50"):
         study._same_options(tmp_path / "options.json", {"count": 50, "epochs": 8})
+    with pytest.raises(OptionError, match="a study with apgd None, not True"):
+        study._same_options(tmp_path / "options.json", {"count": 100, "epochs": 8, "apgd": True})
+    study._same_options(tmp_path / "apgd.json", {"apgd": True})
+    with pytest.raises(OptionError, match="a study with apgd True, not None"):
+        study._same_options(tmp_path / "apgd.json", {})
 
 
 def test_the_tables_name_rows_that_are_trained_and_heads_that_exist() -> None:
