@@ -22,8 +22,8 @@ from calibration.recalibration import recalibrate
 from calibration.sample import Seen, look
 from detector.model import Detector
 from robustness.metrics import INTERVAL, flagged_interval, share
+from scoring.sources import Source
 from serving.local import LocalInference
-from serving.sources import Source
 
 DIVISIONS = 200
 Which = npt.NDArray[np.int64]

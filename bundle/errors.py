@@ -18,6 +18,7 @@ FieldmarkError                what was wrong, where, what to do; the CLI prints 
 ├── RepositoryError           a model repository that is damaged, or does not fit what is to be added
 ├── ServerError               the server could not start, or died
 ├── EndpointError             the endpoint cannot be reached, is not ready, or serves another bundle
+├── QuarantineError           a quarantine that cannot be written or read, or an entry of it that is damaged
 ├── DiskFull                  no space left; nothing half-written stays behind
 ├── ScoringError              offline scoring cannot go on (disk full, output of another bundle)
 ├── Interrupted               a person stopped it; says how to go on                              -> exit 130
@@ -153,6 +154,10 @@ def _refused(what: str, hint: str, reason: str, retry_after: float | None, field
     return RequestRefused(what, hint=hint, reason=reason, retry_after=retry_after, field=field)
 
 
+class QuarantineError(FieldmarkError):
+    """A quarantine that cannot be written or read, or an entry of it that is damaged."""
+
+
 class DiskFull(FieldmarkError):
     """No space left; nothing half-written stays behind."""
 
@@ -161,10 +166,22 @@ class ScoringError(FieldmarkError):
     """Offline scoring cannot go on; what was written stays valid."""
 
 
+class Terminated(SystemExit):
+    """A supervisor's SIGTERM, on its way out through every `finally`."""
+
+
 class Interrupted(FieldmarkError):
-    """A person stopped it; the hint says how to go on."""
+    """A person stopped it, or a supervisor; the hint says how to go on."""
 
     exit_code = 130
+
+    @classmethod
+    def by(cls, stop: BaseException, what: str, *, hint: str) -> "Interrupted":
+        """Of Ctrl-C or of Terminated, whose exit code it keeps."""
+        problem = cls(what, hint=hint)
+        if isinstance(stop, Terminated) and isinstance(stop.code, int):
+            problem.exit_code = stop.code
+        return problem
 
 
 class MissingExtra(FieldmarkError):
@@ -176,5 +193,5 @@ class MissingExtra(FieldmarkError):
     def named(cls, extra: str, verb: str, cause: ImportError) -> "MissingExtra":
         return cls(
             f"{verb} needs the '{extra}' extra ({cause.name or cause} is not installed)",
-            hint=f"Install it with: pip install 'fieldmark[{extra}]'",
+            hint=f"Install it with: pip install '.[{extra}]'",
         )

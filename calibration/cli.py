@@ -54,7 +54,7 @@ def calibrate(
 ) -> None:
     """Count p-values from clean images of your own: another bundle of the same weights, without labels or PyTorch."""
     from calibration.recalibration import recalibrate
-    from serving.sources import Source
+    from scoring.sources import Source
 
     if alpha is not None and not 0 < alpha < 1:
         raise OptionError(f"--alpha {alpha:g} is not between 0 and 1")

@@ -1,5 +1,6 @@
 """What Prometheus sees of a gateway. docs/gateway.md lists the names, and a test compares the list."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from bundle.errors import ServerError
@@ -16,10 +17,12 @@ class Metrics:
     """One gateway's own registry, so that two in one process do not share counts."""
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self._server: tuple[Any, Any] | None = None
+        self._replaced: dict[str, int] = {}
 
         def make(kind: Any, name: str, text: str, labels: tuple[str, ...] = (), **options: Any) -> Any:
             return kind(PREFIX + name, text, labels, registry=self.registry, **options)
@@ -35,7 +38,27 @@ class Metrics:
         self.streams = make(Gauge, "streams", "Streams open now.")
         self.stalled_streams = make(Gauge, "stalled_streams", "Streams given up that wait for their caller to read.")
         self.serving = make(Gauge, "serving", "1 while the network answers its probes.", ("network",))
+        self.drift = make(Gauge, "drift_log10", "log10 of the drift martingale's capital now.", ("network",))
+        self.drift_highest = make(Gauge, "drift_highest_log10", "The highest that it has been.", ("network",))
+        self.promises_broken = make(
+            Counter, "promises_broken", "Windows in which far more was flagged than alpha promises.", ("network",)
+        )
+        self.quarantine_written = make(Counter, "quarantine_written", "Images put into quarantine.", ("reason",))
+        self.quarantine_dropped = make(Counter, "quarantine_dropped", "Images that should be there and are not.")
+        self.quarantine_removed = make(Counter, "quarantine_removed", "Images removed to keep within its bounds.")
+        self.quarantine_bytes = make(Gauge, "quarantine_bytes", "Bytes of the quarantine.")
+        self.lost_audit_lines = make(Counter, "lost_audit_lines", "Lines of the audit log that were not written.")
+        self.spans = make(Counter, "spans", "Spans of traces: made, and sent to the collector.", ("outcome",))
+        self.replaced = make(Counter, "replaced", "What 'fieldmark serve' has replaced, over all gateways.", ("who",))
+        text = "Unix time in seconds when a certificate of Envoy's is over, as its file says."
+        self.certificate_expires = make(Gauge, "certificate_expires", text, ("file",))
         self.lost_log_lines = make(Counter, "lost_log_lines", "Log lines dropped because nobody took them.")
+
+    def replaced_so_far(self, counts: Mapping[str, int]) -> None:
+        """What has been replaced, by who: all that ever was, and not what is new."""
+        for who, count in counts.items():
+            self.replaced.labels(who).inc(max(0, count - self._replaced.get(who, 0)))
+            self._replaced[who] = max(count, self._replaced.get(who, 0))
 
     def listen(self, port: int) -> int:
         """Serve the endpoint on loopback; returns the port, and raises ServerError if it is taken."""

@@ -5,7 +5,8 @@ import json as jsonlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,8 @@ from rich.table import Table
 
 from bundle import Bundle
 from bundle.errors import OptionError, printable
+from serving.gateway.journal import shorten
+from serving.gateway.keeping_flags import AuditFile, Place
 from serving.upkeep.notify import ALIVE, READY, STOPPING, notify
 
 if TYPE_CHECKING:
@@ -59,11 +62,21 @@ def serve(
     drain_seconds: Annotated[
         float, typer.Option(min=0, max=3600, help="Seconds at the end for what is in work.")
     ] = 10.0,
+    quarantine: Place = None,
+    audit_log: AuditFile = None,
     no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Triton alone, without fieldmark.v1.")] = False,
+    triton_otlp: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Send Triton's own spans there, OTLP over HTTP; those of the gateway: -- --otlp."
+        ),
+    ] = None,
     log: Annotated[
         bool, typer.Option("--log", help="The gateway's log and our own on stderr, one JSON object a line.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Pass on tritonserver's own log, on stderr.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Pass on tritonserver's own log, on stderr; with --log as JSON.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the endpoints as one line of JSON when ready.")] = False,
 ) -> None:
     """Serve a bundle until Ctrl-C or SIGTERM: a real Triton, and fieldmark.v1 before it. Both are kept up.
@@ -71,45 +84,55 @@ def serve(
     It is ready when every network has answered. What dies or answers nobody is replaced, and stderr says why.
     """
     from serving.server import TritonServer
+    from serving.triton_command import collector_url
+    from serving.upkeep.counting import counting
     from serving.upkeep.gateway import GatewayProcess
     from serving.upkeep.keeper import Service, keep
     from serving.upkeep.watch import TritonWatch
 
+    kept = [
+        *(("--quarantine", quarantine) if quarantine is not None else ()),
+        *(("--audit-log", str(audit_log)) if audit_log is not None else ()),
+    ]
     if not no_gateway:
         from serving.gateway.server import require_libraries
 
         require_libraries()
-    elif gateway_options:
-        raise OptionError(f"{gateway_options[0]} is for the gateway, and --no-gateway is given")
+    elif asked := [*(gateway_options or ()), *kept]:
+        raise OptionError(f"{asked[0]} is for the gateway, and --no-gateway is given")
+    traces = collector_url(triton_otlp) if triton_otlp else ""
     talk = Console(stderr=True, soft_wrap=True, highlight=False)
-    with asked_to_stop() as signals:
+    opened = Bundle.open(bundle)
+    with asked_to_stop() as signals, counting(opened) as tally:
 
         def stopped() -> bool:
             notify(ALIVE)  # asked all the time, whatever is being waited for
             return bool(signals)
 
         server = TritonServer(
-            Bundle.open(bundle),
+            opened,
             grpc_port=grpc_port,
             http_port=http_port,
             metrics_port=metrics_port,
             triton_python=triton_python,
             start_seconds=start_timeout,
-            on_log=_pass_on if verbose else None,
+            traces=traces,
+            on_log=_listener("triton", log) if verbose else None,
         )
         gateway: GatewayProcess | None = None
         try:
             with talk.status("starting Triton"):
                 server.start(cancelled=stopped)
             if not no_gateway and not signals:
-                options = ["--host", host, "--bundle", str(bundle), *(gateway_options or ())]
+                ours = ["--host", host, "--bundle", str(bundle), "--replaced", str(tally.path)]
+                options = [*ours, *kept, *(gateway_options or ())]
                 gateway = GatewayProcess(
                     server.grpc_url,
                     options if log else [*options, "--quiet"],
                     port=port,
                     metrics_port=gateway_metrics_port,
                     drain_seconds=drain_seconds,
-                    on_log=_pass_on,
+                    on_log=_listener("gateway", log),
                 )
                 with talk.status("starting the gateway"):
                     gateway.start(stopped=stopped)
@@ -119,7 +142,13 @@ def serve(
             _announce(server, gateway, json)
             notify(READY)
             services: list[Service] = [TritonWatch(server), *([gateway] if gateway else [])]
-            keep(services, stopped, lambda event, facts: _tell(event, facts, talk, log))
+
+            def tell(event: str, facts: dict[str, object]) -> None:
+                if event == "replaced":
+                    tally.count(str(facts["who"]))
+                _tell(event, facts, talk, log)
+
+            keep(services, stopped, tell)
         finally:
             notify(STOPPING)
             with talk.status("answering what is in work, then stopping"):
@@ -143,6 +172,20 @@ def asked_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _listener(event: str, log: bool) -> Callable[[str], None]:
+    """What takes the lines of a process's log: passes them on, with `log` as JSON if they are not that already."""
+    return (lambda line: _pass_on(as_json(event, line))) if log else _pass_on
+
+
+def as_json(event: str, line: str) -> str:
+    """A line of a process's log as a JSON object, with the event's name if it is none yet."""
+    return line if line.startswith("{") else jsonlib.dumps({"time": _now(), "event": event, "text": shorten(line)})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def _pass_on(line: str) -> None:
     with contextlib.suppress(OSError):  # a log that nobody reads any more must not stop the server
         sys.stderr.write(f"{line}\n")  # at once: threads that print write the end of a line by itself
@@ -151,7 +194,7 @@ def _pass_on(line: str) -> None:
 
 def _tell(event: str, facts: dict[str, object], talk: Console, log: bool) -> None:
     if log:
-        _pass_on(jsonlib.dumps({"event": event, **facts}))
+        _pass_on(jsonlib.dumps({"time": _now(), "event": event, **facts}))
         return
     note = f" ({facts['note']})" if "note" in facts else ""
     with contextlib.suppress(OSError):

@@ -1,0 +1,111 @@
+"""A finished set of scores and the calibration that it answers to, read and verified together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle import Bundle
+from bundle.arrays import read_arrays
+from bundle.errors import BundleCorrupt, ScoringError
+from bundle.manifest import AGAIN, PER_CLASS
+from scoring.local.jobs import read_state
+from scoring.local.shards import read_scores
+from scoring.rows import OK, arrow
+
+COLUMNS = ("path", "status", "label", "instance_score", "is_adversarial")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """scores : (n,) float32 ascending; classes : (n,) int64, predicted, positions in the labels, or None."""
+
+    scores: npt.NDArray[np.float32]
+    classes: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredSet:
+    """The m rows of a set that have a score, in its order; `total` counts the others too.
+
+    scores : (m,) float32; flags : (m,) bool at `alpha`; classes : (m,) int64, positions in `labels`; positions : (m,)
+    int64 of the rows in the set; paths : m texts.
+    """
+
+    scores: npt.NDArray[np.float32]
+    flags: npt.NDArray[np.bool_]
+    classes: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    paths: Any
+    labels: Sequence[str]
+    network: str
+    alpha: float
+    total: int
+
+
+def read_set(path: Path, bundle: Bundle) -> ScoredSet:
+    """Read what `fieldmark score` has finished with `bundle`; raises ScoringError for anything else."""
+    state = read_state(path)
+    job, labels = state.job, bundle.manifest.labels
+    if job.bundle_id != bundle.bundle_id:
+        raise ScoringError(
+            f"{path} was scored with bundle {job.bundle_id[:12]}, and {bundle.path} is {bundle.bundle_id[:12]}",
+            hint="Give the bundle that scored it.",
+        )
+    if not state.complete:
+        raise ScoringError(
+            f"{path} is not finished: {state.safe_in(path)}", hint="Run its 'fieldmark score' again to finish it."
+        )
+    if job.network not in bundle.manifest.networks:
+        raise ScoringError(f"{path} names network {job.network!r}, which the bundle does not carry", hint=AGAIN)
+    table = read_scores(path, COLUMNS)
+    answered = arrow().compute.equal(table["status"], OK)
+    rows = table.filter(answered)
+    if not rows.num_rows:
+        raise ScoringError(f"{path} holds no scores: none of its {table.num_rows:,} files could be decoded")
+    if any(rows[name].null_count for name in COLUMNS):
+        raise ScoringError(f"{path} is damaged: a row is {OK!r} and has no score", hint="Score it anew with --restart.")
+    named = rows["label"].dictionary_encode().combine_chunks()
+    if strangers := set(named.dictionary.to_pylist()) - set(labels):
+        raise ScoringError(f"{path} is damaged: the bundle has no label {min(strangers)!r}")
+    places = np.array([labels.index(label) for label in named.dictionary.to_pylist()])
+    return ScoredSet(
+        # The graph flags what is no number, since no calibration score reaches it: it is the most suspicious.
+        scores=np.nan_to_num(rows["instance_score"].to_numpy(), nan=np.inf, posinf=np.inf, neginf=-np.inf),
+        flags=rows["is_adversarial"].to_numpy(),
+        classes=places[named.indices.to_numpy()],
+        positions=np.flatnonzero(answered.to_numpy()),
+        paths=rows["path"],
+        labels=labels,
+        network=job.network,
+        alpha=job.alpha,
+        total=table.num_rows,
+    )
+
+
+def read_calibration(bundle: Bundle, network: str) -> Calibration:
+    """The calibration scores of a network's detector, and their classes where the bundle has them."""
+    info = bundle.manifest.networks[network].detector
+    path = bundle.file(info.file)
+    try:
+        arrays = read_arrays(path)
+        scores, classes = np.asarray(arrays["calibration"], np.float32), arrays.get("calibration_classes")
+        if scores.ndim != 1 or not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
+            raise ValueError("its calibration is not a row of ascending numbers")
+        if classes is not None:
+            labels = bundle.manifest.labels
+            fit = classes.shape == scores.shape and classes.dtype.kind == "i"
+            if not fit or classes.min() < 0 or classes.max() >= len(labels):
+                raise ValueError("its calibration_classes are not a label's position for each score")
+            fewest = int(np.bincount(classes, minlength=len(labels)).min())
+            classes = np.array([labels.index(label) for label in labels])[classes]  # labels need not differ
+        elif info.calibration == PER_CLASS:
+            raise ValueError("its calibration is per class and has no calibration_classes")
+        if (behind := fewest if info.calibration == PER_CLASS else len(scores)) != info.calibration_n:
+            raise ValueError(f"{behind:,} scores are behind a p-value, and the manifest says {info.calibration_n:,}")
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise BundleCorrupt(f"{path} is not a detector ({problem})", hint=AGAIN) from None
+    return Calibration(scores=scores, classes=classes)
