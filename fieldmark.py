@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("robustness.cli", "Measure a trained classifier's accuracy, clean and under attack."),
     "attack": ("training.cli", "Attack a trained classifier; write the attacked images as 8-bit files."),
     "export": ("export.cli", "Turn a training run into a bundle: ONNX graphs with preprocessing and detector inside."),
+    "calibrate": ("calibration.cli", "Count a bundle's p-values from clean images of your own."),
     "engine": ("export.engine_cli", "Compile a bundle's graphs for GPUs: TensorRT or TensorRT for RTX engines."),
     "bundle": ("bundle.cli", "Show, verify or sign a bundle."),
     "serve": ("serving.cli", "Serve a bundle: a real Triton and fieldmark.v1, kept up."),
