@@ -19,7 +19,7 @@ LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gen
 	$(if $(UPGRADE),--upgrade) pyproject.toml
 LINE := printf '==> %s\n'
 
-.PHONY: help setup demo test check bench study reliability lock clean distclean
+.PHONY: help setup demo test faults check bench study reliability lock clean distclean
 
 help: ## Show this list
 	@echo "usage: make TARGET"
@@ -33,6 +33,9 @@ demo: setup ## The whole job: draw, train, export, serve, attack, score. DATA=FO
 
 test: setup ## Run all tests. TESTS="-m hostile" or TESTS=tests/bundle runs a part
 	.venv/bin/python -m pytest $(TESTS)
+
+faults: setup ## Run the tests that kill nodes and fill disks, too long for every day (about 5 minutes)
+	.venv/bin/python -m pytest -m faults $(TESTS)
 
 check: .venv/.ready ## Lint, formatting, strict types, locks and the Dockerfile
 	.venv/bin/ruff check .

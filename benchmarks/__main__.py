@@ -1,7 +1,9 @@
 """`python -m benchmarks [NAME...]`: measure, print, and write benchmarks/results/NAME.json."""
 
+import importlib
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,6 +23,7 @@ from benchmarks import (
     gateway_page,
     regulariser,
     runtime,
+    scoring,
     training,
 )
 from benchmarks.detectors import measure_detectors
@@ -97,6 +100,7 @@ MEASURES = {
     "detector": beside(detector.measure, "resnet34", "vgg16"),
     "detectors": measure_detectors,
     "detector_speed": alone(detector_speed.measure),
+    "scoring": scoring.measure_and_tell,
     "footprint": footprint,
     "runtime": alone(runtime.measure),
     "precisions": precisions,
@@ -108,6 +112,8 @@ MEASURES = {
 REHEARSALS = {"gateway": beside(partial(gateway.measure, plan=gateway.REHEARSAL), "resnet34")}
 PAGES: dict[str, Callable[[Path], None]] = {"gateway": gateway_page.write_page}
 WITHOUT_BUNDLE = {"runtime", "training", "regulariser", "attacks", "detector_speed"}
+# What asks for more than a bundle has options of its own and is measured alone: `python -m benchmarks NAME --help`.
+ALONE = {"calibrate": "benchmarks.calibrate", "gpu": "benchmarks.gpu", "sr5": "benchmarks.sr5"}
 
 
 def bench(
@@ -122,7 +128,8 @@ def bench(
     for name in names or ():  # a mistyped name must not cost the minutes of those before it
         if name not in measures:
             what = f"{name!r} cannot be rehearsed" if name in MEASURES else f"unknown benchmark {name!r}"
-            raise OptionError(what, hint=f"Choose from: {', '.join(measures)}.")
+            choice = f"Choose from: {', '.join(measures)}"
+            raise OptionError(what, hint=f"{choice}; alone, with options of their own: {', '.join(ALONE)}.")
     if not bundle.exists() and not WITHOUT_BUNDLE.issuperset(names or measures):
         raise OptionError(f"there is no bundle at {bundle}", hint="Run 'make demo' first, or pass --bundle.")
     for name in names or measures:
@@ -143,5 +150,10 @@ def _megabytes(path: str) -> float:
 
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(bench)
-    guarded(app)
+    if sys.argv[1:] and sys.argv[1] in ALONE:
+        own = sys.argv.pop(1)
+        app.command()(importlib.import_module(ALONE[own]).bench)
+        guarded(lambda: app(prog_name=f"python -m benchmarks {own}"))
+    else:
+        app.command()(bench)
+        guarded(app)
