@@ -18,6 +18,7 @@ from rich.console import Console
 from bundle import Bundle
 from bundle.console import say
 from bundle.errors import OptionError, ServerError
+from serving.client import UNIX
 from serving.envoy.flags import (
     Binary,
     Burst,
@@ -97,6 +98,9 @@ def gateway(
     health: Health = False,
     reflection: Reflection = False,
     envoy: Binary = None,
+    control: Annotated[
+        Path | None, typer.Option(metavar="SOCKET", help="Where 'fieldmark serve' tells it to move to another Triton.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No log on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the addresses as one line of JSON when ready.")] = False,
 ) -> None:
@@ -120,7 +124,8 @@ def gateway(
     header, opened = _read_access(triton_header), Bundle.open(bundle) if bundle else None
     with _triton(triton, opened, triton_python) as (url, server, started):
         address = TritonAddress(url=url, header=header, tls=triton_tls)
-        work = _Work(options=options, address=address, bundle=started or opened, server=server, front=front)
+        bundle_there = started or opened
+        work = _Work(options=options, address=address, bundle=bundle_there, server=server, front=front, control=control)
         asyncio.run(_serve(work, None if quiet else sys.stderr, json))
 
 
@@ -133,6 +138,7 @@ class _Work:
     bundle: Bundle | None
     server: Any
     front: Callable[[Any], Any] | None
+    control: Path | None
 
 
 def _check_door(host: str, insecure: bool, *needed: Path | None) -> bool:
@@ -183,7 +189,7 @@ def _read_access(file: Path | None) -> tuple[str, str] | None:
 @contextlib.contextmanager
 def _triton(where: str, insisted: Bundle | None, python: Path | None) -> Iterator[tuple[str, Any, Bundle | None]]:
     """(address, the server if it is ours, its bundle) of a Triton: started here for a folder, else the one named."""
-    if not Path(where).exists() and os.sep not in where:
+    if where.startswith(UNIX) or (not Path(where).exists() and os.sep not in where):
         yield where, None, None
         return
     from serving.server import TritonServer
@@ -197,6 +203,7 @@ def _triton(where: str, insisted: Bundle | None, python: Path | None) -> Iterato
 
 
 async def _serve(work: _Work, log: Any, json: bool) -> None:
+    from serving.gateway.orders import orders
     from serving.gateway.server import Gateway
 
     stop = asyncio.Event()
@@ -209,6 +216,8 @@ async def _serve(work: _Work, log: Any, json: bool) -> None:
     with contextlib.ExitStack() as last:  # what the gateway still answers when it drains goes out through Envoy
         async with Gateway(options, work.address, bundle=work.bundle, log=log) as gateway:
             envoy = last.enter_context(work.front(gateway)) if work.front is not None else None
+            if work.control is not None:
+                last.enter_context(orders(work.control, gateway, asyncio.get_running_loop()))
             _announce(gateway, envoy.url if envoy else gateway.url, json)
             while not stop.is_set():
                 with contextlib.suppress(TimeoutError):
@@ -227,6 +236,7 @@ def _announce(gateway: Any, url: str, json: bool) -> None:
         "networks": list(gateway.manifest.networks),
         "bundle_id": gateway.manifest.bundle_id,
         "pid": os.getpid(),
+        "limits": {name: getattr(gateway.options, name) for name in SHARED},
     }
     if json:
         print(jsonlib.dumps(facts), flush=True)

@@ -25,15 +25,16 @@ from bundle.image import FORMATS
 from serving.gateway import failures
 from serving.gateway.admission import Admission, Memory
 from serving.gateway.answer import LookUp, Stages, make_answer, make_explanation
-from serving.gateway.asked import check_request, smallest_alpha
+from serving.gateway.asked import Asked, check_request, smallest_alpha
+from serving.gateway.behind import Behind
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.handlers import well_formed
 from serving.gateway.journal import Journal
 from serving.gateway.metrics import STAGES, Metrics
 from serving.gateway.options import GatewayOptions
-from serving.gateway.probing import Prober
+from serving.gateway.pace import Pace
+from serving.gateway.shadow import Seen, Shadow
 from serving.gateway.stream import ClassifyStream
-from serving.gateway.upstream import Triton
 
 REQUEST_ID = "x-request-id"
 KEY_NAME = "x-fieldmark-key-name"  # the name of the caller's key, from what checked the key; never the key
@@ -49,6 +50,7 @@ class Served:
     manifest: Manifest
     image: ImageSpec
     look_up: LookUp
+    behind: Behind
 
 
 @dataclass(kw_only=True)
@@ -73,17 +75,16 @@ class Call:
 class FieldmarkService:
     """The servicer. `serve` says what is behind it, and again whenever that changes."""
 
-    def __init__(
-        self, options: GatewayOptions, triton: Triton, prober: Prober, *, metrics: Metrics, journal: Journal
-    ) -> None:
-        self.options, self.prober = options, prober
+    def __init__(self, options: GatewayOptions, *, metrics: Metrics, journal: Journal) -> None:
+        self.options = options
         self.metrics, self.journal = metrics, journal
+        self.shadow: Shadow | None = None
+        self.pace = Pace(options.rate, options.burst)
         self.stopping = asyncio.Event()
         self.open_streams = self.stalled_streams = 0
         self.stream_memory = Memory(options.queue_bytes)
         metrics.streams.set_function(lambda: self.open_streams)
         metrics.stalled_streams.set_function(lambda: self.stalled_streams)
-        self._triton = triton
         self._served: Served | None = None
         self.admissions: dict[str, Admission] = {}
         self._decoders = ThreadPoolExecutor(options.workers, thread_name_prefix="decode")
@@ -146,30 +147,36 @@ class FieldmarkService:
     async def classify(self, request: v1.ClassifyRequest, call: Call, *, patient: bool = False) -> v1.ClassifyResponse:
         """The answer to one request; raises RequestRefused. `patient` is for one of a stream (see Admission)."""
         served, request = self._ready(), well_formed(request)
+        if not patient:
+            self.pace.take(call.key_name, single=True)
         call.bytes = len(request.image)
         asked = check_request(request, served.manifest, served.image.max_bytes)
         call.network = asked.network
-        if not self.prober.serving(asked.network):
+        if not served.behind.prober.serving(asked.network):
             raise RequestRefused(
                 f"the network {asked.network!r} does not answer at the moment",
                 hint="Try again in a moment.",
                 reason=failures.NETWORK_UNAVAILABLE,
-                retry_after=self.prober.seconds,
+                retry_after=served.behind.prober.seconds,
             )
+        with served.behind.used():
+            return await self._answer(served, request, asked, call, patient=patient)
+
+    async def _answer(
+        self, served: Served, request: v1.ClassifyRequest, asked: Asked, call: Call, *, patient: bool
+    ) -> v1.ClassifyResponse:
+        admission = self.admissions[asked.network]
         try:
-            async with (
-                asyncio.timeout(call.left),
-                self.admissions[asked.network].enter(call.bytes, call.left, patient=patient),
-            ):
+            async with asyncio.timeout(call.left), admission.enter(call.bytes, call.left, patient=patient):
                 pixels = await self._beside(_decode, served.image, request.image, call)
                 began = time.monotonic()
-                outputs = await self._triton.infer(
+                outputs = await served.behind.triton.infer(
                     pixels, served.manifest, asked.network, timeout=max(call.left, 0.001), explained=asked.explain
                 )
                 call.stages.inference = time.monotonic() - began
         except TimeoutError:
             raise RequestRefused("the request was not answered within its time", reason=failures.TOO_LATE) from None
-        self.prober.heard(asked.network)
+        served.behind.prober.heard(asked.network)
         answer = make_answer(outputs, served.manifest, asked)
         if asked.explain:
             answer.explanation.CopyFrom(await self._beside(make_explanation, outputs, served.manifest, served.look_up))
@@ -177,6 +184,9 @@ class FieldmarkService:
         answer.request_id = call.request_id
         answer.times.CopyFrom(call.stages.message())
         self._count(answer)
+        if self.shadow is not None:
+            seen = Seen(data=request.image, pixels=pixels, image=served.image, asked=asked, answer=answer)
+            self.shadow.see(seen, call, busy=admission.waiting > 0)
         return answer
 
     def ended(self, call: Call, problem: BaseException | None, answer: Any = None) -> RequestRefused | None:
@@ -250,7 +260,7 @@ class FieldmarkService:
                 alpha=manifest.networks[name].detector.alpha,
                 smallest_alpha=smallest_alpha(manifest.networks[name]),
                 layers=manifest.networks[name].detector.layers,
-                serving=self.prober.serving(name),
+                serving=served.behind.prober.serving(name),
             )
             for name in first
         ]
