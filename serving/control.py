@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bundle.errors import FieldmarkError, OptionError, ServerError
+from bundle.errors import EndpointError, FieldmarkError, OptionError, ServerError
 
 MAX_BYTES = 1 << 16  # of a line
 LONGEST_PATH = 100  # bytes of a socket's path; the kernel takes 107
@@ -63,8 +63,8 @@ class Control:
             self.path.unlink(missing_ok=True)
 
 
-def tell(path: Path, verb: str, *, seconds: float, **facts: Any) -> dict[str, Any]:
-    """What the process that listens at `path` answers; raises ServerError in its words, or where nobody listens."""
+def tell(path: Path, verb: str, /, *, seconds: float, **facts: Any) -> dict[str, Any]:
+    """What the process that listens at `path` answers; raises ServerError in its words, EndpointError for no answer."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(seconds)
@@ -73,11 +73,13 @@ def tell(path: Path, verb: str, *, seconds: float, **facts: Any) -> dict[str, An
             with connection.makefile("rb") as lines:
                 line = lines.readline(MAX_BYTES)
     except TimeoutError:
-        raise ServerError(f"no answer at {path} within {seconds:g} seconds") from None
+        raise EndpointError(f"no answer at {path} within {seconds:g} seconds") from None
     except OSError as problem:
         reason = (problem.strerror or str(problem)).lower()
-        raise ServerError(f"nobody listens at {path} ({reason})", hint="Is it running? See its log.") from None
-    answer: dict[str, Any] = json.loads(line or b'{"error": "it ended before it answered"}')
+        raise EndpointError(f"nobody listens at {path} ({reason})", hint="Is it running? See its log.") from None
+    if not line.endswith(b"\n"):
+        raise EndpointError(f"what listened at {path} ended before it answered", hint="See its log.")
+    answer: dict[str, Any] = json.loads(line)
     if "error" in answer:
         raise ServerError(str(answer["error"]), hint=str(answer.get("hint", "")))
     return answer

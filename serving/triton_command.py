@@ -13,8 +13,14 @@ MODELS, BACKENDS = "models", "backends"  # of a server's folder
 _RESTRICTED = "shared-memory,model-repository,trace,logging"
 
 
-def flags(folder: Path, address: str, ports: Mapping[str, int | None]) -> list[str]:
-    """What follows the program's name. `ports` by grpc, http, metrics, at the numeric `address`; no HTTP if None."""
+GRPC_SOCKET, METRICS_SOCKET = "grpc:1", "metrics"  # in a folder of sockets; gRPC's name ends in what is its port
+
+
+def flags(folder: Path, address: str, ports: Mapping[str, int | None], sockets: Path | None = None) -> list[str]:
+    """What follows the program's name. `ports` by grpc, http, metrics, at the numeric `address`; no HTTP if None.
+
+    With `sockets`, gRPC and metrics listen in that folder instead, and at no port.
+    """
     options = {
         "model-repository": folder / MODELS,
         # It follows the files, which are ours alone; the mode `explicit` can load code that a request brings along.
@@ -34,6 +40,10 @@ def flags(folder: Path, address: str, ports: Mapping[str, int | None]) -> list[s
         "allow-gpu-metrics": "false",
         "metrics-config": "summary_latencies=true",
     }
+    if sockets is not None:
+        place, _, port = GRPC_SOCKET.partition(":")
+        options |= {"grpc-address": f"unix:{sockets / place}", "grpc-port": port}
+        options |= {"metrics-address": f"unix:{sockets / METRICS_SOCKET}"}
     if ports["http"] is not None:
         options |= {"allow-http": "true", "http-address": address, "http-port": ports["http"]}
         options |= {"http-restricted-api": restriction()}

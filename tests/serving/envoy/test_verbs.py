@@ -72,7 +72,7 @@ def test_an_envoy_that_is_killed(toy_server: TritonServer, guard: list[str]) -> 
     process, _ = start(toy_server.grpc_url, "--quiet", *guard)
     os.kill(children(process.pid)[0], signal.SIGKILL)
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (1, "error: Envoy died (SIGKILL). Start it again.\n")
+    assert (process.returncode, err) == (1, "error: Envoy died (killed by SIGKILL). Start it again.\n")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[Any, str, str]:
