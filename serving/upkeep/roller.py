@@ -81,6 +81,7 @@ class Roller:
         self._orders: queue.Queue[Order] = queue.Queue()
         self._here: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
         self._working = ""  # the verb of the order in work
+        self._leaving: list[TritonServer] = []
         self._ended, self._leave = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="roller", daemon=True)
 
@@ -168,6 +169,7 @@ class Roller:
             if carried is None:
                 raise OptionError(f"no order is named {order.verb[:20]!r}")
             carried(order)
+            self._working = ""
             outcome = self.facts()
         except (FieldmarkError, OSError) as problem:
             told = problem if isinstance(problem, FieldmarkError) else _unreadable(problem)
@@ -180,6 +182,7 @@ class Roller:
             order.done.set_result(outcome)
         finally:
             self._working = ""
+            self._let_go()
             kept = (self.bundle, self.previous, self._shadow.server.bundle if self._shadow else None)
             self._means.store.keep(each.bundle_id for each in kept if each is not None)
 
@@ -209,9 +212,14 @@ class Roller:
         self.previous = before
         seconds = round(time.monotonic() - began, 1)
         self._means.tell("rolled", {"bundle_id": bundle.bundle_id, "before": before.bundle_id, "seconds": seconds})
-        with contextlib.suppress(FieldmarkError):  # a gateway that has just been replaced knows no other
-            self._gateway.settle()
-        self._means.end(old)
+        self._leaving.append(old)
+
+    def _let_go(self) -> None:
+        """End the servers that answer nobody any more, once they have answered what was asked of them."""
+        while self._leaving:
+            with contextlib.suppress(FieldmarkError):  # a gateway that has just been replaced knows no other
+                self._gateway.settle()
+            self._means.end(self._leaving.pop())
 
     def _move(self, server: TritonServer) -> TritonServer:
         self._gateway.move(server.grpc_url, server.bundle)

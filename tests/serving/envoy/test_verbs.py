@@ -52,7 +52,9 @@ def test_an_address_that_others_reach(
     try:
         (envoy,) = children(process.pid)
         (folder,) = {Path(os.readlink(f"/proc/{envoy}/cwd"))}
-        assert [each.name for each in folder.iterdir()] == ["lock"], "the keys are not left on the disk"
+        left = sorted(each.name for each in folder.iterdir())
+        assert left == ["certificate.json", "lock"], "the keys are not left on the disk"
+        assert "PRIVATE" not in (folder / "certificate.json").read_text()
         address = facts["url"].replace("0.0.0.0", "127.0.0.1")
         with FieldmarkClient(address, key=ANN.secret, tls=Tls(ca=certificates / "ca.pem")) as client:
             assert client.describe().bundle_id == toy_bundle.bundle_id
