@@ -108,7 +108,7 @@ class Shadow:
         if any(found.values()):
             facts = {"request_id": request_id, "network": network, "label": labels[0], "shadow_label": labels[1]}
             p_values = {"p_value": round(ours.p_value, 6), "shadow_p_value": round(theirs.p_value, 6)}
-            self._journal.write("shadow", **facts, **p_values)
+            self._journal.write("shadow_differs", **facts, **p_values)
 
     async def _ask(self, seen: Seen) -> v1.ClassifyResponse:
         manifest, network = self.behind.manifest, seen.asked.network

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from serving.envoy.process import EnvoyServer
 
 OnLog = Callable[[str], None] | None
+_IDLE_SECONDS = 1.0  # for a server without work to end by itself
 _TRITON = "triton"  # the link to the folder of the sockets of the Triton that answers
 
 
@@ -210,6 +211,7 @@ class Serving:
 
 
 def _end(server: TritonServer) -> None:
-    server.stop()
+    """End a server that nobody asks any more."""
+    server.stop(_IDLE_SECONDS)
     if server.sockets is not None:
         shutil.rmtree(server.sockets, ignore_errors=True)

@@ -128,3 +128,9 @@ class Caller:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+
+
+def gateway_pid(served: Served) -> int:
+    children = Path(f"/proc/{served.process.pid}/task/{served.process.pid}/children").read_text().split()
+    (found,) = [int(pid) for pid in children if "fieldmark gateway" in command_of(int(pid))]
+    return found

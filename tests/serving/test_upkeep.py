@@ -29,7 +29,7 @@ from serving.upkeep.cli import serve
 from serving.upkeep.keeper import CALM_SECONDS, PATIENCE_SECONDS, BackOff, Trouble, keep
 from serving.upkeep.watch import TritonWatch, patience
 from tests.serving.gateway.gateway_thread import encode
-from tests.serving.served import FREE, GOOD, ROOT, SECONDS, Caller, Served, serving
+from tests.serving.served import FREE, GOOD, ROOT, SECONDS, Caller, Served, gateway_pid, serving
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +80,6 @@ def test_a_gateway_is_replaced_at_the_same_port(served: Served, number: int, cau
     trouble = served.events("trouble")[-1]
     assert trouble["who"] == "the gateway"
     assert trouble["cause"].startswith(cause)
-
-
-def gateway_pid(served: Served) -> int:
-    children = Path(f"/proc/{served.process.pid}/task/{served.process.pid}/children").read_text().split()
-    (found,) = [int(pid) for pid in children if "fieldmark gateway" in command_of(int(pid))]
-    return found
 
 
 @pytest.mark.triton
