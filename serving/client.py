@@ -26,7 +26,7 @@ DEFAULT_PORT = 8001
 UNIX = "unix:"  # before the path of a socket, where no port is listened at
 _ADDRESS = re.compile(r"(?:grpc://)?(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(?::(?P<port>\d{1,5}))?/?")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_START = "Start one: fieldmark serve BUNDLE"
+_START = "Start one: fieldmark serve BUNDLE --grpc-port 8001"
 
 
 class TritonInference:

@@ -41,7 +41,7 @@ _SENTENCES = {
     "replaced": "{who} answers again, after {seconds} s",
     "not_replaced": "{who} could not be replaced: {cause}; another try in {again_seconds:g} s",
     "rolled": "bundle {bundle_id:.12} answers now, and {before:.12} did before; it took {seconds} s",
-    "refused": "{bundle} is refused, and what answers goes on answering: {cause}",
+    "refused": "{bundle} is refused: {cause}",
     "shadow": "bundle {bundle_id:.12} answers {share:.3g} of the requests in the shadow",
 }
 
@@ -142,7 +142,7 @@ def serve(
             options,
             folder,
             lambda event, facts: _tell(event, facts, talk, log),
-            on_log=_pass_on if log else None,
+            on_log=_pass_on,
             on_triton_log=_pass_on if verbose else None,
         )
 
@@ -169,7 +169,7 @@ def serve(
 
 _AS_THEY_ARE = (
     *("watch", "key", "other_labels", "host", "port", "insecure", "gateway_metrics_port", "grpc_port", "http_port"),
-    *("metrics_port", "triton_python", "drain_seconds", "control"),
+    *("metrics_port", "triton_python", "drain_seconds", "control", "log"),
 )
 
 

@@ -35,6 +35,7 @@ class ServeOptions:
     triton_python: Path | None = None
     start_seconds: float = 120.0
     drain_seconds: float = 10.0
+    log: bool = False  # whether the gateway and Envoy write theirs
     control: Path | None = None  # where orders are taken; None: where `control_path` says
 
     def __post_init__(self) -> None:

@@ -172,7 +172,7 @@ class Serving:
 
     def _start_gateway(self, server: TritonServer, stopped: Stopped) -> None:
         options = self.options
-        quiet = [] if self._on_log is not None else ["--quiet"]
+        quiet = [] if options.log else ["--quiet"]
         place = ["--host", options.host, *(["--insecure"] if options.insecure else ())]
         ports = (options.port, options.gateway_metrics_port)
         if options.door is not None:  # only Envoy is to reach it
@@ -198,7 +198,7 @@ class Serving:
         from serving.upkeep.envoy_watch import EnvoyWatch
 
         behind = door.before(self.gateway.facts["url"], self.gateway.facts["limits"])
-        self._envoy = EnvoyServer(behind, binary=door.binary, on_log=self._on_log)
+        self._envoy = EnvoyServer(behind, binary=door.binary, on_log=self._on_log if self.options.log else None)
         self._envoy.start()
         self.services.append(EnvoyWatch(self._envoy))
 

@@ -28,6 +28,8 @@ from tests.serving.gateway.gateway_thread import encode
 from tests.serving.remade import remade
 from tests.serving.served import ROOT, Served, gateway_pid, serving
 
+pytestmark = pytest.mark.triton
+
 Said = tuple[str, float, bool]  # (label, p-value, flag)
 
 
