@@ -89,6 +89,15 @@ def gateway(
     idle_seconds: Annotated[float, option("Seconds that a stream may be idle.")] = _DEFAULTS.idle_seconds,
     connection_seconds: Annotated[float, option("Seconds that a connection lives.")] = _DEFAULTS.connection_seconds,
     drain_seconds: Annotated[float, option("Seconds for what is in work at the end.")] = _DEFAULTS.drain_seconds,
+    otlp: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Send traces there, OTLP over gRPC. Default: as the OTEL_... variables say."
+        ),
+    ] = None,
+    replaced: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Counts of 'fieldmark serve', for the metrics.")
+    ] = None,
     certificate: Certificate = None,
     certificate_key: CertificateKey = None,
     keys: Keys = None,
@@ -99,6 +108,10 @@ def gateway(
     health: Health = False,
     reflection: Reflection = False,
     envoy: Binary = None,
+    expiry: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A certificate of an Envoy before it, for its metrics. Again for each."),
+    ] = None,
     control: Annotated[
         Path | None, typer.Option(metavar="SOCKET", help="Where 'fieldmark serve' tells it to move to another Triton.")
     ] = None,
@@ -113,10 +126,11 @@ def gateway(
     given = locals()
     settings = {name: given[name] for name in _DEFAULTS.__dataclass_fields__ if given[name] is not None}
     try:
-        options = GatewayOptions(**settings)
+        options = GatewayOptions(**settings | {"expiry": tuple(expiry or ())})
     except ValueError as problem:
         raise OptionError(str(problem)) from None
-    door = find_door(given, options.host, options.port, limits_of(options))
+    if (door := find_door(given, options.host, options.port, limits_of(options))) is not None:
+        options = dataclasses.replace(options, expiry=door.options.certificates)
     from serving.gateway.server import require_libraries
     from serving.gateway.upstream import TritonAddress
 
@@ -186,8 +200,9 @@ async def _serve(work: _Work, log: Any, json: bool) -> None:
     options = work.options
     if work.front is not None:  # then only Envoy is to reach it
         options = dataclasses.replace(options, host="127.0.0.1", port=0)
-    with contextlib.ExitStack() as last:  # what the gateway still answers when it drains goes out through Envoy
-        async with Gateway(options, work.address, bundle=work.bundle, log=log) as gateway:
+    gateway = Gateway(options, work.address, bundle=work.bundle, log=log)
+    with gateway.journal.libraries(), contextlib.ExitStack() as last:
+        async with gateway:  # what it still answers when it drains goes out through Envoy, which ends last
             envoy = last.enter_context(work.front(gateway)) if work.front is not None else None
             if work.control is not None:
                 last.enter_context(orders(work.control, gateway, asyncio.get_running_loop()))

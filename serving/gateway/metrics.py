@@ -1,5 +1,6 @@
 """What Prometheus sees of a gateway. docs/gateway.md lists the names, and a test compares the list."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from bundle.errors import ServerError
@@ -16,10 +17,12 @@ class Metrics:
     """One gateway's own registry, so that two in one process do not share counts."""
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self._server: tuple[Any, Any] | None = None
+        self._replaced: dict[str, int] = {}
 
         def make(kind: Any, name: str, text: str, labels: tuple[str, ...] = (), **options: Any) -> Any:
             return kind(PREFIX + name, text, labels, registry=self.registry, **options)
@@ -42,7 +45,17 @@ class Metrics:
         self.shadow_p_value = make(
             Histogram, "shadow_p_value", "Differences of the shadow's p-value.", ("network",), buckets=_P_VALUES
         )
+        self.spans = make(Counter, "spans", "Spans of traces: made, and sent to the collector.", ("outcome",))
+        self.replaced = make(Counter, "replaced", "What 'fieldmark serve' has replaced, over all gateways.", ("who",))
+        text = "Unix time in seconds when a certificate of Envoy's is over."
+        self.certificate_expires = make(Gauge, "certificate_expires", text, ("file",))
         self.lost_log_lines = make(Counter, "lost_log_lines", "Log lines dropped because nobody took them.")
+
+    def replaced_so_far(self, counts: Mapping[str, int]) -> None:
+        """What has been replaced, by who: all that ever was, and not what is new."""
+        for who, count in counts.items():
+            self.replaced.labels(who).inc(max(0, count - self._replaced.get(who, 0)))
+            self._replaced[who] = max(count, self._replaced.get(who, 0))
 
     def listen(self, port: int) -> int:
         """Serve the endpoint on loopback; returns the port, and raises ServerError if it is taken."""

@@ -7,7 +7,10 @@ async with Gateway(options, TritonAddress(url="localhost:8001")) as gateway:
 import asyncio
 import contextlib
 import importlib
+import os
 import socket
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TextIO
 
 import grpc
@@ -15,6 +18,7 @@ import grpc
 from bundle import Bundle
 from bundle.errors import MissingExtra, ServerError
 from serving.classify import prototype_images
+from serving.envoy.expiry import note_expiry
 from serving.gateway.behind import Behind
 from serving.gateway.handlers import SERVICE, add_service
 from serving.gateway.journal import Journal
@@ -22,9 +26,12 @@ from serving.gateway.metrics import Metrics
 from serving.gateway.options import METADATA_BYTES, GatewayOptions
 from serving.gateway.service import FieldmarkService, Served
 from serving.gateway.shadow import Shadow
+from serving.gateway.tally import read_tally
+from serving.gateway.tracing import open_tracing
 from serving.gateway.upstream import TritonAddress
 
 EVERYTHING = ""  # health's name for the server as a whole
+_EXPIRY_SECONDS = 30.0  # between two looks at certificates
 _SPARE_CALLS = 64  # for health, reflection and descriptions, beside what may classify
 _CALLS_OF_A_CONNECTION = 1024
 _NO_COMPRESSION = 1  # of gRPC's algorithms, the first bit alone: images are compressed already, and bombs are
@@ -140,7 +147,15 @@ class Gateway:
         self._open.callback(self.journal.close)
         self._behind = self._make_behind(self._address, self._bundle)
         self._open.push_async_callback(self._close_behind)
-        self._service = FieldmarkService(self.options, metrics=self.metrics, journal=self.journal)
+        tracing = open_tracing(
+            self.options.otlp,
+            os.environ,
+            made=self.metrics.spans.labels("made").inc,
+            sent=self.metrics.spans.labels("sent").inc,
+        )
+        if tracing is not None:
+            self._open.push_async_callback(asyncio.to_thread, tracing.close)
+        self._service = FieldmarkService(self.options, metrics=self.metrics, journal=self.journal, tracing=tracing)
         self._open.callback(self._service.close)
         self._make_server()
         await self._behind.start()
@@ -148,6 +163,12 @@ class Gateway:
         self._open.callback(self.metrics.close)
         await self._behind.take_over()
         await self._server.start()
+        if self.options.replaced is not None:
+            counting = asyncio.create_task(self._count_replaced(self.options.replaced))
+            self._open.callback(counting.cancel)
+        if self.options.expiry:
+            expiring = asyncio.create_task(self._note_expiry(self.options.expiry))
+            self._open.callback(expiring.cancel)
         self.journal.write("started", url=self.url, metrics_port=self.metrics_port, bundle_id=self.manifest.bundle_id)
 
     def _make_server(self) -> None:
@@ -206,6 +227,18 @@ class Gateway:
         await self._health.set(f"{SERVICE}/{network}", state)
         for name in (EVERYTHING, SERVICE):
             await self._health.set(name, everything)
+
+    async def _count_replaced(self, file: Path) -> None:
+        """Have the metrics show what the supervisor has counted, until cancelled."""
+        while True:
+            self.metrics.replaced_so_far(read_tally(file))
+            await asyncio.sleep(self.options.probe_seconds)
+
+    async def _note_expiry(self, files: Iterable[Path]) -> None:
+        """Have the metrics show when certificates are over, also renewed ones, until cancelled."""
+        while True:
+            await asyncio.to_thread(note_expiry, self.metrics, files)
+            await asyncio.sleep(_EXPIRY_SECONDS)
 
     def _names(self) -> list[str]:
         return [EVERYTHING, SERVICE, *(f"{SERVICE}/{network}" for network in self.manifest.networks)]

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ from serving.envoy.flags import (
     Reflection,
 )
 from serving.envoy.options import DEFAULTS
+from serving.gateway.journal import shorten
 from serving.upkeep.keeper import keep
 from serving.upkeep.notify import ALIVE, READY, STOPPING, notify
 from serving.upkeep.options import ServeOptions
@@ -111,10 +113,18 @@ def serve(
     reflection: Reflection = False,
     envoy: Binary = None,
     no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Triton alone, without fieldmark.v1.")] = False,
+    triton_otlp: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Send Triton's own spans there, OTLP over HTTP; those of the gateway: -- --otlp."
+        ),
+    ] = None,
     log: Annotated[
         bool, typer.Option("--log", help="The gateway's log and our own on stderr, one JSON object a line.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Pass on tritonserver's own log, on stderr.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Pass on tritonserver's own log, on stderr; with --log as JSON.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the endpoints as one line of JSON when ready.")] = False,
 ) -> None:
     """Serve a bundle until Ctrl-C or SIGTERM: a real Triton, and fieldmark.v1 before it. All of it is kept up.
@@ -123,6 +133,8 @@ def serve(
     'fieldmark roll' moves it to another bundle and back; --watch does so by itself. An address that others reach takes
     a certificate and keys, and an Envoy that is started before the gateway, or --insecure.
     """
+    from serving.triton_command import collector_url
+
     given = locals()
     if not no_gateway:
         from serving.gateway.server import require_libraries
@@ -134,6 +146,7 @@ def serve(
         gateway=not no_gateway,
         gateway_options=tuple(gateway_options or ()),
         start_seconds=start_timeout,
+        traces=collector_url(triton_otlp) if triton_otlp else "",
         **{name: given[name] for name in _AS_THEY_ARE},
     )
     talk = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -143,7 +156,7 @@ def serve(
             folder,
             lambda event, facts: _tell(event, facts, talk, log),
             on_log=_pass_on,
-            on_triton_log=_pass_on if verbose else None,
+            on_triton_log=(_pass_on_as_json if log else _pass_on) if verbose else None,
         )
 
         def stopped() -> bool:
@@ -160,7 +173,7 @@ def serve(
                 raise typer.Exit(128 + heard.signals[0])
             _announce(serving, json)
             notify(READY)
-            keep(serving.services, stopped, lambda event, facts: _tell(event, facts, talk, log))
+            keep(serving.services, stopped, serving.tell)
         finally:
             notify(STOPPING)
             with talk.status("answering what is in work, then stopping"):
@@ -207,6 +220,14 @@ def asked(watching: bool) -> Iterator[Heard]:
             signal.signal(number, handler)
 
 
+def _pass_on_as_json(line: str) -> None:
+    _pass_on(jsonlib.dumps({"time": _now(), "event": "triton", "text": shorten(line)}))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def _pass_on(line: str) -> None:
     with contextlib.suppress(OSError):  # a log that nobody reads any more must not stop the server
         sys.stderr.write(f"{line}\n")  # at once: threads that print write the end of a line by itself
@@ -215,7 +236,7 @@ def _pass_on(line: str) -> None:
 
 def _tell(event: str, facts: dict[str, object], talk: Console, log: bool) -> None:
     if log:
-        _pass_on(jsonlib.dumps({"event": event, **facts}))
+        _pass_on(jsonlib.dumps({"time": _now(), "event": event, **facts}))
         return
     note = f" ({facts['note']})" if "note" in facts else ""
     with contextlib.suppress(OSError):

@@ -8,9 +8,9 @@ import time
 from serving.envoy.process import EnvoyServer, reached_at
 from serving.processes import halted
 from serving.upkeep.keeper import PATIENCE_SECONDS, Stopped, Trouble
+from serving.upkeep.service import ENVOY as WHO
 
 PROBE_SECONDS = 2.0
-WHO = "Envoy"
 
 
 class EnvoyWatch:

@@ -8,6 +8,8 @@ from serving.envoy.door import FLAGS, Door
 from serving.gateway.options import flag
 
 DEFAULT_TRITON_PORT = 8001
+# What `fieldmark serve` itself tells its gateway.
+_GATEWAYS_OWN = ("host", "port", "metrics_port", "drain_seconds", "bundle", "control", "replaced", "expiry")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class ServeOptions:
     triton_python: Path | None = None
     start_seconds: float = 120.0
     drain_seconds: float = 10.0
+    traces: str = ""  # the URL of a collector of Triton's spans
     log: bool = False  # whether the gateway and Envoy write theirs
     control: Path | None = None  # where orders are taken; None: where `control_path` says
 
@@ -50,7 +53,7 @@ class ServeOptions:
                 f"--watch and {what} do not go together",
                 hint="A new bundle comes up beside the old one, and Triton's port cannot belong to both.",
             )
-        ours = {flag(name) for name in (*FLAGS, "host", "port", "metrics_port", "drain_seconds", "bundle", "control")}
+        ours = {flag(name) for name in (*FLAGS, *_GATEWAYS_OWN)}
         for each in self.gateway_options:
             if (name := each.partition("=")[0]) in ours:
                 raise OptionError(

@@ -15,9 +15,10 @@ from bundle import Bundle
 from bundle.errors import BundleError, ServerError
 from serving.client import UNIX
 from serving.control import Control, check_socket
+from serving.gateway.tally import Tally
 from serving.server import TritonServer
 from serving.triton_command import GRPC_SOCKET, METRICS_SOCKET
-from serving.upkeep.gateway import GatewayProcess
+from serving.upkeep.gateway import WHO, GatewayProcess
 from serving.upkeep.keeper import Service, Stopped
 from serving.upkeep.options import DEFAULT_TRITON_PORT, ServeOptions
 from serving.upkeep.place import control_path, prepare
@@ -25,11 +26,12 @@ from serving.upkeep.roller import Means, Roller, Tell
 from serving.upkeep.source import Source
 from serving.upkeep.store import Store
 from serving.upkeep.triton_metrics import TritonMetrics
-from serving.upkeep.watch import TritonWatch
+from serving.upkeep.watch import SERVER, TritonWatch, network_called
 
 if TYPE_CHECKING:
     from serving.envoy.process import EnvoyServer
 
+ENVOY = "Envoy"
 OnLog = Callable[[str], None] | None
 _IDLE_SECONDS = 1.0  # for a server without work to end by itself
 _TRITON = "triton"  # the link to the folder of the sockets of the Triton that answers
@@ -45,6 +47,7 @@ class Serving:
         self.options, self._folder, self._tell = options, folder, tell
         self._on_log, self._on_triton_log = on_log, on_triton_log
         self._numbers = itertools.count(1)
+        self._tally: Tally | None = None
         self._control: Control | None = None
         self._watch: TritonWatch | None = None
         self._envoy: EnvoyServer | None = None
@@ -61,6 +64,8 @@ class Serving:
             prepare(options.control, ours=False)
         store = Store(self._folder / "bundles", options.key) if options.rolls else None
         bundle = self._first(source, store)
+        whos = (SERVER, WHO, ENVOY, *map(network_called, bundle.manifest.networks))
+        self._tally = Tally(self._folder / "replaced.json", whos if options.door is not None else set(whos) - {ENVOY})
         server = self._triton(bundle)
         self._watch = TritonWatch(server)
         with show("starting Triton"):
@@ -76,6 +81,12 @@ class Serving:
                 self._start_envoy()
         if self.gateway is not None and store is not None and not stopped():
             self._take_orders(self._watch, self.gateway, store, source if options.watch else None)
+
+    def tell(self, event: str, facts: dict[str, object]) -> None:
+        """Count what was replaced, and let whoever listens know."""
+        if event == "replaced" and self._tally is not None:
+            self._tally.count(str(facts["who"]))
+        self._tell(event, facts)
 
     @property
     def server(self) -> TritonServer:
@@ -156,6 +167,7 @@ class Serving:
             sockets=sockets,
             triton_python=options.triton_python,
             start_seconds=options.start_seconds,
+            traces=options.traces,
             on_log=self._on_triton_log,
         )
 
@@ -174,10 +186,14 @@ class Serving:
         options = self.options
         quiet = [] if options.log else ["--quiet"]
         place = ["--host", options.host, *(["--insecure"] if options.insecure else ())]
+        if self._tally is not None:
+            place += ["--replaced", str(self._tally.path)]
         ports = (options.port, options.gateway_metrics_port)
         if options.door is not None:  # only Envoy is to reach it
             callers = options.door.options
-            place = ["--host", "127.0.0.1", "--rate", str(callers.rate), "--burst", str(callers.burst)]
+            place = [*place, "--host", "127.0.0.1", "--rate", str(callers.rate), "--burst", str(callers.burst)]
+            for file in callers.certificates:
+                place += ["--expiry", str(file.absolute())]
             ports = (0, options.gateway_metrics_port)
         self.gateway = GatewayProcess(
             server.grpc_url,
