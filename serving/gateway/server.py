@@ -145,8 +145,6 @@ class Gateway:
 
     async def _start(self) -> None:
         self._open.callback(self.journal.close)
-        self._behind = self._make_behind(self._address, self._bundle)
-        self._open.push_async_callback(self._close_behind)
         tracing = open_tracing(
             self.options.otlp,
             os.environ,
@@ -157,6 +155,8 @@ class Gateway:
             self._open.push_async_callback(asyncio.to_thread, tracing.close)
         self._service = FieldmarkService(self.options, metrics=self.metrics, journal=self.journal, tracing=tracing)
         self._open.callback(self._service.close)
+        self._behind = self._make_behind(self._address, self._bundle)
+        self._open.push_async_callback(self._close_behind)
         self._make_server()
         await self._behind.start()
         self.metrics_port = self.metrics.listen(self.options.metrics_port)
