@@ -17,7 +17,7 @@ from typing import Any
 from bundle.errors import EndpointError, FieldmarkError, OptionError, ServerError
 
 MAX_BYTES = 1 << 16  # of a line
-LONGEST_PATH = 100  # bytes of a socket's path; the kernel takes 107
+LONGEST_PATH = 107  # bytes of a socket's path, as the kernel takes them
 Handle = Callable[[dict[str, Any]], dict[str, Any]]
 
 

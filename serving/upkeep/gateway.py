@@ -46,7 +46,7 @@ class GatewayProcess:
         bundle: Path,
         options: Sequence[str],
         *,
-        control: Path,
+        control: Path | None,
         ports: tuple[int, int],
         drain_seconds: float,
         on_log: Callable[[str], None] | None = None,
@@ -78,7 +78,9 @@ class GatewayProcess:
         port, metrics_port = self._ports
         ours = ["--port", str(port), "--metrics-port", str(metrics_port), "--drain-seconds", f"{self.drain_seconds:g}"]
         # What is behind counts, so that nobody moves the gateway away from where it is looked after.
-        ours += ["--bundle", str(self._bundle), "--control", str(self._control)]
+        ours += ["--bundle", str(self._bundle)]
+        if self._control is not None:
+            ours += ["--control", str(self._control)]
         command = [sys.executable, "-m", "fieldmark", "gateway", self._triton, *self._options, *ours, "--json"]
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self._errors.clear()
@@ -158,6 +160,8 @@ class GatewayProcess:
         return ""
 
     def _tell(self, verb: str, seconds: float, **facts: Any) -> dict[str, Any]:
+        if self._control is None:
+            raise ServerError(f"{WHO} takes no orders")
         return tell(self._control, verb, seconds=seconds, **facts)
 
     def _first_line(self, process: "subprocess.Popen[str]", stopped: Stopped) -> str:

@@ -1,5 +1,6 @@
 """Where the socket of a running `fieldmark serve` is that takes orders: by the port of its fieldmark.v1."""
 
+import contextlib
 import os
 import stat
 import tempfile
@@ -32,6 +33,12 @@ def prepare(path: Path, *, ours: bool) -> None:
     others = stat.S_IRWXG | stat.S_IRWXO
     if ours and (not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & others):
         raise OptionError(f"{folder} is not a folder of yours alone", hint=_ELSEWHERE)
+
+
+def leave(path: Path) -> None:
+    """Remove the folder that `prepare` made, unless another service's socket is in it."""
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
 
 
 _ELSEWHERE = "Name another place for orders: --control SOCKET"

@@ -21,7 +21,7 @@ from serving.triton_command import GRPC_SOCKET, METRICS_SOCKET
 from serving.upkeep.gateway import WHO, GatewayProcess
 from serving.upkeep.keeper import Service, Stopped
 from serving.upkeep.options import DEFAULT_TRITON_PORT, ServeOptions
-from serving.upkeep.place import control_path, prepare
+from serving.upkeep.place import control_path, leave, prepare
 from serving.upkeep.roller import Means, Roller, Tell
 from serving.upkeep.source import Source
 from serving.upkeep.store import Store
@@ -99,6 +99,8 @@ class Serving:
         """Answer what is in work, then end everything; safe to call twice."""
         if self._control is not None:
             self._control.close()
+            if self.options.control is None:
+                leave(self._control.path)
         if self.roller is not None:
             self.roller.close()
         if self.gateway is not None:
@@ -199,7 +201,7 @@ class Serving:
             server.grpc_url,
             server.bundle.path,
             [*place, *options.gateway_options, *quiet],
-            control=self._folder / "gateway",
+            control=self._folder / "gateway" if options.rolls else None,
             ports=ports,
             drain_seconds=options.drain_seconds,
             on_log=self._on_log,
