@@ -33,6 +33,18 @@ from serving.envoy.flags import (
     Reflection,
 )
 from serving.envoy.options import DEFAULTS
+from serving.gateway.keeping_flags import (
+    AUDIT_DEFAULTS,
+    QUARANTINE_DEFAULTS,
+    AuditBytes,
+    AuditFile,
+    AuditFiles,
+    Bytes,
+    Days,
+    Place,
+    Sample,
+    keeping_options,
+)
 from serving.gateway.options import GatewayOptions
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -89,6 +101,13 @@ def gateway(
     idle_seconds: Annotated[float, option("Seconds that a stream may be idle.")] = _DEFAULTS.idle_seconds,
     connection_seconds: Annotated[float, option("Seconds that a connection lives.")] = _DEFAULTS.connection_seconds,
     drain_seconds: Annotated[float, option("Seconds for what is in work at the end.")] = _DEFAULTS.drain_seconds,
+    quarantine: Place = None,
+    quarantine_sample: Sample = QUARANTINE_DEFAULTS.sample,
+    quarantine_bytes: Bytes = QUARANTINE_DEFAULTS.bytes,
+    quarantine_days: Days = QUARANTINE_DEFAULTS.days,
+    audit_log: AuditFile = None,
+    audit_bytes: AuditBytes = AUDIT_DEFAULTS.bytes,
+    audit_files: AuditFiles = AUDIT_DEFAULTS.files,
     otlp: Annotated[
         str | None,
         typer.Option(
@@ -108,10 +127,6 @@ def gateway(
     health: Health = False,
     reflection: Reflection = False,
     envoy: Binary = None,
-    expiry: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="A certificate of an Envoy before it, for its metrics. Again for each."),
-    ] = None,
     control: Annotated[
         Path | None, typer.Option(metavar="SOCKET", help="Where 'fieldmark serve' tells it to move to another Triton.")
     ] = None,
@@ -126,33 +141,44 @@ def gateway(
     given = locals()
     settings = {name: given[name] for name in _DEFAULTS.__dataclass_fields__ if given[name] is not None}
     try:
-        options = GatewayOptions(**settings | {"expiry": tuple(expiry or ())})
+        options = GatewayOptions(**settings)
     except ValueError as problem:
         raise OptionError(str(problem)) from None
-    if (door := find_door(given, options.host, options.port, limits_of(options))) is not None:
-        options = dataclasses.replace(options, expiry=door.options.certificates)
+    door = find_door(given, options.host, options.port, limits_of(options))
     from serving.gateway.server import require_libraries
     from serving.gateway.upstream import TritonAddress
 
     require_libraries()
+    kept = keeping_options(given)
     header, opened = _read_access(triton_header), Bundle.open(bundle) if bundle else None
     with _triton(triton, opened, triton_python) as (url, server, started):
         address = TritonAddress(url=url, header=header, tls=triton_tls)
         front = _front(door) if door is not None else None
-        bundle_there = started or opened
-        work = _Work(options=options, address=address, bundle=bundle_there, server=server, front=front, control=control)
+        work = _Work(
+            options=options,
+            address=address,
+            bundle=started or opened,
+            server=server,
+            front=front,
+            kept=kept,
+            control=control,
+        )
         asyncio.run(_serve(work, None if quiet else sys.stderr, json))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What runs: a gateway before a Triton (`server`, if it is ours); `front` makes the Envoy before both, if any."""
+    """What runs: a gateway before a Triton (`server`, if it is ours); `front` makes the Envoy before both, if any.
+
+    `kept` is what is kept of requests.
+    """
 
     options: GatewayOptions
     address: Any
     bundle: Bundle | None
     server: Any
     front: Callable[[Any], Any] | None
+    kept: Any
     control: Path | None
 
 
@@ -161,6 +187,7 @@ def _front(door: Door) -> Callable[[Any], Any]:
     from serving.envoy.process import EnvoyServer
 
     def make(gateway: Any) -> EnvoyServer:
+        gateway.certificates = door.options.certificates
         behind = door.before(gateway.url, limits_of(gateway.options))
         return EnvoyServer(behind, binary=door.binary, on_log=gateway.journal.copy)
 
@@ -200,7 +227,7 @@ async def _serve(work: _Work, log: Any, json: bool) -> None:
     options = work.options
     if work.front is not None:  # then only Envoy is to reach it
         options = dataclasses.replace(options, host="127.0.0.1", port=0)
-    gateway = Gateway(options, work.address, bundle=work.bundle, log=log)
+    gateway = Gateway(options, work.address, bundle=work.bundle, log=log, keeping=work.kept)
     with gateway.journal.libraries(), contextlib.ExitStack() as last:
         async with gateway:  # what it still answers when it drains goes out through Envoy, which ends last
             envoy = last.enter_context(work.front(gateway)) if work.front is not None else None

@@ -13,7 +13,8 @@ MESSAGE_MARGIN = (
     MIB  # of a message beyond its image: names, ids, and an image that is a little too large for a sentence
 )
 METADATA_BYTES = 8 * 1024
-_UNCHECKED = ("host", "port", "metrics_port", "queue_size", "drain_seconds", "otlp", "replaced", "expiry")
+CLOSE_SECONDS = 5.0  # that a drained gateway takes at most for what is still to be kept of requests
+_UNCHECKED = ("host", "port", "metrics_port", "queue_size", "drain_seconds", "otlp", "replaced")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,6 @@ class GatewayOptions:
     connection_seconds: float = 3600.0  # how long a connection lives; gRPC opens the next one by itself
     drain_seconds: float = 10.0  # how long requests in work may take when the gateway stops
     otlp: str | None = None  # where traces go: HOST:PORT, OTLP over gRPC; None: where OpenTelemetry's variables say
-    expiry: tuple[Path, ...] = ()  # certificates of an Envoy before it, whose end the metrics show
     replaced: Path | None = None  # the file in which `fieldmark serve` counts what it has replaced
 
     def __post_init__(self) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import os
 import socket
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,15 +17,16 @@ import grpc
 from bundle import Bundle
 from bundle.errors import MissingExtra, ServerError
 from serving.classify import prototype_images
-from serving.envoy.expiry import note_expiry
+from serving.envoy.expiry import expires
 from serving.gateway.behind import Behind
 from serving.gateway.handlers import SERVICE, add_service
 from serving.gateway.journal import Journal
+from serving.gateway.keeping import Keeping, KeepingOptions
 from serving.gateway.metrics import Metrics
 from serving.gateway.options import METADATA_BYTES, GatewayOptions
 from serving.gateway.service import FieldmarkService, Served
 from serving.gateway.shadow import Shadow
-from serving.gateway.tally import read_tally
+from serving.gateway.tally import Told, read_tally
 from serving.gateway.tracing import open_tracing
 from serving.gateway.upstream import TritonAddress
 
@@ -44,13 +44,20 @@ class Gateway:
     _server: Any
 
     def __init__(
-        self, options: GatewayOptions, triton: TritonAddress, *, bundle: Bundle | None = None, log: TextIO | None = None
+        self,
+        options: GatewayOptions,
+        triton: TritonAddress,
+        *,
+        bundle: Bundle | None = None,
+        log: TextIO | None = None,
+        keeping: KeepingOptions | None = None,
     ) -> None:
         require_libraries()
         self.options, self.port, self.metrics_port = options, 0, 0
         self.manifest: Any = None
+        self.certificates: tuple[Path, ...] = ()  # PEM files whose end the metrics show
         self.metrics = Metrics()
-        self._address, self._bundle = triton, bundle
+        self._address, self._bundle, self._kept = triton, bundle, keeping or KeepingOptions()
         self.journal = Journal(log, lost=self.metrics.lost_log_lines.inc)
         self._open = contextlib.AsyncExitStack()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -145,6 +152,8 @@ class Gateway:
 
     async def _start(self) -> None:
         self._open.callback(self.journal.close)
+        keeping = Keeping(self._kept, self.metrics, self.journal)
+        self._open.push_async_callback(asyncio.to_thread, keeping.close)
         tracing = open_tracing(
             self.options.otlp,
             os.environ,
@@ -153,7 +162,9 @@ class Gateway:
         )
         if tracing is not None:
             self._open.push_async_callback(asyncio.to_thread, tracing.close)
-        self._service = FieldmarkService(self.options, metrics=self.metrics, journal=self.journal, tracing=tracing)
+        self._service = FieldmarkService(
+            self.options, metrics=self.metrics, journal=self.journal, keeping=keeping, tracing=tracing
+        )
         self._open.callback(self._service.close)
         self._behind = self._make_behind(self._address, self._bundle)
         self._open.push_async_callback(self._close_behind)
@@ -163,12 +174,8 @@ class Gateway:
         self._open.callback(self.metrics.close)
         await self._behind.take_over()
         await self._server.start()
-        if self.options.replaced is not None:
-            counting = asyncio.create_task(self._count_replaced(self.options.replaced))
-            self._open.callback(counting.cancel)
-        if self.options.expiry:
-            expiring = asyncio.create_task(self._note_expiry(self.options.expiry))
-            self._open.callback(expiring.cancel)
+        showing = asyncio.create_task(self._show_files())
+        self._open.callback(showing.cancel)
         self.journal.write("started", url=self.url, metrics_port=self.metrics_port, bundle_id=self.manifest.bundle_id)
 
     def _make_server(self) -> None:
@@ -213,6 +220,7 @@ class Gateway:
 
     def _learnt(self, behind: Behind) -> None:
         self.manifest = behind.manifest
+        self._service.drift.begin(behind.manifest, behind.bundle)
         look_up = prototype_images(behind.bundle, behind.manifest)
         self._service.serve(
             Served(manifest=behind.manifest, image=behind.manifest.image, look_up=look_up, behind=behind)
@@ -228,17 +236,18 @@ class Gateway:
         for name in (EVERYTHING, SERVICE):
             await self._health.set(name, everything)
 
-    async def _count_replaced(self, file: Path) -> None:
-        """Have the metrics show what the supervisor has counted, until cancelled."""
+    async def _show_files(self) -> None:
+        """Have the metrics show what stands in files, also when it changes, until cancelled."""
         while True:
-            self.metrics.replaced_so_far(read_tally(file))
+            await asyncio.to_thread(self._read_files)
             await asyncio.sleep(self.options.probe_seconds)
 
-    async def _note_expiry(self, files: Iterable[Path]) -> None:
-        """Have the metrics show when certificates are over, also renewed ones, until cancelled."""
-        while True:
-            await asyncio.to_thread(note_expiry, self.metrics, files)
-            await asyncio.sleep(_EXPIRY_SECONDS)
+    def _read_files(self) -> None:
+        told = read_tally(self.options.replaced) if self.options.replaced is not None else Told()
+        self.metrics.replaced_so_far(told.replaced)
+        for file in (*self.certificates, *told.certificates):
+            if (end := expires(file)) is not None:
+                self.metrics.certificate_expires.labels(file.name).set(end)
 
     def _names(self) -> list[str]:
         return [EVERYTHING, SERVICE, *(f"{SERVICE}/{network}" for network in self.manifest.networks)]

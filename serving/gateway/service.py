@@ -27,9 +27,11 @@ from serving.gateway.admission import Admission, Memory
 from serving.gateway.answer import LookUp, Stages, make_answer, make_explanation
 from serving.gateway.asked import Asked, check_request, smallest_alpha
 from serving.gateway.behind import Behind
+from serving.gateway.drift import DriftMeters
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.handlers import well_formed
 from serving.gateway.journal import Journal
+from serving.gateway.keeping import Keeping
 from serving.gateway.metrics import STAGES, Metrics
 from serving.gateway.options import GatewayOptions
 from serving.gateway.pace import Pace
@@ -76,7 +78,7 @@ class Call:
     deadline: float
     trace: Trace
     network: str = ""
-    bytes: int = 0
+    image: bytes = b""
     stages: Stages = field(default_factory=Stages)
 
     @property
@@ -89,10 +91,17 @@ class FieldmarkService:
     """The servicer. `serve` says what is behind it, and again whenever that changes."""
 
     def __init__(
-        self, options: GatewayOptions, *, metrics: Metrics, journal: Journal, tracing: Tracing | None = None
+        self,
+        options: GatewayOptions,
+        *,
+        metrics: Metrics,
+        journal: Journal,
+        keeping: Keeping,
+        tracing: Tracing | None = None,
     ) -> None:
         self.options, self.tracing = options, tracing
-        self.metrics, self.journal = metrics, journal
+        self.metrics, self.journal, self.keeping = metrics, journal, keeping
+        self.drift = DriftMeters(metrics, journal)
         self.shadow: Shadow | None = None
         self.pace = Pace(options.rate, options.burst)
         self.stopping = asyncio.Event()
@@ -170,7 +179,7 @@ class FieldmarkService:
         served, request = self._ready(), well_formed(request)
         if not patient:
             self.pace.take(call.key_name, single=True)
-        call.bytes = len(request.image)
+        call.image = request.image
         asked = check_request(request, served.manifest, served.image.max_bytes)
         call.network = asked.network
         if not served.behind.prober.serving(asked.network):
@@ -188,7 +197,7 @@ class FieldmarkService:
     ) -> v1.ClassifyResponse:
         admission = self.admissions[asked.network]
         try:
-            async with asyncio.timeout(call.left), admission.enter(call.bytes, call.left, patient=patient):
+            async with asyncio.timeout(call.left), admission.enter(len(call.image), call.left, patient=patient):
                 pixels = await self._beside(_decode, served.image, request.image, call)
                 began = time.monotonic()
                 with call.trace.stage(TRITON) as headers:
@@ -229,7 +238,7 @@ class FieldmarkService:
         self.metrics.requests.labels(call.method, code, reason).inc()
         if reason in _SHED and call.stages.decode == 0:
             self.metrics.shed.labels(reason).inc()
-        facts: dict[str, Any] = {"network": call.network, "bytes": call.bytes}
+        facts: dict[str, Any] = {"network": call.network, "bytes": len(call.image)}
         if isinstance(answer, v1.ClassifyResponse):
             facts |= {"p_value": round(answer.adversarial.p_value, 6), "flagged": answer.adversarial.flagged}
         self._end_trace(call, code, {"reason": reason, "request_id": call.request_id, **facts}, answer)
@@ -248,6 +257,7 @@ class FieldmarkService:
             seconds=round(time.monotonic() - call.arrived, 6),
             **facts,
         )
+        self.keeping.ended(call, code, reason, answer)
         return refused
 
     async def _guarded(self, work: Awaitable[Result], call: Call, context: Any) -> Result:
@@ -289,6 +299,7 @@ class FieldmarkService:
         self.metrics.p_value.labels(answer.network).observe(answer.adversarial.p_value)
         self.metrics.alpha.labels(answer.network).inc(answer.adversarial.alpha)
         self.metrics.flagged.labels(answer.network).inc(int(answer.adversarial.flagged))
+        self.drift.see(answer)
 
     async def _describe(self, request: v1.DescribeRequest) -> v1.DescribeResponse:
         well_formed(request)

@@ -4,7 +4,7 @@ import contextlib
 import json as jsonlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ from serving.envoy.flags import (
 )
 from serving.envoy.options import DEFAULTS
 from serving.gateway.journal import shorten
+from serving.gateway.keeping_flags import AuditFile, Place
 from serving.upkeep.keeper import keep
 from serving.upkeep.notify import ALIVE, READY, STOPPING, notify
 from serving.upkeep.options import ServeOptions
@@ -112,6 +113,8 @@ def serve(
     health: Health = False,
     reflection: Reflection = False,
     envoy: Binary = None,
+    quarantine: Place = None,
+    audit_log: AuditFile = None,
     no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Triton alone, without fieldmark.v1.")] = False,
     triton_otlp: Annotated[
         str | None,
@@ -136,6 +139,10 @@ def serve(
     from serving.triton_command import collector_url
 
     given = locals()
+    kept = [
+        *(("--quarantine", quarantine) if quarantine is not None else ()),
+        *(("--audit-log", str(audit_log)) if audit_log is not None else ()),
+    ]
     if not no_gateway:
         from serving.gateway.server import require_libraries
 
@@ -144,7 +151,7 @@ def serve(
         path=bundle,
         door=find_door(given, host, port, {}),
         gateway=not no_gateway,
-        gateway_options=tuple(gateway_options or ()),
+        gateway_options=(*(gateway_options or ()), *kept),
         start_seconds=start_timeout,
         traces=collector_url(triton_otlp) if triton_otlp else "",
         **{name: given[name] for name in _AS_THEY_ARE},
@@ -155,8 +162,8 @@ def serve(
             options,
             folder,
             lambda event, facts: _tell(event, facts, talk, log),
-            on_log=_pass_on,
-            on_triton_log=(_pass_on_as_json if log else _pass_on) if verbose else None,
+            on_log=_listener("gateway", log),
+            on_triton_log=_listener("triton", log) if verbose else None,
         )
 
         def stopped() -> bool:
@@ -220,8 +227,14 @@ def asked(watching: bool) -> Iterator[Heard]:
             signal.signal(number, handler)
 
 
-def _pass_on_as_json(line: str) -> None:
-    _pass_on(jsonlib.dumps({"time": _now(), "event": "triton", "text": shorten(line)}))
+def _listener(event: str, log: bool) -> Callable[[str], None]:
+    """What takes the lines of a process's log: passes them on, with `log` as JSON if they are not that already."""
+    return (lambda line: _pass_on(as_json(event, line))) if log else _pass_on
+
+
+def as_json(event: str, line: str) -> str:
+    """A line of a process's log as a JSON object, with the event's name if it is none yet."""
+    return line if line.startswith("{") else jsonlib.dumps({"time": _now(), "event": event, "text": shorten(line)})
 
 
 def _now() -> str:

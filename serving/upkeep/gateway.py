@@ -19,13 +19,14 @@ from bundle import Bundle
 from bundle.errors import EndpointError, FieldmarkError, OptionError, ServerError
 from serving.client import channel_options
 from serving.control import tell
+from serving.gateway.options import CLOSE_SECONDS
 from serving.processes import end_group, ending, launch
 from serving.upkeep.keeper import PATIENCE_SECONDS, STEP_SECONDS, Stopped, Trouble
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0
 PROBE_SECONDS = 2.0
-MARGIN_SECONDS = 2.0  # that a drained gateway has to end
+MARGIN_SECONDS = CLOSE_SECONDS + 2.0  # that a drained gateway has to end
 MOVE_SECONDS = 20.0  # for every network behind the next Triton to answer a probe
 SETTLE_SECONDS = 60.0
 WHO = "the gateway"

@@ -356,9 +356,7 @@ def test_serve_runs_and_stops_without_a_trace(toy_bundle: Bundle, private_temp: 
             assert client.infer(noise(3), "attention")["p_value"].shape == (3,)
         assert urllib.request.urlopen(facts["metrics_url"], timeout=10).status == 200
         folders = [each.name for each in private_temp.iterdir()]
-        assert (
-            len(traces(private_temp)) >= 4
-        )  # a folder of serve's and of Triton's, tritonserver, a stub for each network
+        assert len(traces(private_temp)) >= 4  # folders of serve and Triton, the server, a stub for each network
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 0

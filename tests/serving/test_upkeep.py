@@ -253,6 +253,9 @@ def test_systemd_hears_when_it_is_ready_that_it_lives_and_that_it_stops(toy_bund
             2,
             "--concurrency is for the gateway, and --no-gateway is given",
         ),
+        (["--no-gateway", "--quarantine", "q"], 2, "--quarantine is for the gateway, and --no-gateway is given"),
+        (["--quarantine", "/dev/null"], 2, "/dev/null is no folder"),
+        (["--audit-log", "/dev/null"], 2, "--audit-log /dev/null: not a regular file"),
     ],
 )
 def test_what_the_gateway_refuses_is_said_and_nothing_stays(
