@@ -127,6 +127,10 @@ def gateway(
     health: Health = False,
     reflection: Reflection = False,
     envoy: Binary = None,
+    expiry: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A certificate of an Envoy before it, for its metrics. Again for each."),
+    ] = None,
     control: Annotated[
         Path | None, typer.Option(metavar="SOCKET", help="Where 'fieldmark serve' tells it to move to another Triton.")
     ] = None,
@@ -141,7 +145,8 @@ def gateway(
     given = locals()
     settings = {name: given[name] for name in _DEFAULTS.__dataclass_fields__ if given[name] is not None}
     try:
-        options = GatewayOptions(**settings)
+        ending = tuple(file for file in (certificate, client_ca, *(expiry or ())) if file is not None)
+        options = GatewayOptions(**settings | {"expiry": ending})
     except ValueError as problem:
         raise OptionError(str(problem)) from None
     door = find_door(given, options.host, options.port, limits_of(options))
@@ -187,7 +192,6 @@ def _front(door: Door) -> Callable[[Any], Any]:
     from serving.envoy.process import EnvoyServer
 
     def make(gateway: Any) -> EnvoyServer:
-        gateway.certificates = door.options.certificates
         behind = door.before(gateway.url, limits_of(gateway.options))
         return EnvoyServer(behind, binary=door.binary, on_log=gateway.journal.copy)
 

@@ -9,7 +9,7 @@ from serving.gateway.options import flag
 
 DEFAULT_TRITON_PORT = 8001
 # What `fieldmark serve` itself tells its gateway.
-_GATEWAYS_OWN = ("host", "port", "metrics_port", "drain_seconds", "bundle", "control", "replaced")
+_GATEWAYS_OWN = ("host", "port", "metrics_port", "drain_seconds", "bundle", "control", "replaced", "expiry")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,10 +64,8 @@ class Serving:
             prepare(options.control, ours=False)
         store = Store(self._folder / "bundles", options.key) if options.rolls else None
         bundle = self._first(source, store)
-        door = options.door
-        whos = (SERVER, WHO, *([ENVOY] if door else ()), *map(network_called, bundle.manifest.networks))
-        certificates = door.options.certificates if door else ()
-        self._tally = Tally(self._folder / "replaced.json", whos, certificates)
+        whos = (SERVER, WHO, *([ENVOY] if options.door else ()), *map(network_called, bundle.manifest.networks))
+        self._tally = Tally(self._folder / "replaced.json", whos)
         server = self._triton(bundle)
         self._watch = TritonWatch(server)
         with show("starting Triton"):
@@ -196,6 +194,8 @@ class Serving:
         if options.door is not None:  # only Envoy is to reach it
             callers = options.door.options
             place = [*place, "--host", "127.0.0.1", "--rate", str(callers.rate), "--burst", str(callers.burst)]
+            for file in callers.certificates:
+                place += ["--expiry", str(file.absolute())]
             ports = (0, options.gateway_metrics_port)
         self.gateway = GatewayProcess(
             server.grpc_url,
