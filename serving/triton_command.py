@@ -20,10 +20,21 @@ _TRACES = ("mode=opentelemetry", "level=TIMESTAMPS", "rate=2147483647", "opentel
 TRACE_VARIABLES = {"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "4s"}
 
 
-def flags(folder: Path, address: str, ports: Mapping[str, int | None], *, traces: str = "") -> list[str]:
+GRPC_SOCKET, METRICS_SOCKET = "grpc:1", "metrics"  # in a folder of sockets; gRPC's name ends in what is its port
+
+
+def flags(
+    folder: Path,
+    address: str,
+    ports: Mapping[str, int | None],
+    *,
+    sockets: Path | None = None,
+    traces: str = "",
+) -> list[str]:
     """What follows the program's name. `ports` by grpc, http, metrics, at the numeric `address`; no HTTP if None.
 
-    `traces` is the URL of a collector, for OTLP over HTTP.
+    With `sockets`, gRPC and metrics listen in that folder instead, and at no port. `traces` is the URL of a collector,
+    for OTLP over HTTP.
     """
     options = {
         "model-repository": folder / MODELS,
@@ -44,6 +55,10 @@ def flags(folder: Path, address: str, ports: Mapping[str, int | None], *, traces
         "allow-gpu-metrics": "false",
         "metrics-config": "summary_latencies=true",
     }
+    if sockets is not None:
+        place, _, port = GRPC_SOCKET.partition(":")
+        options |= {"grpc-address": f"unix:{sockets / place}", "grpc-port": port}
+        options |= {"metrics-address": f"unix:{sockets / METRICS_SOCKET}"}
     if ports["http"] is not None:
         options |= {"allow-http": "true", "http-address": address, "http-port": ports["http"]}
         options |= {"http-restricted-api": restriction()}

@@ -38,6 +38,13 @@ class Metrics:
         self.streams = make(Gauge, "streams", "Streams open now.")
         self.stalled_streams = make(Gauge, "stalled_streams", "Streams given up that wait for their caller to read.")
         self.serving = make(Gauge, "serving", "1 while the network answers its probes.", ("network",))
+        self.shadow = make(Counter, "shadow", "Answers compared with the shadow's, or not.", ("network", "outcome"))
+        self.shadow_differences = make(
+            Counter, "shadow_differences", "Answers of which the shadow's differed.", ("network", "what")
+        )
+        self.shadow_p_value = make(
+            Histogram, "shadow_p_value", "Differences of the shadow's p-value.", ("network",), buckets=_P_VALUES
+        )
         self.drift = make(Gauge, "drift_log10", "log10 of the drift martingale's capital now.", ("network",))
         self.drift_highest = make(Gauge, "drift_highest_log10", "The highest that it has been.", ("network",))
         self.promises_broken = make(

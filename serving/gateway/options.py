@@ -39,6 +39,8 @@ class GatewayOptions:
     probe_seconds: float = 2.0  # how often every network must answer a probe, and within how long
     stall_seconds: float = 30.0  # how long answers of a stream may lie unread
     idle_seconds: float = 300.0  # how long a stream may be open with nothing to do
+    rate: int = 50  # images a second of one key in streams; where keys have names, which is behind Envoy
+    burst: int = 100  # images that a key may have saved up
     connection_seconds: float = 3600.0  # how long a connection lives; gRPC opens the next one by itself
     drain_seconds: float = 10.0  # how long requests in work may take when the gateway stops
     otlp: str | None = None  # where traces go: HOST:PORT, OTLP over gRPC; None: where OpenTelemetry's variables say
