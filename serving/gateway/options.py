@@ -23,7 +23,8 @@ class GatewayOptions:
 
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
-    metrics_port: int = DEFAULT_METRICS_PORT  # always on loopback
+    metrics_port: int = DEFAULT_METRICS_PORT
+    metrics_host: str = "127.0.0.1"  # where a Prometheus elsewhere reaches it, so does whoever else is let through
     workers: int = field(default_factory=available_cores)  # threads that decode
     concurrency: int = 64  # requests of one network that are decoded or at Triton at a time
     queue_size: int = 256  # requests of one network that wait beyond those
@@ -46,7 +47,7 @@ class GatewayOptions:
         if self.port == self.metrics_port != 0:
             raise ValueError(f"--port and --metrics-port are both {self.port}")
         for each in fields(self):
-            if each.name not in ("host", "port", "metrics_port", "queue_size", "drain_seconds"):
+            if each.name not in ("host", "port", "metrics_port", "metrics_host", "queue_size", "drain_seconds"):
                 check_positive(each.name, getattr(self, each.name))
         if self.queue_size < 0:
             raise ValueError(f"--queue-size {self.queue_size} is negative")

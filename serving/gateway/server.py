@@ -99,7 +99,7 @@ class Gateway:
         self._open.callback(self._service.close)
         self._make_server()
         await self._prober.start()
-        self.metrics_port = self.metrics.listen(self.options.metrics_port)
+        self.metrics_port = self.metrics.listen(self.options.metrics_host, self.options.metrics_port)
         self._open.callback(self.metrics.close)
         await self._server.start()
         self._probing = asyncio.create_task(self._prober.run())
