@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bundle.errors import FieldmarkError, MissingExtra, OptionError, printable
+from bundle.errors import FieldmarkError, MissingExtra, OptionError, Terminated, printable
 
 # verb -> (module whose `app` is a Typer application with a command of that name, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -29,8 +29,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "envoy": ("serving.envoy.cli", "Write the configuration of an Envoy that faces strangers before a gateway."),
     "repository": ("serving.cli", "Write a Triton model repository: roll a bundle out, or back."),
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
-    "score": ("serving.cli", "Score a folder of images into Parquet shards."),
-    "drift": ("serving.cli", "Compare scored images with clean data: an attack, a broken camera?"),
+    "score": ("scoring.cli", "Score a folder of images into Parquet shards."),
+    "drift": ("scoring.cli", "Compare scored images with clean data: an attack, a broken camera?"),
 }
 # library -> the extra that brings it; the base install has none of them
 EXTRAS: dict[str, str] = {
@@ -59,10 +59,6 @@ EXTRAS: dict[str, str] = {
     "cryptography": "signing",
 }
 VERSION = "0.1.0"
-
-
-class Terminated(SystemExit):
-    """A supervisor's SIGTERM, on its way out through every `finally`."""
 
 
 def main(arguments: list[str] | None = None) -> None:

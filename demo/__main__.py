@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,7 +98,7 @@ def demo(
         "scored": scored,
     }
     write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
-    draw(birds_shown, out / "demo.png")
+    draw(birds_shown, out / "demo.png", _note(report["networks"][main], len(birds_shown)))
     _print(report, console)
     say(
         console,
@@ -161,6 +162,15 @@ def _rows(
         ]
         rows.append((clean.labels[index], panels))
     return rows
+
+
+def _note(measured: Mapping[str, Any], shown: int) -> str:
+    """That a few images are no rate, and which rate they come from."""
+    clean, attacked = measured["clean"], measured["pgd10-8"]
+    return (
+        f"{shown} of {clean['n']} test images, at equal steps; of all of them {clean['flagged']:.1%} are flagged clean "
+        f"and {attacked['flagged']:.1%} attacked"
+    )
 
 
 def _print(report: dict[str, Any], console: Console) -> None:

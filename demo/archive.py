@@ -9,7 +9,7 @@ from typing import Any
 
 from bundle.files import atomic_folder
 from demo.stages import StageFailed
-from serving.score_cli import SOME_FAILED
+from scoring.score_cli import SOME_FAILED
 
 
 def make_archive(attacked: Path, archive: Path) -> Path:

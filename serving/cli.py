@@ -1,4 +1,4 @@
-"""`fieldmark classify`; `serve`, `repository`, `score` and `drift` from files of their own."""
+"""`fieldmark classify`; `serve` and `repository` from files of their own."""
 
 import json as jsonlib
 import sys
@@ -12,11 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from bundle import Bundle
-from bundle.console import say
+from bundle.console import readable, say
 from bundle.errors import OptionError, printable
-from serving.drift_cli import drift
 from serving.repository_cli import repository
-from serving.score_cli import readable, score
 from serving.upkeep.cli import serve
 
 if TYPE_CHECKING:
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(serve)
 app.command()(repository)
-app.command()(score)
-app.command()(drift)
 
 
 @app.command()

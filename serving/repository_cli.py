@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bundle import Bundle
-from bundle.console import say
+from bundle.console import readable, say
 from bundle.engines import EngineSet
 from bundle.errors import OptionError
-from serving.score_cli import readable
 
 if TYPE_CHECKING:
     from serving.repository import Repository

@@ -39,7 +39,7 @@ from serving.processes import (
     launch,
 )
 from serving.repository import write_repository
-from serving.triton_command import MODELS, copy_backend, flags, plain_line, useful_line
+from serving.triton_command import MODELS, TRACE_VARIABLES, copy_backend, flags, plain_line, useful_line
 from serving.triton_config import MODEL_FILES, PYTHON, Settings, available_cores
 from serving.workspace import Workspace, sweep
 
@@ -52,6 +52,7 @@ EVERYWHERE = "0.0.0.0"
 class TritonServer:
     """One tritonserver and its folder. Port 0 takes any free one. Start it from a thread that outlives it.
 
+    `traces` is the URL of a collector, for the spans that Triton makes of requests which are traced.
     It may be started again after `stop`, and is then found at the same ports.
     """
 
@@ -65,9 +66,10 @@ class TritonServer:
         metrics_port: int = 8002,
         triton_python: Path | None = None,
         start_seconds: float = START_SECONDS,
+        traces: str = "",
         on_log: Callable[[str], None] | None = None,
     ) -> None:
-        self.bundle, self.host, self.start_seconds = bundle, host, start_seconds
+        self.bundle, self.host, self.start_seconds, self.traces = bundle, host, start_seconds, traces
         self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
         self.triton_version = ""
         self._triton_python, self._on_log = triton_python, on_log
@@ -226,9 +228,10 @@ class TritonServer:
     def _spawn(self, workspace: Workspace, environment: TritonEnvironment, address: str) -> None:
         folder = workspace.path
         ports = {"grpc": self.grpc_port, "http": self.http_port, "metrics": self.metrics_port}
-        command = [str(environment.binary), *flags(folder, address, ports)]
+        command = [str(environment.binary), *flags(folder, address, ports, traces=self.traces)]
         self._log.clear()  # what an earlier server said explains nothing now
-        self._process = launch(command, environment=environment.variables(), folder=folder, lock=workspace.lock)
+        variables = environment.variables() | TRACE_VARIABLES
+        self._process = launch(command, environment=variables, folder=folder, lock=workspace.lock)
         self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
         self._reader.start()
 

@@ -23,6 +23,7 @@ FITTING = {"sklearn", "scipy"}
 GRAPHS = {"onnx", "onnxscript", "onnx_ir", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"}
 CALLS = {"grpc", "tritonclient", "pytriton", "onnxruntime", "pyarrow"}
 DRAWING = {"matplotlib"}
+ENGINES = {"daft", "ray", "deltalake", "fsspec", "pyiceberg", "duckdb"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ WALLS = {
         rooms={"bundle", "detector", "training", "robustness"}, never={"grpc", "tritonclient", "pytriton", "pyarrow"}
     ),
     "serving": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS, not_at_import=DRAWING),
+    "scoring": Wall(
+        rooms={"bundle", "serving"},
+        never=TORCH | GRAPHS | {"sklearn", "grpc", "tritonclient", "pytriton"},
+        not_at_import=DRAWING | ENGINES | {"scipy", "pyarrow", "onnxruntime"},
+    ),
     "fieldmark": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
 }
 
@@ -127,7 +133,7 @@ def test_room_keeps_its_wall(room: str) -> None:
     assert breaches(ROOT, room) == []
 
 
-@pytest.mark.parametrize("room", ["bundle", "serving", "fieldmark"])
+@pytest.mark.parametrize("room", ["bundle", "serving", "scoring", "fieldmark"])
 def test_room_lives_in_the_server_environment(room: str) -> None:
     """There is no PyTorch to load there, and numpy is older than 2."""
     python = ROOT / ".venv-triton" / "bin" / "python"

@@ -156,6 +156,7 @@ def _access_log() -> dict[str, Any]:
         "why": "%RESPONSE_CODE_DETAILS%",
         "flags": "%RESPONSE_FLAGS%",
         "request_id": "%REQ(X-REQUEST-ID):128%",
+        "traceparent": "%REQ(TRACEPARENT):55%",
         "key_name": f"%REQ({KEY_NAME.upper()}):64%",
         "caller": "%DOWNSTREAM_REMOTE_ADDRESS%",
         "certificate": "%DOWNSTREAM_PEER_SUBJECT%",

@@ -90,6 +90,15 @@ def gateway(
     idle_seconds: Annotated[float, option("Seconds that a stream may be idle.")] = _DEFAULTS.idle_seconds,
     connection_seconds: Annotated[float, option("Seconds that a connection lives.")] = _DEFAULTS.connection_seconds,
     drain_seconds: Annotated[float, option("Seconds for what is in work at the end.")] = _DEFAULTS.drain_seconds,
+    otlp: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Send traces there, OTLP over gRPC. Default: as the OTEL_... variables say."
+        ),
+    ] = None,
+    replaced: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Counts of 'fieldmark serve', for the metrics.")
+    ] = None,
     certificate: Certificate = None,
     certificate_key: CertificateKey = None,
     keys: Keys = None,
@@ -159,6 +168,7 @@ def _check_door(host: str, insecure: bool, *needed: Path | None) -> bool:
 def _front(given: dict[str, Any], options: GatewayOptions) -> Callable[[Any], Any]:
     """What makes the Envoy before a gateway that runs; everything that can be wrong with it is said here."""
     from serving.envoy.cli import envoy_options
+    from serving.envoy.expiry import note_expiry
     from serving.envoy.process import EnvoyServer, find_envoy
     from serving.gateway.server import check_port, free_port
 
@@ -171,6 +181,7 @@ def _front(given: dict[str, Any], options: GatewayOptions) -> Callable[[Any], An
     settings = envoy_options(asked | shared | {"port": port})
 
     def make(gateway: Any) -> EnvoyServer:
+        note_expiry(gateway.metrics, settings)
         behind = dataclasses.replace(settings, gateway=gateway.url)
         return EnvoyServer(behind, binary=binary, on_log=gateway.journal.copy)
 
@@ -209,8 +220,9 @@ async def _serve(work: _Work, log: Any, json: bool) -> None:
     options = work.options
     if work.front is not None:  # then only Envoy is to reach it
         options = dataclasses.replace(options, host="127.0.0.1", port=0)
-    with contextlib.ExitStack() as last:  # what the gateway still answers when it drains goes out through Envoy
-        async with Gateway(options, work.address, bundle=work.bundle, log=log) as gateway:
+    gateway = Gateway(options, work.address, bundle=work.bundle, log=log)
+    with gateway.journal.libraries(), contextlib.ExitStack() as last:
+        async with gateway:  # what it still answers when it drains goes out through Envoy, which ends last
             envoy = last.enter_context(work.front(gateway)) if work.front is not None else None
             _announce(gateway, envoy.url if envoy else gateway.url, json)
             while not stop.is_set():

@@ -1,5 +1,6 @@
 """What Prometheus sees of a gateway. docs/gateway.md lists the names, and a test compares the list."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from bundle.errors import ServerError
@@ -15,10 +16,12 @@ class Metrics:
     """One gateway's own registry, so that two in one process do not share counts."""
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self._server: tuple[Any, Any] | None = None
+        self._replaced: dict[str, int] = {}
 
         def make(kind: Any, name: str, text: str, labels: tuple[str, ...] = (), **options: Any) -> Any:
             return kind(PREFIX + name, text, labels, registry=self.registry, **options)
@@ -34,7 +37,17 @@ class Metrics:
         self.streams = make(Gauge, "streams", "Streams open now.")
         self.stalled_streams = make(Gauge, "stalled_streams", "Streams given up that wait for their caller to read.")
         self.serving = make(Gauge, "serving", "1 while the network answers its probes.", ("network",))
+        self.spans = make(Counter, "spans", "Spans of traces: made, and sent to the collector.", ("outcome",))
+        self.replaced = make(Counter, "replaced", "What 'fieldmark serve' has replaced, over all gateways.", ("who",))
+        text = "Unix time in seconds when a certificate of Envoy's is over, as read at the start."
+        self.certificate_expires = make(Gauge, "certificate_expires", text, ("file",))
         self.lost_log_lines = make(Counter, "lost_log_lines", "Log lines dropped because nobody took them.")
+
+    def replaced_so_far(self, counts: Mapping[str, int]) -> None:
+        """What has been replaced, by who: all that ever was, and not what is new."""
+        for who, count in counts.items():
+            self.replaced.labels(who).inc(max(0, count - self._replaced.get(who, 0)))
+            self._replaced[who] = max(count, self._replaced.get(who, 0))
 
     def listen(self, host: str, port: int) -> int:
         """Serve the endpoint at an address; returns the port, and raises ServerError if it cannot be used."""

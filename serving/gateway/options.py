@@ -2,6 +2,7 @@
 
 import ipaddress
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from serving.triton_config import available_cores
 
@@ -12,6 +13,7 @@ MESSAGE_MARGIN = (
     MIB  # of a message beyond its image: names, ids, and an image that is a little too large for a sentence
 )
 METADATA_BYTES = 8 * 1024
+_UNCHECKED = ("host", "port", "metrics_port", "metrics_host", "queue_size", "drain_seconds", "otlp", "replaced")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class GatewayOptions:
     idle_seconds: float = 300.0  # how long a stream may be open with nothing to do
     connection_seconds: float = 3600.0  # how long a connection lives; gRPC opens the next one by itself
     drain_seconds: float = 10.0  # how long requests in work may take when the gateway stops
+    otlp: str | None = None  # where traces go: HOST:PORT, OTLP over gRPC; None: where OpenTelemetry's variables say
+    replaced: Path | None = None  # the file in which `fieldmark serve` counts what it has replaced
 
     def __post_init__(self) -> None:
         for name in ("port", "metrics_port"):
@@ -47,7 +51,7 @@ class GatewayOptions:
         if self.port == self.metrics_port != 0:
             raise ValueError(f"--port and --metrics-port are both {self.port}")
         for each in fields(self):
-            if each.name not in ("host", "port", "metrics_port", "metrics_host", "queue_size", "drain_seconds"):
+            if each.name not in _UNCHECKED:
                 check_positive(each.name, getattr(self, each.name))
         if self.queue_size < 0:
             raise ValueError(f"--queue-size {self.queue_size} is negative")

@@ -7,7 +7,9 @@ async with Gateway(options, TritonAddress(url="localhost:8001")) as gateway:
 import asyncio
 import contextlib
 import importlib
+import os
 import socket
+from pathlib import Path
 from typing import Any, TextIO
 
 import grpc
@@ -22,6 +24,8 @@ from serving.gateway.metrics import Metrics
 from serving.gateway.options import METADATA_BYTES, GatewayOptions
 from serving.gateway.probing import Prober
 from serving.gateway.service import FieldmarkService, Served
+from serving.gateway.tally import read_tally
+from serving.gateway.tracing import open_tracing
 from serving.gateway.upstream import Triton, TritonAddress
 
 EVERYTHING = ""  # health's name for the server as a whole
@@ -95,13 +99,26 @@ class Gateway:
             on_change=self._changed,
             on_bundle=self._learnt,
         )
-        self._service = FieldmarkService(self.options, triton, self._prober, metrics=self.metrics, journal=self.journal)
+        tracing = open_tracing(
+            self.options.otlp,
+            os.environ,
+            made=self.metrics.spans.labels("made").inc,
+            sent=self.metrics.spans.labels("sent").inc,
+        )
+        if tracing is not None:
+            self._open.push_async_callback(asyncio.to_thread, tracing.close)
+        self._service = FieldmarkService(
+            self.options, triton, self._prober, metrics=self.metrics, journal=self.journal, tracing=tracing
+        )
         self._open.callback(self._service.close)
         self._make_server()
         await self._prober.start()
         self.metrics_port = self.metrics.listen(self.options.metrics_host, self.options.metrics_port)
         self._open.callback(self.metrics.close)
         await self._server.start()
+        if self.options.replaced is not None:
+            counting = asyncio.create_task(self._count_replaced(self.options.replaced))
+            self._open.callback(counting.cancel)
         self._probing = asyncio.create_task(self._prober.run())
         self._open.callback(self._probing.cancel)
         self.journal.write("started", url=self.url, metrics_port=self.metrics_port, bundle_id=self.manifest.bundle_id)
@@ -151,6 +168,12 @@ class Gateway:
         await self._health.set(f"{SERVICE}/{network}", state)
         for name in (EVERYTHING, SERVICE):
             await self._health.set(name, everything)
+
+    async def _count_replaced(self, file: Path) -> None:
+        """Have the metrics show what the supervisor has counted, until cancelled."""
+        while True:
+            self.metrics.replaced_so_far(read_tally(file))
+            await asyncio.sleep(self.options.probe_seconds)
 
     def _names(self) -> list[str]:
         return [EVERYTHING, SERVICE, *(f"{SERVICE}/{network}" for network in self.manifest.networks)]

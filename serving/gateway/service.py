@@ -32,11 +32,23 @@ from serving.gateway.journal import Journal
 from serving.gateway.metrics import STAGES, Metrics
 from serving.gateway.options import GatewayOptions
 from serving.gateway.probing import Prober
-from serving.gateway.stream import ClassifyStream
+from serving.gateway.stream import ONE, ClassifyStream
+from serving.gateway.tracing import (
+    DECODE,
+    ENCODE,
+    QUEUE,
+    TRACEPARENT,
+    TRACESTATE,
+    TRITON,
+    Trace,
+    Tracing,
+    begin_trace,
+)
 from serving.gateway.upstream import Triton
 
 REQUEST_ID = "x-request-id"
 KEY_NAME = "x-fieldmark-key-name"  # the name of the caller's key, from what checked the key; never the key
+_READ = (REQUEST_ID, KEY_NAME, TRACEPARENT, TRACESTATE)  # of what a caller's metadata holds, nothing else
 _MAX_NAME = 128  # characters
 Result = TypeVar("Result")
 _SHED = (failures.OVERLOADED, failures.TOO_MANY_STREAMS, failures.NETWORK_UNAVAILABLE, failures.STOPPING)
@@ -60,6 +72,7 @@ class Call:
     key_name: str
     arrived: float
     deadline: float
+    trace: Trace
     network: str = ""
     bytes: int = 0
     stages: Stages = field(default_factory=Stages)
@@ -74,13 +87,24 @@ class FieldmarkService:
     """The servicer. `serve` says what is behind it, and again whenever that changes."""
 
     def __init__(
-        self, options: GatewayOptions, triton: Triton, prober: Prober, *, metrics: Metrics, journal: Journal
+        self,
+        options: GatewayOptions,
+        triton: Triton,
+        prober: Prober,
+        *,
+        metrics: Metrics,
+        journal: Journal,
+        tracing: Tracing | None = None,
     ) -> None:
-        self.options, self.prober = options, prober
+        self.options, self.prober, self.tracing = options, prober, tracing
         self.metrics, self.journal = metrics, journal
         self.stopping = asyncio.Event()
         self.open_streams = self.stalled_streams = 0
         self.stream_memory = Memory(options.queue_bytes)
+        for reason in _SHED:  # an alert must see the first one too: that takes a 0 before it
+            metrics.shed.labels(reason)
+        for method in ("Classify", ONE):
+            metrics.requests.labels(method, failures.FAILURES[failures.BUG].code, failures.BUG)
         metrics.streams.set_function(lambda: self.open_streams)
         metrics.stalled_streams.set_function(lambda: self.stalled_streams)
         self._triton = triton
@@ -127,20 +151,22 @@ class FieldmarkService:
         call = self.begin("Describe", context)
         return await self._guarded(self._describe(request), call, context)
 
-    def begin(self, method: str, context: Any, *, longest: float | None = None) -> Call:
+    def begin(self, method: str, context: Any, *, longest: float | None = None, within: Call | None = None) -> Call:
         """A call's record; it may take `longest` seconds, if its caller sets no earlier deadline.
 
-        An id that is too long, or not plain text, is replaced by one of our own.
+        An id that is too long, or not plain text, is replaced by one of our own. `within` is the stream of which this
+        is one request.
         """
-        sent = {key: value for key, value in context.invocation_metadata() or () if key in (REQUEST_ID, KEY_NAME)}
+        sent = {key: value for key, value in context.invocation_metadata() or () if key in _READ}
         now, remaining = time.monotonic(), context.time_remaining()  # None: no deadline
         return Call(
             method=method,
-            request_id=_plain(sent.get(REQUEST_ID)) or uuid.uuid4().hex,
+            request_id=within.request_id if within else _plain(sent.get(REQUEST_ID)) or uuid.uuid4().hex,
             key_name=_plain(sent.get(KEY_NAME)),
             arrived=now,
             deadline=now
             + min(self.options.timeout if longest is None else longest, math.inf if remaining is None else remaining),
+            trace=within.trace.within(method) if within else begin_trace(self.tracing, method, sent),
         )
 
     async def classify(self, request: v1.ClassifyRequest, call: Call, *, patient: bool = False) -> v1.ClassifyResponse:
@@ -163,16 +189,24 @@ class FieldmarkService:
             ):
                 pixels = await self._beside(_decode, served.image, request.image, call)
                 began = time.monotonic()
-                outputs = await self._triton.infer(
-                    pixels, served.manifest, asked.network, timeout=max(call.left, 0.001), explained=asked.explain
-                )
+                with call.trace.stage(TRITON) as headers:
+                    outputs = await self._triton.infer(
+                        pixels,
+                        served.manifest,
+                        asked.network,
+                        timeout=max(call.left, 0.001),
+                        explained=asked.explain,
+                        headers=headers,
+                    )
                 call.stages.inference = time.monotonic() - began
         except TimeoutError:
             raise RequestRefused("the request was not answered within its time", reason=failures.TOO_LATE) from None
         self.prober.heard(asked.network)
-        answer = make_answer(outputs, served.manifest, asked)
-        if asked.explain:
-            answer.explanation.CopyFrom(await self._beside(make_explanation, outputs, served.manifest, served.look_up))
+        with call.trace.stage(ENCODE):
+            answer = make_answer(outputs, served.manifest, asked)
+            if asked.explain:
+                pictures = await self._beside(make_explanation, outputs, served.manifest, served.look_up)
+                answer.explanation.CopyFrom(pictures)
         call.stages.total = time.monotonic() - call.arrived
         answer.request_id = call.request_id
         answer.times.CopyFrom(call.stages.message())
@@ -193,6 +227,9 @@ class FieldmarkService:
         facts: dict[str, Any] = {"network": call.network, "bytes": call.bytes}
         if isinstance(answer, v1.ClassifyResponse):
             facts |= {"p_value": round(answer.adversarial.p_value, 6), "flagged": answer.adversarial.flagged}
+        self._end_trace(call, code, {"reason": reason, "request_id": call.request_id, **facts}, answer)
+        if call.trace.trace_id:
+            facts["trace_id"] = call.trace.trace_id
         if reason == failures.BUG and problem is not None:
             place = traceback.extract_tb(problem.__traceback__)[-1]
             facts["bug"] = f"{type(problem).__name__} in {place.name}, line {place.lineno}: {problem}"
@@ -221,6 +258,15 @@ class FieldmarkService:
             await context.abort(code, failures.sentence(refused), ((failures.DETAILS, data),))
         self.ended(call, None, answer)
         return answer
+
+    def _end_trace(self, call: Call, code: str, facts: dict[str, Any], answer: Any) -> None:
+        """What the trace of a call is told at its end: never more than the log."""
+        if isinstance(answer, v1.ClassifyResponse | v1.DescribeResponse):
+            facts["bundle_id"] = answer.bundle_id
+        if call.stages.decode:
+            call.trace.past(QUEUE, 0.0, call.stages.queue)
+            call.trace.past(DECODE, call.stages.queue, call.stages.decode)
+        call.trace.end(code, facts)
 
     async def _beside(self, function: Any, *arguments: Any) -> Any:
         """Run something in a decoder's thread, so that the event loop goes on."""

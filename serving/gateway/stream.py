@@ -103,8 +103,7 @@ class ClassifyStream:
         raise _unread(self._service.options.stall_seconds)
 
     async def _respond(self, message: v1.ClassifyStreamRequest) -> v1.ClassifyStreamResponse:
-        call = self._service.begin(ONE, self._context)
-        call.request_id = self._call.request_id
+        call = self._service.begin(ONE, self._context, within=self._call)
         try:
             if len(message.id.encode()) > MAX_ID_BYTES:
                 raise RequestRefused(

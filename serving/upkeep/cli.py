@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from bundle import Bundle
 from bundle.errors import OptionError, printable
+from serving.gateway.journal import shorten
 from serving.upkeep.notify import ALIVE, READY, STOPPING, notify
 
 if TYPE_CHECKING:
@@ -60,10 +62,18 @@ def serve(
         float, typer.Option(min=0, max=3600, help="Seconds at the end for what is in work.")
     ] = 10.0,
     no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Triton alone, without fieldmark.v1.")] = False,
+    triton_otlp: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Send Triton's own spans there, OTLP over HTTP; those of the gateway: -- --otlp."
+        ),
+    ] = None,
     log: Annotated[
         bool, typer.Option("--log", help="The gateway's log and our own on stderr, one JSON object a line.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Pass on tritonserver's own log, on stderr.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Pass on tritonserver's own log, on stderr; with --log as JSON.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the endpoints as one line of JSON when ready.")] = False,
 ) -> None:
     """Serve a bundle until Ctrl-C or SIGTERM: a real Triton, and fieldmark.v1 before it. Both are kept up.
@@ -71,6 +81,8 @@ def serve(
     It is ready when every network has answered. What dies or answers nobody is replaced, and stderr says why.
     """
     from serving.server import TritonServer
+    from serving.triton_command import collector_url
+    from serving.upkeep.counting import counting
     from serving.upkeep.gateway import GatewayProcess
     from serving.upkeep.keeper import Service, keep
     from serving.upkeep.watch import TritonWatch
@@ -81,28 +93,32 @@ def serve(
         require_libraries()
     elif gateway_options:
         raise OptionError(f"{gateway_options[0]} is for the gateway, and --no-gateway is given")
+    traces = collector_url(triton_otlp) if triton_otlp else ""
     talk = Console(stderr=True, soft_wrap=True, highlight=False)
-    with asked_to_stop() as signals:
+    opened = Bundle.open(bundle)
+    with asked_to_stop() as signals, counting(opened) as tally:
 
         def stopped() -> bool:
             notify(ALIVE)  # asked all the time, whatever is being waited for
             return bool(signals)
 
         server = TritonServer(
-            Bundle.open(bundle),
+            opened,
             grpc_port=grpc_port,
             http_port=http_port,
             metrics_port=metrics_port,
             triton_python=triton_python,
             start_seconds=start_timeout,
-            on_log=_pass_on if verbose else None,
+            traces=traces,
+            on_log=(_pass_on_as_json if log else _pass_on) if verbose else None,
         )
         gateway: GatewayProcess | None = None
         try:
             with talk.status("starting Triton"):
                 server.start(cancelled=stopped)
             if not no_gateway and not signals:
-                options = ["--host", host, "--bundle", str(bundle), *(gateway_options or ())]
+                ours = ["--host", host, "--bundle", str(bundle), "--replaced", str(tally.path)]
+                options = [*ours, *(gateway_options or ())]
                 gateway = GatewayProcess(
                     server.grpc_url,
                     options if log else [*options, "--quiet"],
@@ -119,7 +135,13 @@ def serve(
             _announce(server, gateway, json)
             notify(READY)
             services: list[Service] = [TritonWatch(server), *([gateway] if gateway else [])]
-            keep(services, stopped, lambda event, facts: _tell(event, facts, talk, log))
+
+            def tell(event: str, facts: dict[str, object]) -> None:
+                if event == "replaced":
+                    tally.count(str(facts["who"]))
+                _tell(event, facts, talk, log)
+
+            keep(services, stopped, tell)
         finally:
             notify(STOPPING)
             with talk.status("answering what is in work, then stopping"):
@@ -143,6 +165,14 @@ def asked_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _pass_on_as_json(line: str) -> None:
+    _pass_on(jsonlib.dumps({"time": _now(), "event": "triton", "text": shorten(line)}))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def _pass_on(line: str) -> None:
     with contextlib.suppress(OSError):  # a log that nobody reads any more must not stop the server
         sys.stderr.write(f"{line}\n")  # at once: threads that print write the end of a line by itself
@@ -151,7 +181,7 @@ def _pass_on(line: str) -> None:
 
 def _tell(event: str, facts: dict[str, object], talk: Console, log: bool) -> None:
     if log:
-        _pass_on(jsonlib.dumps({"event": event, **facts}))
+        _pass_on(jsonlib.dumps({"time": _now(), "event": event, **facts}))
         return
     note = f" ({facts['note']})" if "note" in facts else ""
     with contextlib.suppress(OSError):

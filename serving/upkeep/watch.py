@@ -70,7 +70,7 @@ class TritonWatch:
             self._connection = None
 
     def _trouble(self, network: str) -> Trouble | None:
-        who = f"network {network!r}"
+        who = network_called(network)
         if cause := self.server.worker_ended(network):
             cause = f"its worker process: {cause}"
             return Trouble(who=who, cause=cause, mend=lambda stopped: self._reload(network, set(), stopped))
@@ -159,6 +159,11 @@ class TritonWatch:
         self._executed.clear()
         self._probed.clear()
         self._heard = dict.fromkeys((SERVER, *self._networks), time.monotonic())
+
+
+def network_called(network: str) -> str:
+    """Who is meant, where a network is in trouble."""
+    return f"network {network!r}"
 
 
 def patience(seconds: float) -> float:

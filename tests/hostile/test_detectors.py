@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bundle.arrays import read_arrays
 from bundle.errors import BundleCorrupt
 from detector.model import Detector
-from serving.scored import read_calibration
+from scoring.drift.scored import read_calibration
 from tests.conftest import MakeToyBundle
 
 pytestmark = [pytest.mark.hostile, pytest.mark.timeout(60)]

@@ -16,10 +16,10 @@ from PIL import Image
 import fieldmark
 from bundle import Bundle
 from bundle.files import sha256_of
-from serving.jobs import STATE
+from scoring.drift.scored import read_set
+from scoring.local.jobs import STATE
+from scoring.local.score import ScoreOptions, score_source
 from serving.local import LocalInference
-from serving.score import ScoreOptions, score_source
-from serving.scored import read_set
 
 pytestmark = pytest.mark.hostile
 
@@ -218,5 +218,5 @@ def test_a_missing_extra_is_named_before_the_work(
     script = f"import sys; sys.modules[{library!r}] = None; import fieldmark; fieldmark.main({words!r})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (3, "")
-    assert f"pip install 'fieldmark[{extra}]'" in done.stderr
+    assert f"pip install '.[{extra}]'" in done.stderr
     assert done.stderr.count("\n") == 1

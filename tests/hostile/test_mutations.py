@@ -26,8 +26,8 @@ from bundle.cli import show
 from bundle.errors import BundleError, FieldmarkError
 from bundle.folder import describe, sign_bundle
 from detector.model import Detector
+from scoring.drift.scored import read_calibration
 from serving.classify import prototype_images
-from serving.scored import read_calibration
 from serving.triton_config import Served, Settings, config_text
 from tests.keys import write_keys
 

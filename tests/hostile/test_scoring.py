@@ -15,11 +15,11 @@ from PIL import Image
 
 from bundle import Bundle
 from bundle.errors import DiskFull, InputError, ScoringError
-from serving.jobs import STATE, read_state
+from scoring.local.jobs import STATE, read_state
+from scoring.local.score import ScoreOptions, score_source
+from scoring.local.shards import read_scores
+from scoring.sources import MAX_LINE_BYTES, Source
 from serving.local import LocalInference
-from serving.score import ScoreOptions, score_source
-from serving.shards import read_scores
-from serving.sources import MAX_LINE_BYTES, Source
 
 pytestmark = pytest.mark.hostile
 

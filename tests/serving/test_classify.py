@@ -347,7 +347,7 @@ def test_no_matplotlib_is_a_sentence(
         monkeypatch.setitem(sys.modules, name, None)
     run = classify(birds[0], "--explain", tmp_path / "out.png")
     assert run.code == 3
-    assert "pip install 'fieldmark[figures]'" in run.err
+    assert "pip install '.[figures]'" in run.err
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.999])

@@ -526,7 +526,7 @@ def test_no_environment_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         find_environment()
     assert "there is no Triton here" in str(problem.value)
     assert "make setup" in str(problem.value)
-    assert "fieldmark[server]" in str(problem.value)
+    assert "'.[server]'" in str(problem.value)
 
 
 @pytest.mark.parametrize(

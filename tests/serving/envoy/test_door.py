@@ -45,13 +45,15 @@ def test_a_key_opens_and_its_name_goes_on(door: Door, toy_bundle: Bundle, gatewa
     with FieldmarkClient(door.url, key=ANN.secret, tls=Tls(ca=door.folder / "ca.pem")) as client:
         assert client.describe().bundle_id == toy_bundle.bundle_id
         assert [each.id for each in client.classify_stream([("one", GOOD.image), ("two", GOOD.image)])]
-    sent = metadata(BOB, ("x-request-id", "mine"), ("x-fieldmark-key-name", "ann"))
+    parent = f"00-{'4' * 32}-{'2' * 16}-01"
+    sent = metadata(BOB, ("x-request-id", "mine"), ("x-fieldmark-key-name", "ann"), ("traceparent", parent))
     with door.stub() as stub:
         assert stub.Classify(GOOD, metadata=sent, timeout=30).request_id == "mine"
     line = logged(door, "mine")
-    assert (line["key_name"], line["grpc_status"], line["status"]) == ("bob", "OK", 200)
+    assert (line["key_name"], line["grpc_status"], line["status"], line["traceparent"]) == ("bob", "OK", 200, parent)
     known = [json.loads(each) for each in gateway_log.getvalue().splitlines()]
-    assert [each["key_name"] for each in known if each.get("request_id") == "mine"] == ["bob"]
+    (told,) = [each for each in known if each.get("request_id") == "mine"]
+    assert (told["key_name"], told["trace_id"]) == ("bob", "4" * 32)
     assert all(key.secret not in gateway_log.getvalue() + "".join(door.lines) for key in (ANN, BOB))
 
 

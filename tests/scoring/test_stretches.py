@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.jobs import ShardRecord
-from serving.sources import SourceFile
-from serving.stretches import Stretch, digest_of, stretches
+from scoring.local.jobs import ShardRecord
+from scoring.local.stretches import Stretch, digest_of, stretches
+from scoring.sources import SourceFile
 
 NAMES = st.lists(st.text("abc", min_size=1, max_size=3), max_size=40)
 

@@ -18,14 +18,14 @@ from types import FrameType
 from typing import Any
 
 import bundle.files
-import serving.jobs
-import serving.shards
+import scoring.local.jobs
+import scoring.local.shards
 from bundle import Bundle
+from scoring.local.score import ScoreOptions, score_source
+from scoring.rows import arrow
 from serving.local import LocalInference
-from serving.rows import arrow
-from serving.score import ScoreOptions, score_source
 
-WATCHED = {str(module.__file__) for module in (bundle.files, serving.jobs, serving.shards)}
+WATCHED = {str(module.__file__) for module in (bundle.files, scoring.local.jobs, scoring.local.shards)}
 SKIPPED = {"to_table", "schema", "path_columns", "digest_of", "part_name", "<listcomp>", "<genexpr>", "total", "part"}
 
 

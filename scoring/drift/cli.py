@@ -12,15 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bundle.console import say
+from bundle.console import readable, say
 from bundle.errors import OptionError, printable
 from bundle.files import check_place
 from bundle.folder import Bundle
-from serving.score_cli import readable
 
 if TYPE_CHECKING:
-    from serving.drift import Drift
-    from serving.scored import Calibration, ScoredSet
+    from scoring.drift.comparison import Drift
+    from scoring.drift.scored import Calibration, ScoredSet
 
 DRIFTED = 4  # 1 to 3 are errors: see bundle/errors.py
 MOST_CLASSES = 12
@@ -58,11 +57,11 @@ def drift(
         raise OptionError(f"--plot {plot} is a folder")
     if plot is not None:
         check_place(plot)
-    from serving.drift import measure
-    from serving.scored import read_calibration, read_set
+    from scoring.drift.comparison import measure
+    from scoring.drift.scored import read_calibration, read_set
 
     if plot is not None:
-        from serving.drift_figure import draw, require
+        from scoring.drift.figure import draw, require
 
         require()
     opened = Bundle.open(bundle)
@@ -85,7 +84,7 @@ def _facts(
     result: "Drift", found: "ScoredSet", calibration: "Calibration", bundle: Bundle, shuffle: bool
 ) -> dict[str, Any]:
     """Everything that is printed, for machines."""
-    from serving.drift import CAPITALS
+    from scoring.drift.comparison import CAPITALS
 
     path = result.martingale.path
     return {

@@ -21,7 +21,8 @@ import fieldmark
 from bundle import Bundle, write_bundle
 from bundle.errors import BundleCorrupt, FieldmarkError
 from bundle.manifest import MANIFEST
-from serving.drift import (
+from scoring.drift.cli import DRIFTED, power
+from scoring.drift.comparison import (
     clean_share,
     earlier_greater,
     flagging_ranks,
@@ -32,12 +33,11 @@ from serving.drift import (
     simple_jumper,
     wilson,
 )
-from serving.drift_cli import DRIFTED, power
-from serving.drift_figure import _histogram, _share
+from scoring.drift.figure import _histogram, _share
+from scoring.drift.scored import Calibration, ScoredSet, read_calibration, read_set
+from scoring.local.score import ScoreOptions, score_source
+from scoring.local.shards import read_scores
 from serving.local import LocalInference
-from serving.score import ScoreOptions, score_source
-from serving.scored import Calibration, ScoredSet, read_calibration, read_set
-from serving.shards import read_scores
 from tests.conftest import LABELS, draw_toy
 
 COMMON = settings(deadline=None, derandomize=True, max_examples=60)

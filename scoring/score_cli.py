@@ -1,7 +1,6 @@
 """`fieldmark score`: what the analyst sees of a scoring job."""
 
 import json as jsonlib
-import os
 import signal
 import sys
 import threading
@@ -16,15 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from bundle import tensors
-from bundle.console import say
+from bundle.console import readable, say
 from bundle.errors import FieldmarkError, ScoringError
 from bundle.folder import Bundle
 from bundle.formats import passed_over
 from bundle.progress import Work
 
 if TYPE_CHECKING:
+    from scoring.local.score import Summary
     from serving.prediction import Inference
-    from serving.score import Summary
 
 OnProgress = Callable[[int, int], None]
 SOME_FAILED = 4  # 1 to 3 are errors: see bundle/errors.py
@@ -67,7 +66,7 @@ def score(
 
     Ends with 4 when some files could not be scored, with 1 when none could.
     """
-    from serving.score import AGAIN, ScoreOptions, score_source
+    from scoring.local.score import AGAIN, ScoreOptions, score_source
 
     options = ScoreOptions(
         network=network or tensors.FULL,
@@ -152,7 +151,7 @@ def _progress(source: Path) -> Iterator[OnProgress]:
 
 
 def _count(source: Path, work: Work, stop: threading.Event) -> None:
-    from serving.sources import Source
+    from scoring.sources import Source
 
     total = 0
     try:
@@ -202,14 +201,9 @@ def _record(summary: "Summary") -> dict[str, Any]:
     return {**asdict(summary), "failed": failed, **places}
 
 
-def readable(path: Path | str) -> str:
-    """A path that standard output can print, whatever bytes it holds."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def _safe(out: Path) -> str:
     """What an interrupted job has finished, as a half sentence."""
-    from serving.jobs import read_state
+    from scoring.local.jobs import read_state
 
     try:
         return read_state(out).safe_in(out) + "; "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serving.scored import Calibration, ScoredSet
+from scoring.drift.scored import Calibration, ScoredSet
 
 # With no drift: an alarm in at most 0.001 of the sets by Kolmogorov-Smirnov, in at most 1/100 by the martingale.
 KS_LEVEL, CAPITAL = 0.001, 100.0

@@ -27,15 +27,15 @@ from PIL import Image
 from bundle import Bundle, ImageSpec
 from bundle.errors import EndpointError, ImageError, InputError, MissingExtra, OptionError, ScoringError
 from bundle.formats import formats
-from serving.jobs import STATE, read_state
+from scoring.local.jobs import STATE, read_state
+from scoring.local.score import ScoreOptions, Summary, score_source
+from scoring.local.shards import FAILED, read_scores
+from scoring.local.stretches import digest_of
+from scoring.rows import arrow
+from scoring.score_cli import SOME_FAILED, check_served, open_inference
+from scoring.sources import Source, SourceFile
 from serving.local import LocalInference
 from serving.prediction import Outputs, predictions
-from serving.rows import arrow
-from serving.score import ScoreOptions, Summary, score_source
-from serving.score_cli import SOME_FAILED, check_served, open_inference
-from serving.shards import FAILED, read_scores
-from serving.sources import Source, SourceFile
-from serving.stretches import digest_of
 
 HERE = Path(__file__).parent
 CLI = [sys.executable, "-m", "fieldmark", "score"]
@@ -761,7 +761,7 @@ def test_without_pyarrow_the_extra_is_named(
 
 def test_importing_the_command_loads_nothing_heavy() -> None:
     code = (
-        "import sys, serving.score_cli; print(sorted({'pyarrow', 'onnxruntime', 'torch', 'grpc'} & set(sys.modules)))"
+        "import sys, scoring.score_cli; print(sorted({'pyarrow', 'onnxruntime', 'torch', 'grpc'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 

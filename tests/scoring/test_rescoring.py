@@ -16,11 +16,11 @@ from PIL import Image
 
 from bundle import Bundle
 from bundle.errors import InputError, ScoringError
-from serving.jobs import read_state
+from scoring.local.jobs import read_state
+from scoring.local.score import ScoreOptions, Summary, score_source
+from scoring.local.shards import FAILED, read_scores
 from serving.local import LocalInference
 from serving.prediction import Outputs
-from serving.score import ScoreOptions, Summary, score_source
-from serving.shards import FAILED, read_scores
 
 HERE = Path(__file__).parent
 COUNT = 20

@@ -12,9 +12,9 @@ from bundle import Bundle
 from bundle.arrays import read_arrays
 from bundle.errors import BundleCorrupt, ScoringError
 from bundle.manifest import AGAIN, PER_CLASS
-from serving.jobs import read_state
-from serving.rows import OK, arrow
-from serving.shards import read_scores
+from scoring.local.jobs import read_state
+from scoring.local.shards import read_scores
+from scoring.rows import OK, arrow
 
 COLUMNS = ("path", "status", "label", "instance_score", "is_adversarial")
 

@@ -10,11 +10,12 @@ A shard is written beside its name, flushed to disk, renamed, and only then ente
 so whenever the process dies, a shard is whole and counted, or it is scored again. A part that the state does not list,
 or whose bytes it does not know, is not a result.
 
-A later run of the same command finds the stretches again (serving/stretches.py). Where no path, size or time of change
-differs, the shard stays as it is. Any other is written anew, with the rows of the files that are still the same taken
-over from the old shard, under the old one's name or the next free number. While that goes on, the job is not complete.
+A later run of the same command finds the stretches again (scoring/local/stretches.py). Where no path, size or time of
+change differs, the shard stays as it is. Any other is written anew, with the rows of the files that are still the same
+taken over from the old shard, under the old one's name or the next free number. While that goes on, the job is not
+complete.
 
-serving/rows.py has the columns.
+scoring/rows.py has the columns.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from typing import Any
 
 from bundle.errors import ScoringError
 from bundle.files import atomic_file, open_regular, sha256_of, sha256_of_stream
-from serving.jobs import (
+from scoring.local.jobs import (
     FORMAT,
     STATE,
     Job,
@@ -42,9 +43,9 @@ from serving.jobs import (
     version,
     write_state,
 )
-from serving.rows import ERROR, Answer, arrow, exact_paths, schema, to_table
-from serving.sources import Source, SourceFile
-from serving.stretches import Stretch, digest_of, stamps_of
+from scoring.local.stretches import Stretch, digest_of, stamps_of
+from scoring.rows import ERROR, Answer, arrow, exact_paths, schema, to_table
+from scoring.sources import Source, SourceFile
 
 FAILED = "_failed.txt"
 _PART = re.compile(r"part-\d{6,}\.parquet")
@@ -196,7 +197,7 @@ class ScoreFolder:
 
 
 def read_scores(out: Path, columns: Sequence[str] | None = None) -> Any:
-    """The finished shards of a score folder as one pyarrow.Table, in the source's order; see serving/rows.py.
+    """The finished shards of a score folder as one pyarrow.Table, in the source's order; see scoring/rows.py.
 
     `columns` are some of that table's. A shard that is not what the state says, or not of its job, is refused.
     """

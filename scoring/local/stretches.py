@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from serving.jobs import ShardRecord
-from serving.sources import SourceFile
+from scoring.local.jobs import ShardRecord
+from scoring.sources import SourceFile
 
 
 @dataclass(frozen=True, kw_only=True)
