@@ -47,12 +47,13 @@ HEALTHCHECK --interval=30s --timeout=15s --start-period=120s --retries=3 \
 ENTRYPOINT ["python3", "-m", "fieldmark"]
 CMD ["serve", "/bundle"]
 
-# The gateway's wheels, by hash. They are built for Python 3.12 on Linux, as NVIDIA's image has it.
-FROM python:3.12-slim-bookworm AS wheels
+# The gateway's wheels, by hash, for the Python of the base: the same 3.12 as in NVIDIA's image.
+FROM ${PYTHON_IMAGE} AS wheels
 COPY requirements/gateway.lock /opt/fieldmark/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
-    --target /opt/fieldmark/packages -r /opt/fieldmark/gateway.lock
+    python3 -m venv /tmp/venv && \
+    /tmp/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --require-hashes \
+    --only-binary :all: --target /opt/fieldmark/packages -r /opt/fieldmark/gateway.lock
 
 # Starts Triton; the gateway is a second container from the same image, in the same network: 'python3 -m fieldmark gateway'.
 FROM ${TRITON_IMAGE} AS gpu

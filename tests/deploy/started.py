@@ -11,6 +11,7 @@ from serving.upkeep.cli import serve
 
 # What `serve` says itself to the gateway that it starts.
 _OWN = {"port": "port", "metrics_port": "gateway_metrics_port", "drain_seconds": "drain_seconds", "host": "host"}
+_DOOR = ("insecure", "certificate", "certificate_key", "keys", "client_ca", "health", "reflection")
 
 
 def parse(arguments: list[str]) -> GatewayOptions:
@@ -33,6 +34,7 @@ def flags(arguments: list[str]) -> dict[str, Any]:
         given = _read(app, "serve", rest)
         found = _read(gateway_app, "gateway", ["127.0.0.1:8001", *(given["gateway_options"] or ())])
         found |= {name: given[theirs] for name, theirs in _OWN.items()}
+        found |= {name: given[name] for name in _DOOR if given.get(name)}
     guarded = all(found[each] for each in ("certificate", "certificate_key", "keys"))
     assert found["insecure"] != guarded
     return {name: value for name, value in found.items() if value is not None}

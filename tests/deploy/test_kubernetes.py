@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,30 @@ def test_the_page_names_what_there_is() -> None:
         assert f"`{name}`" in PAGE
     secrets = [each["secret"]["secretName"] for each in pod("strangers")["volumes"] if "secret" in each]
     assert all(f"create secret {kind} {name} " in PAGE for kind, name in zip(("tls", "generic"), secrets, strict=True))
+
+
+def test_the_secrets_of_the_page_are_those_that_are_mounted(tmp_path: Path) -> None:
+    """kubectl makes them as the page says, and shows them instead of sending them."""
+    (block,) = re.findall(r"```\n(\(umask 077;.*?)```", PAGE, re.DOTALL)
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -keyout server.key -out server.pem -days 1 -subj /CN=x"
+    for line in (make, *block.splitlines()):
+        words = f"{line} --dry-run=client --output=yaml" if line.startswith("kubectl") else line
+        environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+        run = subprocess.run(
+            ["sh", "-c", words], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path, env=environment
+        )
+        assert run.returncode == 0, run.stderr
+        (tmp_path / "secrets.yaml").open("a").write(f"---\n{run.stdout}" if words != line else "")
+    made = {each["metadata"]["name"]: each for each in yaml.safe_load_all((tmp_path / "secrets.yaml").read_text())}
+    asked = flags(gateway_of("strangers")["args"])
+    mounted = {mount["name"]: mount["mountPath"] for mount in gateway_of("strangers")["volumeMounts"]}
+    there = {
+        Path(mounted[volume["name"]]) / file
+        for volume in pod("strangers")["volumes"]
+        if "secret" in volume
+        for file in made[volume["secret"]["secretName"]]["data"]
+    }
+    assert {asked[each] for each in ("certificate", "certificate_key", "keys")} == there
+    assert {each["metadata"]["namespace"] for each in made.values()} == {"fieldmark"}
+    (tmp_path / "keys").chmod(0o600)
+    assert len(read_keys(tmp_path / "keys")) == 1

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,20 @@ def test_every_network_is_asked(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPa
     assert sorted(inference.asked) == sorted(tensors.NETWORKS)
 
 
+@pytest.mark.parametrize(("verb", "room"), [("train", "training"), ("export", "export"), ("score", "scoring")])
+def test_a_verb_that_the_images_leave_out(verb: str, room: str, tmp_path: Path) -> None:
+    for name in ("bundle", "serving"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "fieldmark.py", tmp_path)
+    # Without site, so that this folder's own installation is not found; the libraries are.
+    path = [str(tmp_path), sysconfig.get_path("purelib")]
+    words = ["-I", "-S", "-c", f"import sys; sys.path[:0] = {path}; import fieldmark; fieldmark.main()", verb, "x"]
+    run = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout) == (2, "")
+    sentence = f"'fieldmark {verb}' is not installed here. A whole installation has it, in {room}/."
+    assert run.stderr == f"error: {sentence}\n"
+
+
 # The folder that Triton's workers run from
 
 
@@ -237,6 +252,7 @@ def test_a_folder_where_nothing_may_run_is_named(tmp_path: Path) -> None:
 
 _COPY = """
 import sys
+import sysconfig
 from pathlib import Path
 from bundle.errors import ServerError
 from serving.environment import find_environment
