@@ -42,26 +42,31 @@ class Image:
 
 @dataclass(frozen=True, kw_only=True)
 class Builder:
-    """Everything lies in `folder`, storage and all: who removes it has removed everything."""
+    """Everything lies in `folder`, storage and all: who removes it has removed everything. `prepare` comes first."""
 
     folder: Path
 
-    def build(self, target: str, *, bundle: Path) -> Image:
-        """Build a target with a bundle baked in, over a Debian of this machine's mirror."""
+    def prepare(self) -> None:
+        """Make the Debian, of this machine's mirror, and fetch the wheels."""
         self._make_base()
         self._fetch_wheels()
-        arguments = ["PYTHON_IMAGE=localhost/python", f"RUNTIME={target}"]
+
+    def build(self, target: str, *, bundle: Path) -> Image:
+        """Build a target with a bundle baked in. Both stand on the Debian: the gpu image has no Triton then."""
+        arguments = [f"{base}=localhost/python" for base in ("PYTHON_IMAGE", "TRITON_IMAGE")]
+        arguments.append(f"RUNTIME={target}")
         # pip is set up by a secret, as for whoever has a mirror: here by a folder of wheels.
         pip = self.folder / "pip.conf"
         pip.write_text("[global]\nno-index = true\nfind-links = /wheels\n")
+        tag = f"localhost/{target}"
         self._buildah(
-            *("build", "--isolation", "chroot", "--format", "docker", "--target", "baked", "--tag", "localhost/built"),
+            *("build", "--isolation", "chroot", "--format", "docker", "--target", "baked", "--tag", tag),
             *(f"--build-arg={each}" for each in arguments),
             *(f"--secret=id=pip,src={pip}", f"--volume={self.folder / 'wheels'}:/wheels:ro"),
             *(f"--build-context=bundle={bundle}", str(ROOT)),
         )
-        container = self._buildah("from", "localhost/built")
-        described = json.loads(self._buildah("inspect", "--type", "image", "localhost/built"))
+        container = self._buildah("from", tag)
+        described = json.loads(self._buildah("inspect", "--type", "image", tag))
         return Image(root=Path(self._buildah("mount", container)), config=described["Docker"]["config"])
 
     def _make_base(self) -> None:
@@ -74,9 +79,10 @@ class Builder:
 
     def _fetch_wheels(self) -> None:
         """By this machine's pip, as it is set up here; the hashes are looked at again inside."""
-        lock = ROOT / "requirements" / "server.lock"
         flags = ["--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:", f"--python-version={PYTHON}"]
-        _run([sys.executable, "-m", "pip", "download", *flags, "--requirement", lock, "--dest", self.folder / "wheels"])
+        for lock in ("server.lock", "gateway.lock"):
+            into = ["--requirement", ROOT / "requirements" / lock, "--dest", self.folder / "wheels"]
+            _run([sys.executable, "-m", "pip", "download", *flags, *into])
 
     def _buildah(self, *arguments: str) -> str:
         storage = ["--storage-driver", "vfs", "--root", self.folder / "storage", "--runroot", self.folder / "run"]

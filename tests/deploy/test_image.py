@@ -1,7 +1,8 @@
-"""The cpu image, really built from the Dockerfile and run: `make image-test`, by nobody else (it takes minutes).
+"""The images, really built from the Dockerfile and run: `make image-test`, by nobody else (it takes minutes).
 
 As root, with buildah and debootstrap. The root is read-only, the user nobody's, /tmp small: as compose and Kubernetes
 start it. What is replaced is the base, since no registry may be at hand: a Debian with its Python, from apt's mirror.
+Of the gpu image that proves the gateway's half; NVIDIA's Triton was not there.
 """
 
 import contextlib
@@ -30,13 +31,26 @@ FREE = ("--port=0", "--grpc-port=0", "--metrics-port=0", "--gateway-metrics-port
 
 
 @pytest.fixture(scope="session")
-def baked(toy_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Image:
-    """The cpu image with the toy bundle in it."""
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     if lacking := missing(("buildah", "debootstrap", "unshare", "setpriv", "apt-get")):
         pytest.skip(f"an image is built here only with {', '.join(lacking)}")
     if not mirror():
         pytest.skip("this machine's apt knows no Debian bookworm")
-    return Builder(folder=tmp_path_factory.mktemp("image")).build("cpu", bundle=toy_bundle.path)
+    made = Builder(folder=tmp_path_factory.mktemp("image"))
+    made.prepare()
+    return made
+
+
+@pytest.fixture(scope="session")
+def baked(builder: Builder, toy_bundle: Bundle) -> Image:
+    """The cpu image with the toy bundle in it."""
+    return builder.build("cpu", bundle=toy_bundle.path)
+
+
+@pytest.fixture(scope="session")
+def beside(builder: Builder, toy_bundle: Bundle) -> Image:
+    """The gpu image with the toy bundle in it, over a base without a Triton."""
+    return builder.build("gpu", bundle=toy_bundle.path)
 
 
 @pytest.fixture(scope="session")
@@ -157,3 +171,45 @@ def test_a_tmp_where_nothing_may_run_is_named(baked: Image) -> None:
     assert run.returncode == 1
     assert run.stderr.startswith("error: nothing may be run in /tmp")
     assert "--tmpfs /tmp:exec" in run.stderr
+
+
+# The gpu image, but for its Triton
+
+
+def test_its_gateway_answers_before_another_triton(
+    beside: Image, served: dict[str, Any], toy_bundle: Bundle, toy_images: np.ndarray
+) -> None:
+    ports = ["--port=0", "--metrics-port=0"]
+    words = [
+        "python3",
+        "-m",
+        "fieldmark",
+        "gateway",
+        served["grpc_url"],
+        "--bundle=/bundle",
+        *ports,
+        "--quiet",
+        "--json",
+    ]
+    with beside.start(words) as process:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        with FieldmarkClient(json.loads(line)["url"]) as client:
+            answer = client.classify(encode(toy_images[3]), explain=True)
+        assert answer.predictions[0].label == toy_bundle.manifest.labels[3]
+        os.kill(processes(process.pid)[1], signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+
+
+def test_it_starts_the_triton_that_is_not_there(beside: Image) -> None:
+    assert beside.config["User"] == "10001:10001"
+    run = beside.run([*beside.config["Entrypoint"], *beside.config["Cmd"]], tmpfs="noexec")
+    assert run.returncode == 1
+    assert "tritonserver cannot be started" in run.stderr
+    packages = {each.name for each in (beside.root / "opt" / "fieldmark" / "packages").iterdir()}
+    assert {"grpc", "prometheus_client", "envoy", "cryptography"} <= packages
+    assert not {"pytriton", "onnxruntime", "torch"} & packages
+    kind, *command = beside.config["Healthcheck"]["Test"]
+    assert kind == "CMD"
+    assert beside.run([*command[:-1], "127.0.0.1:9"]).stderr.startswith("unhealthy: no server answers")
