@@ -35,7 +35,7 @@ demo: setup ## The whole job: draw, train, export, serve, attack, score. DATA=FO
 test: setup .venv-policy/.whole ## Run all tests. TESTS="-m hostile" or TESTS=tests/bundle runs a part
 	.venv/bin/python -m pytest $(TESTS)
 
-image-test: setup ## Build the cpu image and have it classify: 3 minutes, as root, with buildah and debootstrap (apt)
+image-test: setup ## Build the images and have them classify: 4 to 10 minutes, as root, with buildah and debootstrap (apt)
 	.venv/bin/python -m pytest -m image tests/deploy
 
 check: .venv/.ready ## Lint, formatting, strict types, locks and the Dockerfile

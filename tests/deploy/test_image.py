@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -31,14 +32,18 @@ FREE = ("--port=0", "--grpc-port=0", "--metrics-port=0", "--gateway-metrics-port
 
 
 @pytest.fixture(scope="session")
-def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
+    """What builds both, and nothing left of it afterwards: it takes gigabytes."""
     if lacking := missing(("buildah", "debootstrap", "unshare", "setpriv", "apt-get")):
         pytest.skip(f"an image is built here only with {', '.join(lacking)}")
     if not mirror():
         pytest.skip("this machine's apt knows no Debian bookworm")
     made = Builder(folder=tmp_path_factory.mktemp("image"))
-    made.prepare()
-    return made
+    try:
+        made.prepare()
+        yield made
+    finally:
+        shutil.rmtree(made.folder)
 
 
 @pytest.fixture(scope="session")
