@@ -18,6 +18,7 @@ FieldmarkError                what was wrong, where, what to do; the CLI prints 
 ├── RepositoryError           a model repository that is damaged, or does not fit what is to be added
 ├── ServerError               the server could not start, or died
 ├── EndpointError             the endpoint cannot be reached, is not ready, or serves another bundle
+├── QuarantineError           a quarantine that cannot be written or read, or an entry of it that is damaged
 ├── DiskFull                  no space left; nothing half-written stays behind
 ├── ScoringError              offline scoring cannot go on (disk full, output of another bundle)
 ├── Interrupted               a person stopped it; says how to go on                              -> exit 130
@@ -151,6 +152,10 @@ class RequestRefused(EndpointError):
 
 def _refused(what: str, hint: str, reason: str, retry_after: float | None, field: str) -> RequestRefused:
     return RequestRefused(what, hint=hint, reason=reason, retry_after=retry_after, field=field)
+
+
+class QuarantineError(FieldmarkError):
+    """A quarantine that cannot be written or read, or an entry of it that is damaged."""
 
 
 class DiskFull(FieldmarkError):

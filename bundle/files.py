@@ -71,8 +71,11 @@ def flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to disk and takes the name, else it is removed."""
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed to disk and takes the name, else it is removed.
+
+    What need not survive a power cut whole is not `durable`, and not flushed.
+    """
     with full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -80,9 +83,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary = _beside(path)
         try:
             yield temporary
-            flush(temporary)
+            if durable:
+                flush(temporary)
             temporary.replace(path)
-            flush(path.parent)
+            if durable:
+                flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

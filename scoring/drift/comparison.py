@@ -6,18 +6,19 @@ calibrations: held against the exact uniform distribution, ten million rows woul
 So the two samples are compared, and both their sizes count.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from scoring.drift.scored import Calibration, ScoredSet
+from serving.martingale import CAPITAL, simple_jumper
+from serving.promise import beta_binomial, flagging_ranks
 
 # With no drift: an alarm in at most 0.001 of the sets by Kolmogorov-Smirnov, in at most 1/100 by the martingale.
-KS_LEVEL, CAPITAL = 0.001, 100.0
+KS_LEVEL = 0.001
 CAPITALS = (20.0, CAPITAL)
-JUMP = 0.01
 KS_MULTIPLIER = 1.9494746  # where Kolmogorov's distribution leaves KS_LEVEL above it
 Z95 = 1.96
 DRAWS = 20_000  # of clean sets, where their flagged share has no simple distribution
@@ -171,11 +172,6 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, float(low)), min(1.0, float(high))
 
 
-def flagging_ranks(n: int, alpha: float) -> int:
-    """How many of the possible p-values 1/(n+1), 2/(n+1), ..., 1 are at most alpha, in the graph's float32."""
-    return int(((np.arange(1, n + 2) / (n + 1)).astype(np.float32) <= np.float32(alpha)).sum())
-
-
 def groups(classes: Integers, calibration: Calibration) -> list[tuple[Integers, Numbers]]:
     """Which rows get their p-values among which scores, for rows with these predicted classes : (m,).
 
@@ -209,23 +205,13 @@ def clean_share(parts: Sequence[tuple[int, int, int]], draws: int = DRAWS) -> tu
     counts are independent; the bounds are then quantiles of `draws` sums, the same at every call.
     """
     if len(parts) == 1:
-        return _beta_binomial(*parts[0])
+        (rows, *_), bounds = parts[0], beta_binomial(*parts[0], (0.025, 0.975))
+        return bounds[0] / rows, bounds[1] / rows
     random, total = np.random.default_rng(0), np.zeros(draws, np.int64)
     for m, n, k in parts:
         total += random.binomial(m, random.beta(k, n + 1 - k, draws)) if 0 < k <= n else m * (k > n)
     low, high = np.quantile(total, (0.025, 0.975), method="inverted_cdf") / sum(m for m, *_ in parts)
     return float(low), float(high)
-
-
-def _beta_binomial(rows: int, n: int, k: int) -> tuple[float, float]:
-    if not 0 < k <= n:
-        return (float(k > n),) * 2
-    x = np.arange(rows)
-    ratios = np.log(rows - x) - np.log(x + 1) + np.log(x + k) - np.log(rows - x + n - k)  # P(X = x + 1) / P(X = x)
-    logs = np.concatenate([[0.0], np.cumsum(ratios)])
-    below = np.cumsum(np.exp(logs - logs.max()))
-    low, high = np.searchsorted(below / below[-1], (0.025, 0.975))
-    return float(low) / rows, float(high) / rows
 
 
 def online_p_values(calibration: Numbers, scores: Numbers, random: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -258,36 +244,6 @@ def earlier_greater(ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         counts[pairs[:, 1]] += width - below
         runs = np.sort(pairs.reshape(-1, 2 * width), axis=1, kind="stable")
     return counts[ranks]
-
-
-def simple_jumper(p_values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The factor by which each of p_values : (m,) multiplies the capital of the Simple Jumper (Vovk 2021) : (m,).
-
-    Five players, e = -1, -1/2, 0, 1/2, 1, multiply what they have by 1 + e (p - 1/2): negative e bet on small p-values
-    (higher scores, attacks), positive e on large ones. Before each row they share JUMP of their capital evenly.
-
-    Playing on uniform p-values loses 0.4 % a row, and after a long quiet time no attack would win that back. So of the
-    first capital only the part 1 / (t (t + 1)) starts to play at row t = 1, 2, ..., and 1 / (t + 1) still rests after
-    it: the capital never falls below that. It stays a test martingale: with no drift it ever reaches c with probability
-    at most 1/c (Ville 1939). Only shares are kept here, since the capital itself outgrows every float.
-    """
-    return np.fromiter(_factors(np.ascontiguousarray(p_values)), np.float64, len(p_values))
-
-
-def _factors(p_values: npt.NDArray[np.float64]) -> Iterator[float]:
-    stay, even = 1 - JUMP, JUMP / 5
-    a = b = c = d = e = 0.0
-    resting = 1.0
-    for t, p in enumerate(memoryview(p_values.data), start=1):  # plain floats, ten times as fast as NumPy's
-        x = p - 0.5
-        begins = resting / (t + 1)
-        resting -= begins
-        shared = even * (a + b + c + d + e) + begins / 5
-        a, b, c = (stay * a + shared) * (1 - x), (stay * b + shared) * (1 - x / 2), stay * c + shared
-        d, e = (stay * d + shared) * (1 + x / 2), (stay * e + shared) * (1 + x)
-        total = a + b + c + d + e + resting
-        yield total
-        a, b, c, d, e, resting = a / total, b / total, c / total, d / total, e / total, resting / total
 
 
 def _classes(found: ScoredSet, calibration: Calibration) -> tuple[ClassDrift, ...]:

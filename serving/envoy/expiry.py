@@ -1,16 +1,6 @@
-"""Until when certificates hold, for the metrics: one that is over shuts the door to everybody."""
+"""Until when certificates hold: one that is over shuts the door to everybody."""
 
 from pathlib import Path
-from typing import Any
-
-from serving.envoy.options import EnvoyOptions
-
-
-def note_expiry(metrics: Any, options: EnvoyOptions) -> None:
-    """Have a gateway's metrics show when each certificate that its Envoy has read is over."""
-    for file in (options.certificate, options.client_ca):
-        if file is not None and (seconds := expires(file)) is not None:
-            metrics.certificate_expires.labels(file.name).set(seconds)
 
 
 def expires(file: Path) -> float | None:

@@ -31,6 +31,18 @@ from serving.envoy.flags import (
     Reflection,
 )
 from serving.envoy.options import DEFAULTS, SHARED
+from serving.gateway.keeping_flags import (
+    AUDIT_DEFAULTS,
+    QUARANTINE_DEFAULTS,
+    AuditBytes,
+    AuditFile,
+    AuditFiles,
+    Bytes,
+    Days,
+    Place,
+    Sample,
+    keeping_options,
+)
 from serving.gateway.options import GatewayOptions, is_loopback
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -90,6 +102,13 @@ def gateway(
     idle_seconds: Annotated[float, option("Seconds that a stream may be idle.")] = _DEFAULTS.idle_seconds,
     connection_seconds: Annotated[float, option("Seconds that a connection lives.")] = _DEFAULTS.connection_seconds,
     drain_seconds: Annotated[float, option("Seconds for what is in work at the end.")] = _DEFAULTS.drain_seconds,
+    quarantine: Place = None,
+    quarantine_sample: Sample = QUARANTINE_DEFAULTS.sample,
+    quarantine_bytes: Bytes = QUARANTINE_DEFAULTS.bytes,
+    quarantine_days: Days = QUARANTINE_DEFAULTS.days,
+    audit_log: AuditFile = None,
+    audit_bytes: AuditBytes = AUDIT_DEFAULTS.bytes,
+    audit_files: AuditFiles = AUDIT_DEFAULTS.files,
     otlp: Annotated[
         str | None,
         typer.Option(
@@ -129,22 +148,27 @@ def gateway(
     from serving.gateway.upstream import TritonAddress
 
     require_libraries()
+    kept = keeping_options(given)
     header, opened = _read_access(triton_header), Bundle.open(bundle) if bundle else None
     with _triton(triton, opened, triton_python) as (url, server, started):
         address = TritonAddress(url=url, header=header, tls=triton_tls)
-        work = _Work(options=options, address=address, bundle=started or opened, server=server, front=front)
+        work = _Work(options=options, address=address, bundle=started or opened, server=server, front=front, kept=kept)
         asyncio.run(_serve(work, None if quiet else sys.stderr, json))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What runs: a gateway before a Triton (`server`, if it is ours); `front` makes the Envoy before both, if any."""
+    """What runs: a gateway before a Triton (`server`, if it is ours); `front` makes the Envoy before both, if any.
+
+    `kept` is what is kept of requests.
+    """
 
     options: GatewayOptions
     address: Any
     bundle: Bundle | None
     server: Any
     front: Callable[[Any], Any] | None
+    kept: Any
 
 
 def _check_door(host: str, insecure: bool, *needed: Path | None) -> bool:
@@ -168,7 +192,6 @@ def _check_door(host: str, insecure: bool, *needed: Path | None) -> bool:
 def _front(given: dict[str, Any], options: GatewayOptions) -> Callable[[Any], Any]:
     """What makes the Envoy before a gateway that runs; everything that can be wrong with it is said here."""
     from serving.envoy.cli import envoy_options
-    from serving.envoy.expiry import note_expiry
     from serving.envoy.process import EnvoyServer, find_envoy
     from serving.gateway.server import check_port, free_port
 
@@ -181,7 +204,7 @@ def _front(given: dict[str, Any], options: GatewayOptions) -> Callable[[Any], An
     settings = envoy_options(asked | shared | {"port": port})
 
     def make(gateway: Any) -> EnvoyServer:
-        note_expiry(gateway.metrics, settings)
+        gateway.certificates = tuple(file for file in (settings.certificate, settings.client_ca) if file is not None)
         behind = dataclasses.replace(settings, gateway=gateway.url)
         return EnvoyServer(behind, binary=binary, on_log=gateway.journal.copy)
 
@@ -220,7 +243,7 @@ async def _serve(work: _Work, log: Any, json: bool) -> None:
     options = work.options
     if work.front is not None:  # then only Envoy is to reach it
         options = dataclasses.replace(options, host="127.0.0.1", port=0)
-    gateway = Gateway(options, work.address, bundle=work.bundle, log=log)
+    gateway = Gateway(options, work.address, bundle=work.bundle, log=log, keeping=work.kept)
     with gateway.journal.libraries(), contextlib.ExitStack() as last:
         async with gateway:  # what it still answers when it drains goes out through Envoy, which ends last
             envoy = last.enter_context(work.front(gateway)) if work.front is not None else None

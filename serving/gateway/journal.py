@@ -7,9 +7,11 @@ costs lines and not answers.
 import contextlib
 import json
 import logging
+import math
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -25,6 +27,7 @@ class Journal:
     def __init__(self, stream: TextIO | None, *, lost: Callable[[], object] = lambda: None) -> None:
         self._stream, self.lost = stream, lost
         self._lines: queue.Queue[str | None] = queue.Queue(MAX_LINES)
+        self._said: dict[str, tuple[float, int]] = {}  # when something was said last, and how often it was not since
         self._writer = threading.Thread(target=self._work, name="journal", daemon=True)
         self._writer.start()
 
@@ -32,9 +35,18 @@ class Journal:
         """Log one event; text is cut, and what JSON does not know is given as text."""
         if self._stream is None:
             return
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         short = {name: shorten(value) if isinstance(value, str) else value for name, value in facts.items()}
-        self.copy(json.dumps({"time": time, "event": event, **short}, default=str))
+        self.copy(json.dumps({"time": now, "event": event, **short}, default=str))
+
+    def seldom(self, event: str, of: str, seconds: float, **facts: Any) -> None:
+        """Log an event at most once in `seconds` for each `of`; `unsaid` is how often it happened since it was said."""
+        said, unsaid = self._said.get(f"{event} {of}", (-math.inf, 0))
+        if time.monotonic() - said < seconds:
+            self._said[f"{event} {of}"] = (said, unsaid + 1)
+            return
+        self._said[f"{event} {of}"] = (time.monotonic(), 0)
+        self.write(event, **facts, **({"unsaid": unsaid} if unsaid else {}))
 
     def copy(self, line: str) -> None:
         """Log a line that is JSON already: of a process that stands beside the gateway."""

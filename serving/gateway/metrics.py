@@ -37,9 +37,19 @@ class Metrics:
         self.streams = make(Gauge, "streams", "Streams open now.")
         self.stalled_streams = make(Gauge, "stalled_streams", "Streams given up that wait for their caller to read.")
         self.serving = make(Gauge, "serving", "1 while the network answers its probes.", ("network",))
+        self.drift = make(Gauge, "drift_log10", "log10 of the drift martingale's capital now.", ("network",))
+        self.drift_highest = make(Gauge, "drift_highest_log10", "The highest that it has been.", ("network",))
+        self.promises_broken = make(
+            Counter, "promises_broken", "Windows in which far more was flagged than alpha promises.", ("network",)
+        )
+        self.quarantine_written = make(Counter, "quarantine_written", "Images put into quarantine.", ("reason",))
+        self.quarantine_dropped = make(Counter, "quarantine_dropped", "Images that should be there and are not.")
+        self.quarantine_removed = make(Counter, "quarantine_removed", "Images removed to keep within its bounds.")
+        self.quarantine_bytes = make(Gauge, "quarantine_bytes", "Bytes of the quarantine.")
+        self.lost_audit_lines = make(Counter, "lost_audit_lines", "Lines of the audit log that were not written.")
         self.spans = make(Counter, "spans", "Spans of traces: made, and sent to the collector.", ("outcome",))
         self.replaced = make(Counter, "replaced", "What 'fieldmark serve' has replaced, over all gateways.", ("who",))
-        text = "Unix time in seconds when a certificate of Envoy's is over, as read at the start."
+        text = "Unix time in seconds when a certificate of Envoy's is over, as its file says."
         self.certificate_expires = make(Gauge, "certificate_expires", text, ("file",))
         self.lost_log_lines = make(Counter, "lost_log_lines", "Log lines dropped because nobody took them.")
 

@@ -13,6 +13,7 @@ MESSAGE_MARGIN = (
     MIB  # of a message beyond its image: names, ids, and an image that is a little too large for a sentence
 )
 METADATA_BYTES = 8 * 1024
+CLOSE_SECONDS = 5.0  # that a drained gateway takes at most for what is still to be kept of requests
 _UNCHECKED = ("host", "port", "metrics_port", "metrics_host", "queue_size", "drain_seconds", "otlp", "replaced")
 
 

@@ -18,13 +18,15 @@ from bundle import Bundle
 from bundle.errors import MissingExtra, ServerError
 from serving.classify import prototype_images
 from serving.client import ServedBundle
+from serving.envoy.expiry import expires
 from serving.gateway.handlers import SERVICE, add_service
 from serving.gateway.journal import Journal
+from serving.gateway.keeping import Keeping, KeepingOptions
 from serving.gateway.metrics import Metrics
 from serving.gateway.options import METADATA_BYTES, GatewayOptions
 from serving.gateway.probing import Prober
 from serving.gateway.service import FieldmarkService, Served
-from serving.gateway.tally import read_tally
+from serving.gateway.tally import Told, read_tally
 from serving.gateway.tracing import open_tracing
 from serving.gateway.upstream import Triton, TritonAddress
 
@@ -38,13 +40,20 @@ class Gateway:
     """Start it and stop it inside one event loop. `bundle` is where the pictures of prototypes are, if anywhere."""
 
     def __init__(
-        self, options: GatewayOptions, triton: TritonAddress, *, bundle: Bundle | None = None, log: TextIO | None = None
+        self,
+        options: GatewayOptions,
+        triton: TritonAddress,
+        *,
+        bundle: Bundle | None = None,
+        log: TextIO | None = None,
+        keeping: KeepingOptions | None = None,
     ) -> None:
         require_libraries()
         self.options, self.port, self.metrics_port = options, 0, 0
         self.manifest: Any = None
+        self.certificates: tuple[Path, ...] = ()  # PEM files whose end the metrics show
         self.metrics = Metrics()
-        self._address, self._bundle = triton, bundle
+        self._address, self._bundle, self._kept = triton, bundle, keeping or KeepingOptions()
         self.journal = Journal(log, lost=self.metrics.lost_log_lines.inc)
         self._open = contextlib.AsyncExitStack()
         self._probing: asyncio.Task[None] | None = None
@@ -90,6 +99,8 @@ class Gateway:
 
     async def _start(self) -> None:
         self._open.callback(self.journal.close)
+        keeping = Keeping(self._kept, self.metrics, self.journal)
+        self._open.push_async_callback(asyncio.to_thread, keeping.close)
         triton = Triton(self._address)
         self._open.push_async_callback(triton.close)
         self._prober = Prober(
@@ -108,7 +119,13 @@ class Gateway:
         if tracing is not None:
             self._open.push_async_callback(asyncio.to_thread, tracing.close)
         self._service = FieldmarkService(
-            self.options, triton, self._prober, metrics=self.metrics, journal=self.journal, tracing=tracing
+            self.options,
+            triton,
+            self._prober,
+            metrics=self.metrics,
+            journal=self.journal,
+            keeping=keeping,
+            tracing=tracing,
         )
         self._open.callback(self._service.close)
         self._make_server()
@@ -116,9 +133,8 @@ class Gateway:
         self.metrics_port = self.metrics.listen(self.options.metrics_host, self.options.metrics_port)
         self._open.callback(self.metrics.close)
         await self._server.start()
-        if self.options.replaced is not None:
-            counting = asyncio.create_task(self._count_replaced(self.options.replaced))
-            self._open.callback(counting.cancel)
+        showing = asyncio.create_task(self._show_files())
+        self._open.callback(showing.cancel)
         self._probing = asyncio.create_task(self._prober.run())
         self._open.callback(self._probing.cancel)
         self.journal.write("started", url=self.url, metrics_port=self.metrics_port, bundle_id=self.manifest.bundle_id)
@@ -156,6 +172,7 @@ class Gateway:
 
     def _learnt(self, learnt: ServedBundle) -> None:
         self.manifest = learnt.manifest
+        self._service.drift.begin(learnt.manifest, self._bundle)
         look_up = prototype_images(self._bundle, learnt.manifest)
         self._service.serve(Served(manifest=learnt.manifest, image=learnt.manifest.image, look_up=look_up))
         self.journal.write("bundle", bundle_id=learnt.manifest.bundle_id, name=learnt.manifest.name)
@@ -169,11 +186,18 @@ class Gateway:
         for name in (EVERYTHING, SERVICE):
             await self._health.set(name, everything)
 
-    async def _count_replaced(self, file: Path) -> None:
-        """Have the metrics show what the supervisor has counted, until cancelled."""
+    async def _show_files(self) -> None:
+        """Have the metrics show what stands in files, also when it changes, until cancelled."""
         while True:
-            self.metrics.replaced_so_far(read_tally(file))
+            await asyncio.to_thread(self._read_files)
             await asyncio.sleep(self.options.probe_seconds)
+
+    def _read_files(self) -> None:
+        told = read_tally(self.options.replaced) if self.options.replaced is not None else Told()
+        self.metrics.replaced_so_far(told.replaced)
+        for file in (*self.certificates, *told.certificates):
+            if (end := expires(file)) is not None:
+                self.metrics.certificate_expires.labels(file.name).set(end)
 
     def _names(self) -> list[str]:
         return [EVERYTHING, SERVICE, *(f"{SERVICE}/{network}" for network in self.manifest.networks)]

@@ -26,9 +26,11 @@ from serving.gateway import failures
 from serving.gateway.admission import Admission, Memory
 from serving.gateway.answer import LookUp, Stages, make_answer, make_explanation
 from serving.gateway.asked import check_request, smallest_alpha
+from serving.gateway.drift import DriftMeters
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.handlers import well_formed
 from serving.gateway.journal import Journal
+from serving.gateway.keeping import Keeping
 from serving.gateway.metrics import STAGES, Metrics
 from serving.gateway.options import GatewayOptions
 from serving.gateway.probing import Prober
@@ -74,7 +76,7 @@ class Call:
     deadline: float
     trace: Trace
     network: str = ""
-    bytes: int = 0
+    image: bytes = b""
     stages: Stages = field(default_factory=Stages)
 
     @property
@@ -94,10 +96,12 @@ class FieldmarkService:
         *,
         metrics: Metrics,
         journal: Journal,
+        keeping: Keeping,
         tracing: Tracing | None = None,
     ) -> None:
         self.options, self.prober, self.tracing = options, prober, tracing
-        self.metrics, self.journal = metrics, journal
+        self.metrics, self.journal, self.keeping = metrics, journal, keeping
+        self.drift = DriftMeters(metrics, journal)
         self.stopping = asyncio.Event()
         self.open_streams = self.stalled_streams = 0
         self.stream_memory = Memory(options.queue_bytes)
@@ -172,7 +176,7 @@ class FieldmarkService:
     async def classify(self, request: v1.ClassifyRequest, call: Call, *, patient: bool = False) -> v1.ClassifyResponse:
         """The answer to one request; raises RequestRefused. `patient` is for one of a stream (see Admission)."""
         served, request = self._ready(), well_formed(request)
-        call.bytes = len(request.image)
+        call.image = request.image
         asked = check_request(request, served.manifest, served.image.max_bytes)
         call.network = asked.network
         if not self.prober.serving(asked.network):
@@ -185,7 +189,7 @@ class FieldmarkService:
         try:
             async with (
                 asyncio.timeout(call.left),
-                self.admissions[asked.network].enter(call.bytes, call.left, patient=patient),
+                self.admissions[asked.network].enter(len(call.image), call.left, patient=patient),
             ):
                 pixels = await self._beside(_decode, served.image, request.image, call)
                 began = time.monotonic()
@@ -224,7 +228,7 @@ class FieldmarkService:
         self.metrics.requests.labels(call.method, code, reason).inc()
         if reason in _SHED and call.stages.decode == 0:
             self.metrics.shed.labels(reason).inc()
-        facts: dict[str, Any] = {"network": call.network, "bytes": call.bytes}
+        facts: dict[str, Any] = {"network": call.network, "bytes": len(call.image)}
         if isinstance(answer, v1.ClassifyResponse):
             facts |= {"p_value": round(answer.adversarial.p_value, 6), "flagged": answer.adversarial.flagged}
         self._end_trace(call, code, {"reason": reason, "request_id": call.request_id, **facts}, answer)
@@ -243,6 +247,7 @@ class FieldmarkService:
             seconds=round(time.monotonic() - call.arrived, 6),
             **facts,
         )
+        self.keeping.ended(call, code, reason, answer)
         return refused
 
     async def _guarded(self, work: Awaitable[Result], call: Call, context: Any) -> Result:
@@ -284,6 +289,7 @@ class FieldmarkService:
         self.metrics.p_value.labels(answer.network).observe(answer.adversarial.p_value)
         self.metrics.alpha.labels(answer.network).inc(answer.adversarial.alpha)
         self.metrics.flagged.labels(answer.network).inc(int(answer.adversarial.flagged))
+        self.drift.see(answer)
 
     async def _describe(self, request: v1.DescribeRequest) -> v1.DescribeResponse:
         well_formed(request)

@@ -5,7 +5,7 @@ import json as jsonlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from rich.table import Table
 from bundle import Bundle
 from bundle.errors import OptionError, printable
 from serving.gateway.journal import shorten
+from serving.gateway.keeping_flags import AuditFile, Place
 from serving.upkeep.notify import ALIVE, READY, STOPPING, notify
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def serve(
     drain_seconds: Annotated[
         float, typer.Option(min=0, max=3600, help="Seconds at the end for what is in work.")
     ] = 10.0,
+    quarantine: Place = None,
+    audit_log: AuditFile = None,
     no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Triton alone, without fieldmark.v1.")] = False,
     triton_otlp: Annotated[
         str | None,
@@ -87,12 +90,16 @@ def serve(
     from serving.upkeep.keeper import Service, keep
     from serving.upkeep.watch import TritonWatch
 
+    kept = [
+        *(("--quarantine", quarantine) if quarantine is not None else ()),
+        *(("--audit-log", str(audit_log)) if audit_log is not None else ()),
+    ]
     if not no_gateway:
         from serving.gateway.server import require_libraries
 
         require_libraries()
-    elif gateway_options:
-        raise OptionError(f"{gateway_options[0]} is for the gateway, and --no-gateway is given")
+    elif asked := [*(gateway_options or ()), *kept]:
+        raise OptionError(f"{asked[0]} is for the gateway, and --no-gateway is given")
     traces = collector_url(triton_otlp) if triton_otlp else ""
     talk = Console(stderr=True, soft_wrap=True, highlight=False)
     opened = Bundle.open(bundle)
@@ -110,7 +117,7 @@ def serve(
             triton_python=triton_python,
             start_seconds=start_timeout,
             traces=traces,
-            on_log=(_pass_on_as_json if log else _pass_on) if verbose else None,
+            on_log=_listener("triton", log) if verbose else None,
         )
         gateway: GatewayProcess | None = None
         try:
@@ -118,14 +125,14 @@ def serve(
                 server.start(cancelled=stopped)
             if not no_gateway and not signals:
                 ours = ["--host", host, "--bundle", str(bundle), "--replaced", str(tally.path)]
-                options = [*ours, *(gateway_options or ())]
+                options = [*ours, *kept, *(gateway_options or ())]
                 gateway = GatewayProcess(
                     server.grpc_url,
                     options if log else [*options, "--quiet"],
                     port=port,
                     metrics_port=gateway_metrics_port,
                     drain_seconds=drain_seconds,
-                    on_log=_pass_on,
+                    on_log=_listener("gateway", log),
                 )
                 with talk.status("starting the gateway"):
                     gateway.start(stopped=stopped)
@@ -165,8 +172,14 @@ def asked_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _pass_on_as_json(line: str) -> None:
-    _pass_on(jsonlib.dumps({"time": _now(), "event": "triton", "text": shorten(line)}))
+def _listener(event: str, log: bool) -> Callable[[str], None]:
+    """What takes the lines of a process's log: passes them on, with `log` as JSON if they are not that already."""
+    return (lambda line: _pass_on(as_json(event, line))) if log else _pass_on
+
+
+def as_json(event: str, line: str) -> str:
+    """A line of a process's log as a JSON object, with the event's name if it is none yet."""
+    return line if line.startswith("{") else jsonlib.dumps({"time": _now(), "event": event, "text": shorten(line)})
 
 
 def _now() -> str:

@@ -17,13 +17,14 @@ import grpc
 
 from bundle.errors import FieldmarkError, OptionError, ServerError
 from serving.client import channel_options
+from serving.gateway.options import CLOSE_SECONDS
 from serving.processes import end_group, ending, launch
 from serving.upkeep.keeper import PATIENCE_SECONDS, STEP_SECONDS, Stopped, Trouble
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0
 PROBE_SECONDS = 2.0
-MARGIN_SECONDS = 2.0  # that a drained gateway has to end
+MARGIN_SECONDS = CLOSE_SECONDS + 2.0  # that a drained gateway has to end
 WHO = "the gateway"
 _SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 

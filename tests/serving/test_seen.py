@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
+import fieldmark
 from bundle import Bundle
 from serving.gateway.client import FieldmarkClient
-from serving.gateway.tally import Tally, read_tally
+from serving.gateway.tally import Tally, Told, read_tally
+from serving.upkeep.cli import as_json
 from tests.serving.gateway.collector import Collector, collecting
 from tests.serving.gateway.gateway_thread import encode
 from tests.serving.test_upkeep import Served, serving
@@ -79,16 +81,31 @@ def test_every_line_is_json_and_has_its_time(served: Served) -> None:
     assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00$", line["time"]) for line in lines)
 
 
+def test_a_line_that_is_no_json_becomes_some() -> None:
+    line = '{"event": "request"}'
+    assert as_json("gateway", line) == line
+    found = json.loads(as_json("gateway", 'Traceback: "x" \u00e9'))
+    assert (found["event"], found["text"]) == ("gateway", 'Traceback: "x" \u00e9')
+
+
 def test_a_tally_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     file = tmp_path / "counts"
     tally = Tally(file, ("a", "b"))
     tally.count("a")
     tally.count("c")
-    assert read_tally(file) == {"a": 1, "b": 0, "c": 1}
-    for text in ("", "[1]", '{"a": "x"}', '{"a": null}', "\x00"):
+    assert read_tally(file) == Told(replaced={"a": 1, "b": 0, "c": 1})
+    for text in ("", "[1]", "{}", '{"replaced": {"a": "x"}, "certificates": []}', "\x00"):
         file.write_text(text)
-        assert read_tally(file) == {}
+        assert read_tally(file) == Told()
     file.unlink()
-    assert read_tally(file) == {}
+    assert read_tally(file) == Told()
     file.mkdir()
     tally.count("a")  # the figure is lost, and nobody is harmed
+
+
+@pytest.mark.hostile
+def test_a_url_that_is_none(toy_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        fieldmark.main(["serve", str(toy_bundle.path), "--triton-otlp", "localhost:4318"])
+    assert ended.value.code == 2
+    assert "--triton-otlp 'localhost:4318' is not the URL of a collector" in capsys.readouterr().err

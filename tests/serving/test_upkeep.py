@@ -224,7 +224,8 @@ def test_a_killed_server_after_one_bad_request_is_named_by_what_killed_it(toy_bu
             client._call("infer", "full", [])
         os.kill(served.facts["triton_pid"], signal.SIGKILL)
         served.wait_for(lambda: served.events("replaced"))
-        assert served.events("trouble") == [{"event": "trouble", "who": "tritonserver", "cause": "killed by SIGKILL"}]
+        (trouble,) = served.events("trouble")
+        assert (trouble["who"], trouble["cause"]) == ("tritonserver", "killed by SIGKILL")
         assert served.events("replaced")[0]["note"] == "the whole server, with every network"
         served.wait_for(lambda: all(served.answers(network) for network in tensors.NETWORKS))
         with TritonInference.connect(served.facts["grpc_url"], expect_bundle=toy_bundle.bundle_id):
@@ -364,6 +365,9 @@ def test_systemd_hears_when_it_is_ready_that_it_lives_and_that_it_stops(toy_bund
             2,
             "--concurrency is for the gateway, and --no-gateway is given",
         ),
+        (["--no-gateway", "--quarantine", "q"], 2, "--quarantine is for the gateway, and --no-gateway is given"),
+        (["--quarantine", "/dev/null"], 2, "/dev/null is no folder"),
+        (["--audit-log", "/dev/null"], 2, "--audit-log /dev/null: not a regular file"),
     ],
 )
 def test_what_the_gateway_refuses_is_said_and_nothing_stays(

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 
 import fieldmark
 from bundle import Bundle
+from serving.envoy.expiry import expires
 from serving.gateway.calls import Tls
 from serving.gateway.client import FieldmarkClient
 from serving.server import TritonServer
@@ -40,6 +44,17 @@ def start(*arguments: str | Path) -> tuple["subprocess.Popen[str]", dict[str, An
     return process, json.loads(line)
 
 
+def ends(metrics_url: str) -> dict[str, float]:
+    """When which certificate is over, as the metrics say; they are read a moment after the start."""
+    for _ in range(200):
+        with urllib.request.urlopen(metrics_url, timeout=10) as page:
+            text = page.read().decode()
+        if found := re.findall(r'^fieldmark_gateway_certificate_expires\{file="(.+)"\} (\S+)$', text, re.MULTILINE):
+            return {name: float(value) for name, value in found}
+        time.sleep(0.05)
+    pytest.fail("the metrics say nothing of certificates")
+
+
 def children(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -56,6 +71,7 @@ def test_an_address_that_others_reach(
         address = facts["url"].replace("0.0.0.0", "127.0.0.1")
         with FieldmarkClient(address, key=ANN.secret, tls=Tls(ca=certificates / "ca.pem")) as client:
             assert client.describe().bundle_id == toy_bundle.bundle_id
+        assert ends(facts["metrics_url"]) == {"server.pem": expires(certificates / "server.pem")}
     finally:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=30)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from bundle import Bundle
 from serving.gateway.generated.fieldmark_pb2_grpc import FieldmarkStub
+from serving.gateway.keeping import KeepingOptions
 from serving.gateway.options import GatewayOptions
 from serving.gateway.server import Gateway
 from serving.gateway.upstream import TritonAddress
@@ -20,7 +21,12 @@ from serving.gateway.upstream import TritonAddress
 
 @contextlib.contextmanager
 def running(
-    triton: str | TritonAddress, *, bundle: Bundle | None = None, log: Any = None, **options: Any
+    triton: str | TritonAddress,
+    *,
+    bundle: Bundle | None = None,
+    log: Any = None,
+    keeping: KeepingOptions | None = None,
+    **options: Any,
 ) -> Iterator[Gateway]:
     """A gateway before the Triton at an address, on free ports; drained at the end."""
     address = triton if isinstance(triton, TritonAddress) else TritonAddress(url=triton)
@@ -33,7 +39,7 @@ def running(
         return asyncio.run_coroutine_threadsafe(work, loop).result(timeout=60)
 
     async def make() -> Gateway:
-        gateway = Gateway(settings, address, bundle=bundle, log=log)
+        gateway = Gateway(settings, address, bundle=bundle, log=log, keeping=keeping)
         await gateway.start()
         return gateway
 

@@ -55,6 +55,15 @@ def lines(log: io.StringIO) -> list[dict[str, Any]]:
     return found
 
 
+def requests(log: io.StringIO, count: int) -> list[dict[str, Any]]:
+    """The lines of requests, once there are so many: they are written a moment after the answer."""
+    deadline = time.monotonic() + 20
+    while len(found := [line for line in lines(log) if line["event"] == "request"]) < count:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
+
+
 def ask(gateway: Gateway, request_id: str, **fields: Any) -> str:
     """The reason for which a call fails, or its status."""
     request = v1.ClassifyRequest(**{"image": GOOD, **fields})
@@ -99,8 +108,8 @@ def test_failures_show_neither_image_nor_key(
     found["bug"] = ask(served, "bug")
     with stub_of(served) as stub, pytest.raises(grpc.RpcError):
         sent = (*SENT, ("x-request-id", "stream"))
-        requests = [v1.ClassifyStreamRequest(id=KEY, request=v1.ClassifyRequest(image=GOOD))]
-        for answer in stub.ClassifyStream(iter(requests), metadata=sent):
+        asked = v1.ClassifyStreamRequest(id=KEY, request=v1.ClassifyRequest(image=GOOD))
+        for answer in stub.ClassifyStream(iter([asked]), metadata=sent):
             assert answer.error.reason == "BUG"
         stub.Classify(v1.ClassifyRequest(image=GOOD), metadata=sent, timeout=0.0001)
     assert found == {
@@ -118,7 +127,7 @@ def test_failures_show_neither_image_nor_key(
         "late": "TOO_LATE",
         "bug": "BUG",
     }
-    told = {line["request_id"]: line for line in lines(log) if line["event"] == "request"}
+    told = {line["request_id"]: line for line in requests(log, len(found) + 2)}  # a stream and its request
     assert {name: told[name]["reason"] or "OK" for name in found} == found
     assert {line["trace_id"] for line in told.values()} == {TRACE}
     assert told["bug"]["bug"].startswith("ValueError in break_down, line ")
@@ -128,14 +137,14 @@ def test_failures_show_neither_image_nor_key(
 def test_a_message_that_is_none(served: Gateway, log: io.StringIO) -> None:
     with grpc.insecure_channel(served.url) as channel, pytest.raises(grpc.RpcError):
         channel.unary_unary("/fieldmark.v1.Fieldmark/Classify")(b"\xff" + MARK, metadata=SENT)
-    (line,) = [line for line in lines(log) if line["event"] == "request"]
+    (line,) = requests(log, 1)
     assert (line["reason"], line["trace_id"]) == ("MESSAGE_MALFORMED", TRACE)
 
 
 def test_a_call_outside_a_trace_has_none_in_the_log(served: Gateway, log: io.StringIO) -> None:
     with stub_of(served) as stub:
         stub.Describe(v1.DescribeRequest())
-    (line,) = [line for line in lines(log) if line["event"] == "request"]
+    (line,) = requests(log, 1)
     assert "trace_id" not in line
 
 

@@ -1,0 +1,110 @@
+"""What the answers of a running gateway say of drift: the martingale of `fieldmark drift`, alpha's promise; by network.
+
+Both need nothing but p-values, so they cost the same at every request, and begin anew with every bundle.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bundle import Bundle, Manifest
+from bundle.arrays import read_arrays
+from bundle.manifest import PER_CLASS
+from serving.gateway.generated import fieldmark_pb2 as v1
+from serving.gateway.journal import Journal
+from serving.gateway.metrics import Metrics
+from serving.martingale import CAPITAL, Capital, RankUrn
+from serving.promise import Promise
+
+SAY_SECONDS = 600.0  # between two sentences on one network
+QUESTION = "are these images prepared like the training images?"
+ALL = ""  # what stands for the label where p-values are not by class
+
+
+@dataclass(kw_only=True)
+class _Meter:
+    """One network's. `urns` by predicted label; none where it is not known how many scores are behind a p-value."""
+
+    alpha: float
+    promise: Promise
+    urns: dict[str, RankUrn]
+    by_class: bool
+    capital: Capital = field(default_factory=Capital)
+    images: int = 0
+    alarmed: bool = False
+
+
+class DriftMeters:
+    """`begin` with each bundle, then `see` each answer. Its findings go to the metrics and the journal."""
+
+    def __init__(self, metrics: Metrics, journal: Journal) -> None:
+        self._metrics, self._journal = metrics, journal
+        self._bundle_id = ""
+        self._meters: dict[str, _Meter] = {}
+
+    def begin(self, manifest: Manifest, bundle: Bundle | None) -> None:
+        """Measure the answers of this bundle from now on; p-values by class need its files to know their numbers."""
+        if manifest.bundle_id == self._bundle_id:
+            return
+        self._bundle_id, self._meters = manifest.bundle_id, {}
+        for network, info in manifest.networks.items():
+            detector, by_class = info.detector, info.detector.calibration == PER_CLASS
+            sizes = _sizes(manifest, network, bundle) if by_class else {ALL: detector.calibration_n}
+            self._meters[network] = _Meter(
+                alpha=detector.alpha,
+                promise=Promise(detector.calibration_n, detector.alpha),
+                urns={label: RankUrn(n, np.random.default_rng()) for label, n in sizes.items()},
+                by_class=by_class,
+            )
+            self._metrics.promises_broken.labels(network)
+            for gauge in (self._metrics.drift, self._metrics.drift_highest):
+                gauge.labels(network).set(0.0 if sizes else np.nan)
+
+    def see(self, answer: v1.ClassifyResponse) -> None:
+        """Count one answer, whatever alpha was asked for: here the bundle's own counts."""
+        meter = self._meters.get(answer.network)
+        if meter is None or answer.bundle_id != self._bundle_id:  # of the bundle before
+            return
+        p_value = answer.adversarial.p_value
+        meter.images += 1
+        if broken := meter.promise.broken(bool(np.float32(p_value) <= np.float32(meter.alpha))):
+            self._broken(answer.network, meter, *broken)
+        urn = meter.urns.get(answer.predictions[0].label if meter.by_class else ALL)
+        if urn is None:
+            return
+        meter.capital.bet(urn.p_value(min(max(round(p_value * (urn.n + 1)), 1), urn.n + 1)))
+        self._metrics.drift.labels(answer.network).set(meter.capital.log10)
+        self._metrics.drift_highest.labels(answer.network).set(meter.capital.highest)
+        if not meter.alarmed and meter.capital.highest >= np.log10(CAPITAL):
+            meter.alarmed = True
+            self._journal.write(
+                "drift",
+                network=answer.network,
+                images=meter.images,
+                sentence=f"the martingale has reached {CAPITAL:g}: these are not images like the calibration's",
+            )
+
+    def _broken(self, network: str, meter: _Meter, flagged: int, images: int) -> None:
+        self._metrics.promises_broken.labels(network).inc()
+        self._journal.seldom(
+            "promise_broken",
+            network,
+            SAY_SECONDS,
+            network=network,
+            flagged=flagged,
+            images=images,
+            alpha=meter.alpha,
+            sentence=f"{flagged} of {images} images are flagged, far more than alpha promises: {QUESTION}",
+        )
+
+
+def _sizes(manifest: Manifest, network: str, bundle: Bundle | None) -> dict[str, int]:
+    """How many calibration scores are behind a p-value, by predicted label; nothing where that cannot be read."""
+    if bundle is None or bundle.bundle_id != manifest.bundle_id or len(set(manifest.labels)) < len(manifest.labels):
+        return {}
+    try:
+        arrays = read_arrays(bundle.file(manifest.networks[network].detector.file))
+        counts = np.bincount(arrays["calibration_classes"], minlength=len(manifest.labels))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {label: int(n) for label, n in zip(manifest.labels, counts, strict=False) if n}
