@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("robustness.cli", "Measure a trained classifier's accuracy, clean and under attack."),
     "attack": ("training.cli", "Attack a trained classifier; write the attacked images as 8-bit files."),
     "export": ("export.cli", "Turn a training run into a bundle: ONNX graphs with preprocessing and detector inside."),
+    "calibrate": ("calibration.cli", "Count a bundle's p-values from clean images of your own."),
     "engine": ("export.engine_cli", "Compile a bundle's graphs for GPUs: TensorRT or TensorRT for RTX engines."),
     "bundle": ("bundle.cli", "Show, verify or sign a bundle."),
     "serve": ("serving.cli", "Serve a bundle: a real Triton and fieldmark.v1, kept up."),
@@ -29,7 +30,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "envoy": ("serving.envoy.cli", "Write the configuration of an Envoy that faces strangers before a gateway."),
     "repository": ("serving.cli", "Write a Triton model repository: roll a bundle out, or back."),
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
-    "score": ("scoring.cli", "Score a folder of images into Parquet shards."),
+    "score": ("scoring.cli", "Score images into Parquet shards, or a bucket of them into a Delta table."),
+    "flags": ("scoring.cli", "List what looks tampered with in a table of scores, at a false discovery rate."),
     "drift": ("scoring.cli", "Compare scored images with clean data: an attack, a broken camera?"),
 }
 # library -> the extra that brings it; the base install has none of them
@@ -51,6 +53,9 @@ EXTRAS: dict[str, str] = {
     "tensorrt_rtx_bindings": "tensorrt-rtx",
     "onnxruntime": "scoring",
     "pyarrow": "scoring",
+    "deltalake": "scoring",
+    "fsspec": "scoring",
+    "ray": "cluster",
     "matplotlib": "figures",
     "grpc_health": "gateway",
     "grpc_reflection": "gateway",
