@@ -121,6 +121,11 @@ def _run(arguments: list[str]) -> None:
         sys.stdout.flush()
         raise
     except ModuleNotFoundError as problem:
+        room = VERBS[arguments[0]][0].partition(".")[0]
+        if (problem.name or "").partition(".")[0] == room:  # the images hold what serves, and no more
+            raise OptionError(
+                f"'fieldmark {arguments[0]}' is not installed here", hint=f"A whole installation has it, in {room}/."
+            ) from None
         if extra := EXTRAS.get((problem.name or "").partition(".")[0]):
             raise MissingExtra.named(extra, f"fieldmark {arguments[0]}", problem) from None
         raise

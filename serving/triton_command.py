@@ -1,5 +1,6 @@
 """tritonserver's command line, the backend that it runs, and the line of its log that says why it could not start."""
 
+import os
 import re
 import secrets
 import shutil
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bundle.errors import OptionError
+from bundle.errors import OptionError, ServerError
 from serving.environment import TritonEnvironment
 
 MODELS, BACKENDS = "models", "backends"  # of a server's folder
@@ -84,11 +85,16 @@ def collector_url(text: str) -> str:
 
 
 def copy_backend(folder: Path, environment: TritonEnvironment) -> None:
-    """The Python backend with the stub of the environment's Python, into a folder of backends."""
+    """The Python backend with the stub of the environment's Python, into a folder of backends; raises ServerError."""
     backend = folder / "python"
     shutil.copytree(environment.backend, backend, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(environment.stub, backend / environment.stub.name)
     (backend / environment.stub.name).chmod(0o755)  # installers do not always keep the executable bit
+    if not os.access(backend / environment.stub.name, os.X_OK):
+        raise ServerError(
+            f"nothing may be run in {folder.parent.parent}, and Triton runs its workers from there (noexec)",
+            hint="Docker: --tmpfs /tmp:exec. Elsewhere name another folder: TMPDIR=/path",
+        )
 
 
 def restriction() -> str:

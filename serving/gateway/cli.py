@@ -70,7 +70,10 @@ def gateway(
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = _DEFAULTS.host,
     port: Annotated[int, option("Port of fieldmark.v1; 0 takes any free one.")] = _DEFAULTS.port,
-    metrics_port: Annotated[int, option("Port of Prometheus' endpoint, on loopback; 0: any.")] = _DEFAULTS.metrics_port,
+    metrics_port: Annotated[int, option("Port of Prometheus' endpoint; 0: any.")] = _DEFAULTS.metrics_port,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address of Prometheus' endpoint, which asks nobody who he is.")
+    ] = _DEFAULTS.metrics_host,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen on an address that others reach, without TLS and keys.")
     ] = False,
@@ -249,9 +252,11 @@ async def _serve(work: _Work, log: Any, json: bool) -> None:
 
 
 def _announce(gateway: Any, url: str, json: bool) -> None:
+    from serving.gateway.server import address_of
+
     facts = {
         "url": url,
-        "metrics_url": f"http://127.0.0.1:{gateway.metrics_port}/metrics",
+        "metrics_url": f"http://{address_of(gateway.options.metrics_host, gateway.metrics_port)}/metrics",
         "networks": list(gateway.manifest.networks),
         "bundle_id": gateway.manifest.bundle_id,
         "pid": os.getpid(),

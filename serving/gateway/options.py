@@ -14,7 +14,17 @@ MESSAGE_MARGIN = (
 )
 METADATA_BYTES = 8 * 1024
 CLOSE_SECONDS = 5.0  # that a drained gateway takes at most for what is still to be kept of requests
-_UNCHECKED = ("host", "port", "metrics_port", "queue_size", "drain_seconds", "otlp", "replaced", "expiry")
+_UNCHECKED = (
+    "host",
+    "port",
+    "metrics_port",
+    "metrics_host",
+    "queue_size",
+    "drain_seconds",
+    "otlp",
+    "replaced",
+    "expiry",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +36,8 @@ class GatewayOptions:
 
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
-    metrics_port: int = DEFAULT_METRICS_PORT  # always on loopback
+    metrics_port: int = DEFAULT_METRICS_PORT
+    metrics_host: str = "127.0.0.1"  # where a Prometheus elsewhere reaches it, so does whoever else is let through
     workers: int = field(default_factory=available_cores)  # threads that decode
     concurrency: int = 64  # requests of one network that are decoded or at Triton at a time
     queue_size: int = 256  # requests of one network that wait beyond those

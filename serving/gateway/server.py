@@ -170,7 +170,7 @@ class Gateway:
         self._open.push_async_callback(self._close_behind)
         self._make_server()
         await self._behind.start()
-        self.metrics_port = self.metrics.listen(self.options.metrics_port)
+        self.metrics_port = self.metrics.listen(self.options.metrics_host, self.options.metrics_port)
         self._open.callback(self.metrics.close)
         await self._behind.take_over()
         await self._server.start()
