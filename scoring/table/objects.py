@@ -210,15 +210,14 @@ def _looked_at(files: Iterable[SourceFile], after: str) -> Iterator[SourceFile]:
     wanted = (file for file in files if file.path > after)
     with ThreadPoolExecutor(LOOKERS, thread_name_prefix="look") as pool:
         while page := list(itertools.islice(wanted, PAGE)):
-            if all(not scheme_of(file.location) for file in page):
-                yield from (file if file.size is not None else file.looked_at() for file in page)
-            else:
-                yield from pool.map(_asked_about, page)
+            unknown = [file for file in page if file.size is None and file.etag is None]
+            far = any(scheme_of(file.location) for file in unknown)
+            found = iter(pool.map(_asked_about, unknown) if far else map(_asked_about, unknown))
+            yield from (next(found) if file.size is None and file.etag is None else file for file in page)
 
 
 def _asked_about(file: SourceFile) -> SourceFile:
-    if file.size is not None or file.etag is not None:
-        return file
+    """A file with what its disk or its store says of it."""
     if not scheme_of(file.location):
         return file.looked_at()
     try:
