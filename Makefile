@@ -19,11 +19,11 @@ LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gen
 	$(if $(UPGRADE),--upgrade) pyproject.toml
 LINE := printf '==> %s\n'
 
-.PHONY: help setup demo test check bench study lock clean distclean
+.PHONY: help setup demo test faults check bench study reliability lock clean distclean
 
 help: ## Show this list
 	@echo "usage: make TARGET"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: .venv/.ready .venv-triton/.ready ## Make both environments (about 3 minutes, 6 GB; instant when they exist)
 
@@ -33,6 +33,9 @@ demo: setup ## The whole job: draw, train, export, serve, attack, score. DATA=FO
 
 test: setup ## Run all tests. TESTS="-m hostile" or TESTS=tests/bundle runs a part
 	.venv/bin/python -m pytest $(TESTS)
+
+faults: setup ## Run the tests that kill nodes and fill disks, too long for every day (about 5 minutes)
+	.venv/bin/python -m pytest -m faults $(TESTS)
 
 check: .venv/.ready ## Lint, formatting, strict types, locks and the Dockerfile
 	.venv/bin/ruff check .
@@ -47,6 +50,9 @@ bench: setup ## Measure every number of the README again
 study: setup ## Tables 1-3 of the paper; goes on where it stopped. DATA=FOLDER BACKBONE=vgg16-96 WEIGHTS=FILE take your own
 	@.venv/bin/python -m benchmarks.study $${DATA:+--data "$$DATA"} $${BACKBONE:+--backbone "$$BACKBONE"} \
 		$${WEIGHTS:+--weights "$$WEIGHTS"} $(STUDY)
+
+reliability: setup ## Attack a real service in every way of docs/reliability.md; goes on where it stopped. ROWS=NAME,NAME takes some
+	@.venv/bin/python -m benchmarks.reliability $${ROWS:+--rows "$$ROWS"}
 
 lock: .venv/.ready ## Choose versions again for pyproject.toml, write the locks. UPGRADE=1 takes the newest of everything
 	$(LOCK) --output-file requirements/base.lock >/dev/null

@@ -30,7 +30,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "envoy": ("serving.envoy.cli", "Write the configuration of an Envoy that faces strangers before a gateway."),
     "repository": ("serving.cli", "Write a Triton model repository: roll a bundle out, or back."),
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
-    "score": ("scoring.cli", "Score a folder of images into Parquet shards."),
+    "score": ("scoring.cli", "Score images into Parquet shards, or a bucket of them into a Delta table."),
+    "flags": ("scoring.cli", "List what looks tampered with in a table of scores, at a false discovery rate."),
     "drift": ("scoring.cli", "Compare scored images with clean data: an attack, a broken camera?"),
 }
 # library -> the extra that brings it; the base install has none of them
@@ -52,6 +53,9 @@ EXTRAS: dict[str, str] = {
     "tensorrt_rtx_bindings": "tensorrt-rtx",
     "onnxruntime": "scoring",
     "pyarrow": "scoring",
+    "deltalake": "scoring",
+    "fsspec": "scoring",
+    "ray": "cluster",
     "matplotlib": "figures",
     "grpc_health": "gateway",
     "grpc_reflection": "gateway",

@@ -196,7 +196,7 @@ def _print(report: dict[str, Any], console: Console) -> None:
         "AUROC: images that fool the network against clean ones.",
         "Attacks are white-box on the network that answers, blind to the detector; it has seen their kinds, on other "
         "images.",
-        f"scored {scored['rows']} files of a folder into Parquet, {scored['errors']} unreadable.",
+        f"scored {scored['rows']} files of a folder into a Delta table, {scored['errors']} unreadable.",
         f"seconds: {', '.join(f'{stage} {seconds:g}' for stage, seconds in report['seconds'].items())}",
     )
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import EndpointError, OptionError
+from bundle.manifest import Manifest
 from scoring.rows import Answer
 from scoring.sources import SourceFile
 from serving.prediction import Inference, Outputs, check_alpha, predictions
@@ -46,12 +47,12 @@ class Asking:
         if self.workers is not None and not 1 <= self.workers <= 256:
             raise OptionError(f"--workers {self.workers} is not between 1 and 256")
 
-    def check(self, inference: Inference) -> None:
+    def check(self, manifest: Manifest) -> None:
         """Raise OptionError where the bundle has no such network, or no such alpha."""
-        if self.network not in inference.manifest.networks:
-            have = ", ".join(inference.manifest.networks)
+        if self.network not in manifest.networks:
+            have = ", ".join(manifest.networks)
             raise OptionError(f"the bundle carries no network {self.network!r}", hint=f"It carries: {have}.")
-        check_alpha(inference.manifest, self.network, self.alpha)
+        check_alpha(manifest, self.network, self.alpha)
 
 
 class _Item(NamedTuple):

@@ -16,8 +16,8 @@ _RESTRICTED = "shared-memory,model-repository,trace,logging"
 # A request that says so is traced, and of the others, probes among them, one in as many as Triton can count.
 _TRACES = ("mode=opentelemetry", "level=TIMESTAMPS", "rate=2147483647", "opentelemetry,resource=service.name=triton")
 
-# Ten seconds, otherwise, for which a collector that says nothing would hold up the end. (In Python's units it is "2".)
-TRACE_VARIABLES = {"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "2s"}
+# Ten seconds, otherwise, for which a collector that says nothing would hold up the end. (In Python's units it is "4".)
+TRACE_VARIABLES = {"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "4s"}
 
 
 def flags(folder: Path, address: str, ports: Mapping[str, int | None], *, traces: str = "") -> list[str]:

@@ -23,7 +23,7 @@ FITTING = {"sklearn", "scipy"}
 GRAPHS = {"onnx", "onnxscript", "onnx_ir", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"}
 CALLS = {"grpc", "tritonclient", "pytriton", "onnxruntime", "pyarrow"}
 DRAWING = {"matplotlib"}
-ENGINES = {"daft", "ray", "deltalake", "fsspec", "pyiceberg", "duckdb"}
+ENGINES = {"ray", "deltalake", "fsspec", "duckdb", "polars", "boto3", "botocore"}
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def score_source(
     `check()` is called before each shard is written and raises EndpointError when `inference` is no longer what it was.
     An unreadable image is a row with status `error`; whatever else goes wrong raises, and what is finished stays.
     """
-    options.asking.check(inference)
+    options.asking.check(inference.manifest)
     source = Source.open(path)
     source.check_any()
     alpha = options.alpha

@@ -36,6 +36,9 @@ _HANDSHAKE_SECONDS = 10.0
 _HEADERS_SECONDS = 10.0
 _ADDED_HEADERS = 2048  # bytes of the gateway's limit that are left for what Envoy adds
 _STREAM_WINDOW, _CONNECTION_WINDOW = 1 << 20, 4 << 20  # bytes in flight
+# From the gateway all callers' answers come on a few connections. Whose answers nobody reads may hold back his own
+# stream and never the connection: so its window is a thousand times as large.
+_ANSWER_WINDOW, _ANSWERS_WINDOW = 256 << 10, 256 << 20
 _CALLS_OF_A_CONNECTION = 128
 _ANSWER_BYTES = 32 << 20  # of a JSON answer with all its pictures
 _BUFFER_BYTES = 1 << 20
@@ -275,6 +278,7 @@ def _cluster(options: EnvoyOptions) -> dict[str, Any]:
     host, _, port = parse_url(options.gateway, port=DEFAULT_PORT).rpartition(":")
     endpoint = {"endpoint": {"address": _address(host.strip("[]"), int(port))}}
     protocol = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    windows = {"initial_stream_window_size": _ANSWER_WINDOW, "initial_connection_window_size": _ANSWERS_WINDOW}
     return {
         "name": _GATEWAY,
         "type": "STRICT_DNS",
@@ -282,7 +286,7 @@ def _cluster(options: EnvoyOptions) -> dict[str, Any]:
         "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
         "load_assignment": {"cluster_name": _GATEWAY, "endpoints": [{"lb_endpoints": [endpoint]}]},
         "typed_extension_protocol_options": {
-            protocol: typed(protocol, explicit_http_config={"http2_protocol_options": {}})
+            protocol: typed(protocol, explicit_http_config={"http2_protocol_options": windows})
         },
         # It tells the truth at HEALTH_PATH and takes no request away: one network may serve while the other does not,
         # and the gateway itself says so best. Envoy goes on to a host that is not healthy when no other is.

@@ -125,6 +125,10 @@ def gateway(
     health: Health = False,
     reflection: Reflection = False,
     envoy: Binary = None,
+    expiry: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A certificate of an Envoy before it, for its metrics. Again for each."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No log on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the addresses as one line of JSON when ready.")] = False,
 ) -> None:
@@ -137,7 +141,8 @@ def gateway(
     guarded = _check_door(host, insecure, certificate, certificate_key, keys)
     settings = {name: given[name] for name in _DEFAULTS.__dataclass_fields__ if given[name] is not None}
     try:
-        options = GatewayOptions(**settings)
+        ending = tuple(file for file in (certificate, client_ca, *(expiry or ())) if file is not None)
+        options = GatewayOptions(**settings | {"expiry": ending})
     except ValueError as problem:
         raise OptionError(str(problem)) from None
     front = _front(given, options) if guarded else None
@@ -201,7 +206,6 @@ def _front(given: dict[str, Any], options: GatewayOptions) -> Callable[[Any], An
     settings = envoy_options(asked | shared | {"port": port})
 
     def make(gateway: Any) -> EnvoyServer:
-        gateway.certificates = tuple(file for file in (settings.certificate, settings.client_ca) if file is not None)
         behind = dataclasses.replace(settings, gateway=gateway.url)
         return EnvoyServer(behind, binary=binary, on_log=gateway.journal.copy)
 

@@ -50,7 +50,7 @@ class Metrics:
         self.lost_audit_lines = make(Counter, "lost_audit_lines", "Lines of the audit log that were not written.")
         self.spans = make(Counter, "spans", "Spans of traces: made, and sent to the collector.", ("outcome",))
         self.replaced = make(Counter, "replaced", "What 'fieldmark serve' has replaced, over all gateways.", ("who",))
-        text = "Unix time in seconds when a certificate of Envoy's is over, as its file says."
+        text = "Unix time in seconds when a certificate of Envoy's is over."
         self.certificate_expires = make(Gauge, "certificate_expires", text, ("file",))
         self.lost_log_lines = make(Counter, "lost_log_lines", "Log lines dropped because nobody took them.")
 

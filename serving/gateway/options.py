@@ -14,7 +14,7 @@ MESSAGE_MARGIN = (
 )
 METADATA_BYTES = 8 * 1024
 CLOSE_SECONDS = 5.0  # that a drained gateway takes at most for what is still to be kept of requests
-_UNCHECKED = ("host", "port", "metrics_port", "queue_size", "drain_seconds", "otlp", "replaced")
+_UNCHECKED = ("host", "port", "metrics_port", "queue_size", "drain_seconds", "otlp", "replaced", "expiry")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ class GatewayOptions:
     drain_seconds: float = 10.0  # how long requests in work may take when the gateway stops
     otlp: str | None = None  # where traces go: HOST:PORT, OTLP over gRPC; None: where OpenTelemetry's variables say
     replaced: Path | None = None  # the file in which `fieldmark serve` counts what it has replaced
+    expiry: tuple[Path, ...] = ()  # certificates of an Envoy before it, whose end the metrics show
 
     def __post_init__(self) -> None:
         for name in ("port", "metrics_port"):

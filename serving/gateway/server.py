@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,7 +19,7 @@ from bundle import Bundle
 from bundle.errors import MissingExtra, ServerError
 from serving.classify import prototype_images
 from serving.client import ServedBundle
-from serving.envoy.expiry import expires
+from serving.envoy.expiry import note_expiry
 from serving.gateway.handlers import SERVICE, add_service
 from serving.gateway.journal import Journal
 from serving.gateway.keeping import Keeping, KeepingOptions
@@ -26,11 +27,12 @@ from serving.gateway.metrics import Metrics
 from serving.gateway.options import METADATA_BYTES, GatewayOptions
 from serving.gateway.probing import Prober
 from serving.gateway.service import FieldmarkService, Served
-from serving.gateway.tally import Told, read_tally
+from serving.gateway.tally import read_tally
 from serving.gateway.tracing import open_tracing
 from serving.gateway.upstream import Triton, TritonAddress
 
 EVERYTHING = ""  # health's name for the server as a whole
+_EXPIRY_SECONDS = 30.0  # between two looks at certificates
 _SPARE_CALLS = 64  # for health, reflection and descriptions, beside what may classify
 _CALLS_OF_A_CONNECTION = 1024
 _NO_COMPRESSION = 1  # of gRPC's algorithms, the first bit alone: images are compressed already, and bombs are
@@ -51,7 +53,6 @@ class Gateway:
         require_libraries()
         self.options, self.port, self.metrics_port = options, 0, 0
         self.manifest: Any = None
-        self.certificates: tuple[Path, ...] = ()  # PEM files whose end the metrics show
         self.metrics = Metrics()
         self._address, self._bundle, self._kept = triton, bundle, keeping or KeepingOptions()
         self.journal = Journal(log, lost=self.metrics.lost_log_lines.inc)
@@ -133,8 +134,12 @@ class Gateway:
         self.metrics_port = self.metrics.listen(self.options.metrics_port)
         self._open.callback(self.metrics.close)
         await self._server.start()
-        showing = asyncio.create_task(self._show_files())
-        self._open.callback(showing.cancel)
+        if self.options.replaced is not None:
+            counting = asyncio.create_task(self._count_replaced(self.options.replaced))
+            self._open.callback(counting.cancel)
+        if self.options.expiry:
+            expiring = asyncio.create_task(self._note_expiry(self.options.expiry))
+            self._open.callback(expiring.cancel)
         self._probing = asyncio.create_task(self._prober.run())
         self._open.callback(self._probing.cancel)
         self.journal.write("started", url=self.url, metrics_port=self.metrics_port, bundle_id=self.manifest.bundle_id)
@@ -186,18 +191,17 @@ class Gateway:
         for name in (EVERYTHING, SERVICE):
             await self._health.set(name, everything)
 
-    async def _show_files(self) -> None:
-        """Have the metrics show what stands in files, also when it changes, until cancelled."""
+    async def _count_replaced(self, file: Path) -> None:
+        """Have the metrics show what the supervisor has counted, until cancelled."""
         while True:
-            await asyncio.to_thread(self._read_files)
+            self.metrics.replaced_so_far(read_tally(file))
             await asyncio.sleep(self.options.probe_seconds)
 
-    def _read_files(self) -> None:
-        told = read_tally(self.options.replaced) if self.options.replaced is not None else Told()
-        self.metrics.replaced_so_far(told.replaced)
-        for file in (*self.certificates, *told.certificates):
-            if (end := expires(file)) is not None:
-                self.metrics.certificate_expires.labels(file.name).set(end)
+    async def _note_expiry(self, files: Iterable[Path]) -> None:
+        """Have the metrics show when certificates are over, also renewed ones, until cancelled."""
+        while True:
+            await asyncio.to_thread(note_expiry, self.metrics, files)
+            await asyncio.sleep(_EXPIRY_SECONDS)
 
     def _names(self) -> list[str]:
         return [EVERYTHING, SERVICE, *(f"{SERVICE}/{network}" for network in self.manifest.networks)]

@@ -1,8 +1,7 @@
 """How often each service was replaced, counted in a file that the gateway's metrics show."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 from bundle import Bundle
 from serving.gateway.tally import Tally
@@ -12,15 +11,11 @@ from serving.workspace import Workspace
 
 
 @contextlib.contextmanager
-def counting(bundle: Bundle, certificates: Iterable[Path] = ()) -> Iterator[Tally]:
-    """A tally of what serves a bundle, gone at the end; one left by a kill, the next server sweeps away.
-
-    `certificates` are the PEM files of an Envoy that stands before the gateway.
-    """
+def counting(bundle: Bundle) -> Iterator[Tally]:
+    """A tally of what serves a bundle, gone at the end; one left by a kill, the next server sweeps away."""
     workspace = Workspace()
     workspace.note_extras()
     try:
-        whos = (SERVER, WHO, *map(network_called, bundle.manifest.networks))
-        yield Tally(workspace.path / "replaced.json", whos, certificates)
+        yield Tally(workspace.path / "replaced.json", (SERVER, WHO, *map(network_called, bundle.manifest.networks)))
     finally:
         workspace.remove()

@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from serving.upkeep.cli import serve
+from serving.upkeep.gateway import MARGIN_SECONDS
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "fieldmark.service"
@@ -59,7 +60,7 @@ def test_the_unit_restarts_it_and_gives_it_time_to_drain(started: list[str]) -> 
     found = settings(UNIT)
     assert (found["Type"], found["Restart"], found["StartLimitIntervalSec"]) == ("notify", "always", "0")
     drain = float(started[started.index("--drain-seconds") + 1])
-    assert float(found["TimeoutStopSec"]) > drain + 2 + 10  # the gateway's margin, and Triton's own time
+    assert float(found["TimeoutStopSec"]) > drain + MARGIN_SECONDS + 10  # and Triton's own time
     assert float(found["WatchdogSec"]) > 3 * 2 + 10  # the longest look at what hangs, and the longest end of it
 
 

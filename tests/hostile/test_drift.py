@@ -179,7 +179,7 @@ def test_one_row_and_no_numbers_are_a_set(scored: Path, toy_bundle: Bundle, tmp_
         return table.set_column(place, table.schema.field(place), pa.array([np.nan, np.inf] * 2, pa.float32()))
 
     edit_part(scores, no_numbers)
-    assert np.isposinf(read_set(scores, toy_bundle).scores).sum() == 4
+    assert np.isposinf(read_set(str(scores), toy_bundle).scores).sum() == 4
     drift(scores, "--bundle", toy_bundle.path, "--plot", tmp_path / "drift.png")
     assert (tmp_path / "drift.png").exists()
 
