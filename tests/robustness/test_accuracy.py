@@ -171,7 +171,7 @@ def test_apgd_runs_the_two_gradient_attacks_of_the_suite_and_nothing_else(untrai
     monkeypatch.setattr(library.FABAttack_PT, "perturb", never)
     monkeypatch.setattr(library.SquareAttack, "perturb", never)
     torch.manual_seed(1)
-    pixels = torch.rand(4, 3, 32, 32)
+    pixels = torch.rand(2, 3, 32, 32)
     labels = untrained(pixels).logits["attention"].argmax(1)
     made = attack_pixels("apgd-8", untrained, "attention", pixels, labels, torch.Generator().manual_seed(0))
     assert ((made - pixels).abs() <= 8 / 255 + 1e-7).all()
