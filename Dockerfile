@@ -4,7 +4,7 @@
 #   docker build -t fieldmark:cpu --target cpu .     # the Triton of a wheel: 'fieldmark serve'
 #   docker build -t fieldmark:gpu --target gpu .     # NVIDIA's Triton, native ONNX Runtime: deploy/compose.yaml has both halves
 #   docker run --rm --read-only --tmpfs /tmp:exec -v /path/to/bundle:/bundle:ro -p 127.0.0.1:8010:8010 \
-#       fieldmark:cpu serve /bundle --host 0.0.0.0 -- --insecure
+#       fieldmark:cpu serve /bundle --host 0.0.0.0 --insecure
 #
 # A bundle can be baked in; it need not lie in this folder. What is deployed is then one thing with one digest:
 #

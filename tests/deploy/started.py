@@ -8,6 +8,7 @@ import typer
 from serving.gateway.cli import app as gateway_app
 from serving.gateway.options import GatewayOptions
 from serving.upkeep.cli import serve
+from serving.upkeep.options import ServeOptions
 
 # What `serve` says itself to the gateway that it starts.
 _OWN = {"port": "port", "metrics_port": "gateway_metrics_port", "drain_seconds": "drain_seconds", "host": "host"}
@@ -34,7 +35,9 @@ def flags(arguments: list[str]) -> dict[str, Any]:
         given = _read(app, "serve", rest)
         found = _read(gateway_app, "gateway", ["127.0.0.1:8001", *(given["gateway_options"] or ())])
         found |= {name: given[theirs] for name, theirs in _OWN.items()}
-        found |= {name: given[name] for name in _DOOR if given.get(name)}
+        found |= {name: given[name] for name in _DOOR}
+        # It knows what must not stand behind the --.
+        ServeOptions(path=given["bundle"], gateway_options=tuple(given["gateway_options"] or ()))
     guarded = all(found[each] for each in ("certificate", "certificate_key", "keys"))
     assert found["insecure"] != guarded
     return {name: value for name, value in found.items() if value is not None}

@@ -6,8 +6,10 @@ import os
 import ssl
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,7 +18,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bundle import Bundle
 from serving.server import TritonServer
+from serving.upkeep.keeper import PATIENCE_SECONDS
 from tests.deploy.manifests import ROOT, gateway_of
+from tests.serving.gateway.certificates import make_certificate
 
 pytestmark = pytest.mark.triton
 
@@ -83,3 +87,28 @@ def test_a_gateway_beside_triton(toy_bundle: Bundle) -> None:
         places = {"/bundle": str(toy_bundle.path), "127.0.0.1:8001": triton.grpc_url}
         with started("gpu", places) as facts:
             all_well("gpu", facts)
+
+
+def test_envoy_before_strangers(toy_bundle: Bundle, tmp_path: Path) -> None:
+    """The secrets as a cluster mounts them: links to files that the pod's group may read."""
+    make_certificate(tmp_path, "server")
+    mounts = {mount["name"]: mount["mountPath"] for mount in gateway_of("strangers")["volumeMounts"]}
+    contents = {
+        "certificate": {
+            name: (tmp_path / f"server.{kind}").read_bytes() for name, kind in (("tls.crt", "pem"), ("tls.key", "key"))
+        },
+        "keys": {"keys": f"ann:{'k' * 32}\n".encode()},
+    }
+    for name, files in contents.items():
+        folder = tmp_path / name
+        (folder / "..first").mkdir(parents=True)
+        (folder / "..data").symlink_to("..first")
+        for file, data in files.items():
+            (folder / "..first" / file).write_bytes(data)
+            (folder / "..first" / file).chmod(0o440)
+            (folder / file).symlink_to(f"..data/{file}")
+    places = {"/bundle": str(toy_bundle.path)} | {mounts[name]: str(tmp_path / name) for name in contents}
+    with started("strangers", places) as facts:
+        all_well("strangers", facts)
+        time.sleep(3 * PATIENCE_SECONDS)  # and it is not taken for a hung one
+        all_well("strangers", facts)
