@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bundle.errors import FieldmarkError, MissingExtra, OptionError, printable
+from bundle.errors import FieldmarkError, MissingExtra, OptionError, Terminated, printable
 
 # verb -> (module whose `app` is a Typer application with a command of that name, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -26,11 +26,13 @@ VERBS: dict[str, tuple[str, str]] = {
     "engine": ("export.engine_cli", "Compile a bundle's graphs for GPUs: TensorRT or TensorRT for RTX engines."),
     "bundle": ("bundle.cli", "Show, verify or sign a bundle."),
     "serve": ("serving.cli", "Serve a bundle: a real Triton and fieldmark.v1, kept up."),
+    "roll": ("serving.upkeep.roll_cli", "Move a running service to another bundle, or back."),
     "gateway": ("serving.gateway.cli", "Answer image bytes over gRPC, fieldmark.v1, before a Triton."),
     "envoy": ("serving.envoy.cli", "Write the configuration of an Envoy that faces strangers before a gateway."),
     "repository": ("serving.cli", "Write a Triton model repository: roll a bundle out, or back."),
     "classify": ("serving.cli", "Classify images over gRPC, each with its adversarial p-value."),
-    "score": ("scoring.cli", "Score a folder of images into Parquet shards."),
+    "score": ("scoring.cli", "Score images into Parquet shards, or a bucket of them into a Delta table."),
+    "flags": ("scoring.cli", "List what looks tampered with in a table of scores, at a false discovery rate."),
     "drift": ("scoring.cli", "Compare scored images with clean data: an attack, a broken camera?"),
     "review": ("review.cli", "Look at what was flagged, decide, and make the next calibration better."),
 }
@@ -55,6 +57,9 @@ EXTRAS: dict[str, str] = {
     "tensorrt_rtx_bindings": "tensorrt-rtx",
     "onnxruntime": "scoring",
     "pyarrow": "scoring",
+    "deltalake": "scoring",
+    "fsspec": "scoring",
+    "ray": "cluster",
     "matplotlib": "figures",
     "grpc_health": "gateway",
     "grpc_reflection": "gateway",
@@ -63,10 +68,6 @@ EXTRAS: dict[str, str] = {
     "cryptography": "signing",
 }
 VERSION = "0.1.0"
-
-
-class Terminated(SystemExit):
-    """A supervisor's SIGTERM, on its way out through every `finally`."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -123,6 +124,11 @@ def _run(arguments: list[str]) -> None:
         sys.stdout.flush()
         raise
     except ModuleNotFoundError as problem:
+        room = VERBS[arguments[0]][0].partition(".")[0]
+        if (problem.name or "").partition(".")[0] == room:  # the images hold what serves, and no more
+            raise OptionError(
+                f"'fieldmark {arguments[0]}' is not installed here", hint=f"A whole installation has it, in {room}/."
+            ) from None
         if extra := EXTRAS.get((problem.name or "").partition(".")[0]):
             raise MissingExtra.named(extra, f"fieldmark {arguments[0]}", problem) from None
         raise

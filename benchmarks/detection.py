@@ -15,8 +15,9 @@ import typer
 from rich.console import Console
 
 from benchmarks.page import ORDER, put, table_head, table_row
+from benchmarks.pictures import MAIN
+from benchmarks.plan import OTHERS
 from benchmarks.record import save
-from benchmarks.study import MAIN, OTHERS
 from bundle.errors import OptionError
 from bundle.files import sha256_of
 from bundle.resolution import ALPHA

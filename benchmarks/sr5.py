@@ -49,6 +49,7 @@ def bench(
     ] = "orthogonal,selective,joint",
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long it would take.")] = False,
     name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json, and the mark in docs/results.md.")] = "sr5",
+    write: Annotated[bool, typer.Option("--page/--no-page", help="Put the table into docs/results.md.")] = True,
     progress: Annotated[Path, typer.Option(help="Where finished batches are kept.")] = Path("build/sr5.progress.json"),
 ) -> None:
     """Measure SR@5 of every run and head, and write the table."""
@@ -67,7 +68,8 @@ def bench(
         path = save(name, result)
     console.print(_table(rows))
     say(console, f"-> {path}")
-    put(name, page(result))
+    if write:
+        put(name, page(result))
     journal.close()
 
 

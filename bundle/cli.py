@@ -45,7 +45,8 @@ def show(
     for key, value in manifest.training.items():
         if key == "config":  # every number of the training run; --json has it
             continue
-        say(console, f"{printable(key)}  {printable(_plain(value))}")
+        if text := _plain(value):
+            say(console, f"{printable(key)}  {printable(text)}")
     table = Table("network", "output", "type", "shape", "difference from PyTorch: largest", "mean")
     for name, network in manifest.networks.items():
         for tensor in network.outputs:
@@ -94,10 +95,22 @@ def verify(
             help="Require a signature by this Ed25519 key. Default: $FIELDMARK_PUBLIC_KEY, else none is required.",
         ),
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Check every file of a bundle against its manifest, and the manifest's signature."""
     bundle = Bundle.open(path, key=key)
     total = sum(entry.bytes for entry in bundle.manifest.files.values())
+    if json:
+        facts = {
+            "bundle": str(path),
+            "bundle_id": bundle.bundle_id,
+            "files": len(bundle.manifest.files),
+            "bytes": total,
+            "signed": bundle.signed,
+            "signed_by": None if bundle.key is None else str(bundle.key),
+        }
+        sys.stdout.write(jsonlib.dumps(facts) + "\n")
+        return
     say(
         Console(),
         f"{path}: {len(bundle.manifest.files)} files, {total / 1e6:.1f} MB, all match; {_signature(bundle)}. "
@@ -123,12 +136,18 @@ def _signature(bundle: Bundle) -> str:
 
 
 def _plain(value: object) -> str:
-    """A value of the training record without JSON's quotes and braces."""
+    """A value of the training record without JSON's quotes and braces; empty where it says nothing."""
+    if value is None:
+        return ""
     if isinstance(value, dict):
+        told = {key: _plain(item) for key, item in value.items()}
         return ", ".join(
-            f"{key} ({_plain(item)})" if isinstance(item, dict) else f"{key} {_plain(item)}"
+            f"{key} ({told[key]})" if isinstance(item, dict) else f"{key} {told[key]}"
             for key, item in value.items()
+            if told[key]
         )
     if isinstance(value, (list, tuple)):
         return " ".join(map(_plain, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False)

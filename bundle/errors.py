@@ -176,10 +176,22 @@ class ImageGone(ReviewError):
     """The source no longer has an image (it was deleted by age), or does not let it be read."""
 
 
+class Terminated(SystemExit):
+    """A supervisor's SIGTERM, on its way out through every `finally`."""
+
+
 class Interrupted(FieldmarkError):
-    """A person stopped it; the hint says how to go on."""
+    """A person stopped it, or a supervisor; the hint says how to go on."""
 
     exit_code = 130
+
+    @classmethod
+    def by(cls, stop: BaseException, what: str, *, hint: str) -> "Interrupted":
+        """Of Ctrl-C or of Terminated, whose exit code it keeps."""
+        problem = cls(what, hint=hint)
+        if isinstance(stop, Terminated) and isinstance(stop.code, int):
+            problem.exit_code = stop.code
+        return problem
 
 
 class MissingExtra(FieldmarkError):
@@ -191,5 +203,5 @@ class MissingExtra(FieldmarkError):
     def named(cls, extra: str, verb: str, cause: ImportError) -> "MissingExtra":
         return cls(
             f"{verb} needs the '{extra}' extra ({cause.name or cause} is not installed)",
-            hint=f"Install it with: pip install 'fieldmark[{extra}]'",
+            hint=f"Install it with: pip install '.[{extra}]'",
         )

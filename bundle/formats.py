@@ -87,7 +87,7 @@ def passed_over(counts: Mapping[str, int]) -> str:
         words.append(f"{rest:,} of other kinds")
     listed = " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
     missing = "HEIF" not in formats() and any(suffix in counts for suffix in KINDS["HEIF"])
-    return f"{listed} passed over" + (f" (HEIC is read with: pip install 'fieldmark[{HEIC}]')" if missing else "")
+    return f"{listed} passed over" + (f" (HEIC is read with: pip install '.[{HEIC}]')" if missing else "")
 
 
 def open_image(stream: BinaryIO) -> Image.Image:

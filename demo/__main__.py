@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,7 +99,7 @@ def demo(
         "scored": scored,
     }
     write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
-    draw(birds_shown, out / "demo.png")
+    draw(birds_shown, out / "demo.png", _note(report["networks"][main], len(birds_shown)))
     _print(report, console)
     say(
         console,
@@ -167,6 +168,15 @@ def _rows(
     return rows
 
 
+def _note(measured: Mapping[str, Any], shown: int) -> str:
+    """That a few images are no rate, and which rate they come from."""
+    clean, attacked = measured["clean"], measured["pgd10-8"]
+    return (
+        f"{shown} of {clean['n']} test images, at equal steps; of all of them {clean['flagged']:.1%} are flagged clean "
+        f"and {attacked['flagged']:.1%} attacked"
+    )
+
+
 def _print(report: dict[str, Any], console: Console) -> None:
     for network, measured in report["networks"].items():
         table = Table(
@@ -187,7 +197,7 @@ def _print(report: dict[str, Any], console: Console) -> None:
         "AUROC: images that fool the network against clean ones.",
         "Attacks are white-box on the network that answers, blind to the detector; it has seen their kinds, on other "
         "images.",
-        f"scored {scored['rows']} files of a folder into Parquet, {scored['errors']} unreadable.",
+        f"scored {scored['rows']} files of a folder into a Delta table, {scored['errors']} unreadable.",
         f"seconds: {', '.join(f'{stage} {seconds:g}' for stage, seconds in report['seconds'].items())}",
     )
 

@@ -22,10 +22,10 @@ def make_archive(attacked: Path, archive: Path) -> Path:
     return archive
 
 
-def score_archive(archive: Path, bundle: Path, out: Path) -> dict[str, Any]:
-    """`fieldmark score` from scratch; returns the summary it prints."""
-    shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "fieldmark", "score", archive, "--bundle", bundle, "--out", out, "--json"]
+def score_archive(archive: Path, bundle: Path, table: Path) -> dict[str, Any]:
+    """`fieldmark score` into a new Delta table; returns the summary it prints."""
+    shutil.rmtree(table, ignore_errors=True)
+    command = [sys.executable, "-m", "fieldmark", "score", archive, "--bundle", bundle, "--table", table, "--json"]
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != SOME_FAILED:  # the truncated one
         raise StageFailed("scoring the folder failed", hint="Its message stands above.")

@@ -25,8 +25,10 @@ class Panel:
     prediction: Prediction
 
 
-def draw(rows: Sequence[tuple[str, Sequence[tuple[str, Panel]]]], path: Path) -> None:
-    """Each row: the true label and (condition, panel) pairs; every panel shows the image and its attention."""
+def draw(rows: Sequence[tuple[str, Sequence[tuple[str, Panel]]]], path: Path, note: str) -> None:
+    """Each row: the true label and (condition, panel) pairs; every panel shows the image and its attention. `note` says
+    what these few were taken from.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -49,7 +51,7 @@ def draw(rows: Sequence[tuple[str, Sequence[tuple[str, Panel]]]], path: Path) ->
     figure.text(
         0.5,
         0.945,
-        "✓ ✗  the label is right or wrong      p  the verdict is right (green) or wrong (red)",
+        f"{note}      ✓ ✗  the label is right or wrong      p  the verdict is right (green) or wrong (red)",
         ha="center",
         fontsize=9,
         color=QUIET,

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from bundle.errors import FieldmarkError, Interrupted
+from bundle.errors import FieldmarkError, Interrupted, Terminated
 from bundle.files import write_text
 
 
@@ -94,9 +94,11 @@ def fieldmark(*arguments: str | Path) -> None:
     process = subprocess.Popen(command)
     try:
         code = process.wait()
-    except KeyboardInterrupt:  # the terminal has told the verb too
+    except (KeyboardInterrupt, Terminated) as stop:
+        if isinstance(stop, Terminated):  # of Ctrl-C the terminal has told the verb too
+            process.terminate()
         process.wait()
-        raise Interrupted("stopped", hint="Run the same command again; finished stages are kept.") from None
+        raise Interrupted.by(stop, "stopped", hint="Run the same command again; finished stages are kept.") from None
     finally:
         if process.poll() is None:  # somebody stops us: let the verb put its temporary files away
             process.terminate()

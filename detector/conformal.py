@@ -44,7 +44,7 @@ def check_calibration_size(n: int, alpha: float) -> None:
     if n < needed:
         raise DetectorError(
             f"{n} calibration images cannot support alpha = {alpha:g}",
-            hint=f"At least {needed} are needed: add images, or choose a larger alpha.",
+            hint=f"At least {needed} are needed: add images, or choose an alpha of at least {1 / (n + 1):.2g}.",
         )
 
 

@@ -1,6 +1,5 @@
 """The export verb: a finished run becomes a bundle, both networks proved equal to PyTorch."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +42,7 @@ from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset, sprea
 from training.data import Sample, check_outside
 from training.data.loading import images_array
 from training.networks import Network
-from training.run import PrototypeSource, Run, RunRecord, image_spec
+from training.run import PrototypeSource, Run, RunRecord, image_spec, published_config
 
 RANGE_IMAGES = 256  # training images that int8 takes its ranges from
 REPORT = "report"  # the bundle's folder for it
@@ -242,12 +241,11 @@ def _prototype_files(
 
 def _provenance(record: RunRecord, weights_sha256: str, plan: Plan, graphs: GraphSettings) -> dict[str, Any]:
     results = {key: value for key, value in record.results.items() if key != "history"}
-    config = json.loads(json.dumps(to_plain(record.config)))
     better = better_head(results["validation"], record.dataset.counts["validation"])
     return {
         **({} if better is None else {DEFAULT_NETWORK: better}),
         "preset": record.config.preset,
-        "config": config,
+        "config": published_config(record.config),
         "dataset": record.dataset.published(),
         "results": results,
         "versions": record.versions,

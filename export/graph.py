@@ -95,7 +95,7 @@ def check_device(device: str) -> None:
         raise OptionError(
             f"this ONNX Runtime has no {PROVIDERS[device]}, so nothing can be calibrated on {device!r}",
             hint=f"Here: {', '.join(name for name, provider in PROVIDERS.items() if provider in available)}. "
-            "A GPU needs the 'gpu' extra: pip install 'fieldmark[gpu]'",
+            "A GPU needs the 'gpu' extra: pip install '.[gpu]'",
         )
 
 

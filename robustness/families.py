@@ -5,6 +5,7 @@ nothing out.
 from collections.abc import Iterable
 
 from training.adversaries import CLEAN, NOISE
+from training.autoattack import PARTS
 
 SINGLE, ITERATED, OTHER_AIM, TRANSFER, AUTO = "single step", "iterated", "margin or target", "transfer", "AutoAttack"
 FAMILIES = (SINGLE, ITERATED, OTHER_AIM, TRANSFER, AUTO)
@@ -20,7 +21,7 @@ def family(name: str) -> str | None:
     method, at, _ = name.partition("@")
     if at:
         return TRANSFER
-    if method.startswith("autoattack"):
+    if method.startswith(tuple(PARTS)):
         return AUTO
     if ":" in method:
         return OTHER_AIM

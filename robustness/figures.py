@@ -13,6 +13,7 @@ from robustness.metrics import roc
 
 INK, QUIET, GOOD, BAD = "#22262b", "#7a7e84", "#1b7837", "#b2182b"
 COLOURS = ("#1b6ca8", "#d1700c", "#1b7837", "#7b3294", "#b2182b", "#0f8b8d", "#8c6d31", "#5a5a5a", "#c51b7d", "#4d9221")
+MAPPED = 2000  # prototypes that t-SNE lays out
 Pixels = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
 
@@ -131,10 +132,17 @@ def reliability(heads: Mapping[str, Any]) -> bytes:
 
 
 def prototype_space(prototypes: npt.NDArray[np.float32], labels: Sequence[str], seed: int = 0) -> bytes:
-    """Fig. 2: t-SNE of all prototypes (m, D), m / K of each class in turn."""
+    """Fig. 2: t-SNE of prototypes (m, D), m / K of each class in turn. Of more than MAPPED, whole classes at equal
+    steps through the list, since its time grows faster than their number.
+    """
     from sklearn.manifold import TSNE
 
-    classes = np.repeat(np.arange(len(labels)), len(prototypes) // len(labels))
+    each, number = len(prototypes) // len(labels), len(labels)
+    room = max(2, MAPPED // each)
+    kept = np.unique(np.linspace(0, number - 1, min(number, room)).round().astype(int))
+    prototypes = prototypes.reshape(number, each, -1)[kept].reshape(len(kept) * each, -1)
+    labels = [labels[index] for index in kept]
+    classes = np.repeat(np.arange(len(labels)), each)
     perplexity = min(30.0, max(2.0, (len(prototypes) - 1) / 4))
     flat = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(prototypes)
     figure, (axis,) = _figure(6.4, 5.2, 1)
@@ -147,6 +155,8 @@ def prototype_space(prototypes: npt.NDArray[np.float32], labels: Sequence[str], 
         axis.scatter(mine[:, 0], mine[:, 1], s=16, color=colours[index], label=shown)
     axis.set_xticks([])
     axis.set_yticks([])
+    if len(labels) < number:
+        axis.set_xlabel(f"{len(labels)} of {number} classes")
     if len(labels) <= 30:
         axis.legend(frameon=False, fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))
     return _png(figure)

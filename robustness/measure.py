@@ -12,19 +12,20 @@ import numpy.typing as npt
 import torch
 
 from bundle.errors import OptionError
-from bundle.progress import Work, shown
+from bundle.progress import Work
 from detector.model import Detector
 from robustness.accuracy import AUTOATTACK, WORST
+from robustness.curve import accuracy_curve
 from robustness.defended import Defended
 from robustness.families import family, strangers
 from robustness.fitting import Images, Labels, Lessons, attacked, by_batch
 from robustness.gates import ANY, STATIC, gates
 from robustness.journal import Journal, success
 from robustness.metrics import auroc, auroc_interval, flagged_interval, fooled, share, true_negatives
-from robustness.suites import CURVE, Suite, attacks_on_both
+from robustness.suites import Suite, attacks_on_both
 from training.adversaries import AUTO_CLASSES, CLEAN, NOISE, check_attacks, spread
-from training.attack_losses import judge_of, loss_of, losses_against
-from training.attacks import Attack, from_bytes, round_to_bytes, worst_case
+from training.attack_losses import loss_of
+from training.attacks import from_bytes
 from training.data import Dataset
 from training.data.loading import images_array
 from training.networks import Network
@@ -134,7 +135,7 @@ class _Bench:
         everything = self.see(*clean)
         return {
             "accuracy": accuracy,
-            "curve": self._curve(images, labels),
+            "curve": accuracy_curve(self.network, self.head, chosen, self.suite.curve_steps, self.seed),
             "detection": {name: self._detection(seen[CLEAN], *each) for name, each in pairs.items() if name != CLEAN},
             "left_out": {
                 name: self._left_out(name, seen[CLEAN], *each)
@@ -165,26 +166,6 @@ class _Bench:
         evidence = torch.cat([answer.evidence for answer in answers]).cpu().numpy()
         p_value = self.defended.detector.p_values(score, predicted)
         return Seen(right=predicted == labels, predicted=predicted, score=score, evidence=evidence, p_value=p_value)
-
-    def _curve(self, images: Images, labels: Labels) -> list[dict[str, Any]]:
-        """Accuracy against eps (Fig. 6): PGD from a random start, steps of 2.5 eps / steps (Madry et al. 2018)."""
-        steps, points = self.suite.curve_steps, []
-        if not steps:
-            return []
-        losses, judge = losses_against(self.network, self.head), judge_of(self.network, self.head)
-        for level in shown(CURVE, f"{self.head}: accuracy against eps", unit="points"):
-            eps = level / 255
-            attack = Attack(name="curve", eps=eps, steps=steps, step=2.5 * eps / steps, random_start=True)
-            generator = self._generator()
-            made = [
-                round_to_bytes(worst_case(attack, losses, judge, from_bytes(batch), known, generator).images)
-                .cpu()
-                .numpy()
-                for batch, known in by_batch(images, labels, self.device)
-            ]
-            found = self.see(np.concatenate(made), labels)
-            points.append({"eps": eps, "right": share(found.right.sum(), len(labels))})
-        return points
 
     def _detection(self, clean: Seen, picked: npt.NDArray[np.integer], attacked: Seen) -> dict[str, Any]:
         """Attacked images that fool the network against all clean ones, and all attacked ones against them."""

@@ -19,10 +19,10 @@ The schema's metadata hold `fieldmark.version`, `.bundle_id`, `.network` and `.a
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from bundle.errors import MissingExtra
-from scoring.local.jobs import Job, version
+from scoring.local.jobs import version
 from scoring.sources import SourceFile
 from serving.prediction import Prediction
 
@@ -30,7 +30,18 @@ OK, ERROR = "ok", "error"
 Answer = Prediction | str  # a string is the error's sentence
 
 
-def to_table(rows: Sequence[tuple[SourceFile, Answer]], job: Job) -> Any:
+class Scored(Protocol):
+    """What all rows of a job share."""
+
+    @property
+    def bundle_id(self) -> str: ...
+    @property
+    def network(self) -> str: ...
+    @property
+    def alpha(self) -> float: ...
+
+
+def to_table(rows: Sequence[tuple[SourceFile, Answer]], job: Scored) -> Any:
     """Rows as a pyarrow.Table in the schema above."""
     names = [path_columns(file.path) for file, _ in rows]
     answers = [answer if isinstance(answer, Prediction) else None for _, answer in rows]
@@ -50,7 +61,7 @@ def to_table(rows: Sequence[tuple[SourceFile, Answer]], job: Job) -> Any:
     return arrow().table({name: columns[name] for name in kind.names}, schema=kind)
 
 
-def schema(job: Job) -> Any:
+def schema(job: Scored) -> Any:
     """The pyarrow.Schema of a job's shards."""
     pa = arrow()
     text, number = pa.string(), pa.float32()

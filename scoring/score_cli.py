@@ -1,45 +1,50 @@
 """`fieldmark score`: what the analyst sees of a scoring job."""
 
-import json as jsonlib
 import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from bundle import tensors
-from bundle.console import readable, say
-from bundle.errors import FieldmarkError, ScoringError
+from bundle.console import say
+from bundle.errors import OptionError
 from bundle.folder import Bundle
-from bundle.formats import passed_over
-from bundle.progress import Work
 
 if TYPE_CHECKING:
-    from scoring.local.score import Summary
-    from serving.prediction import Inference
+    from scoring.local.score import ScoreOptions
+    from scoring.table.job import Crew
 
-OnProgress = Callable[[int, int], None]
 SOME_FAILED = 4  # 1 to 3 are errors: see bundle/errors.py
 
 
 def score(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="SOURCE",
             help="A folder of images (recursive), or a text file with a path a line and nothing else: no comments, no "
-            "quotes, no URLs; a relative path starts at the file's own folder.",
+            "quotes; a relative path starts at the file's own folder. With --table also a prefix of a bucket (s3://, "
+            "gs://, az://), a CSV or Parquet manifest with the columns id and path, and URLs in lists.",
         ),
     ],
     bundle: Annotated[Path, typer.Option("--bundle", metavar="BUNDLE", help="The bundle to score with.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the Parquet shards.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the Parquet shards.")] = None,
+    table: Annotated[
+        str | None,
+        typer.Option("--table", metavar="TABLE", help="A Delta table instead: a folder, or a URL of a bucket."),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="ADDRESS",
+            help="Score on a Ray cluster, into --table: local for workers on this machine, auto, HOST:PORT, or "
+            "ray://HOST:PORT.",
+        ),
+    ] = None,
     network: Annotated[
         str | None,
         typer.Option("--network", help="full or attention; else the one that the bundle names.", show_default=False),
@@ -50,23 +55,44 @@ def score(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", help="Images a call.")] = 64,
     shard_rows: Annotated[
-        int, typer.Option("--shard-rows", help="Files a shard; a stop costs at most one shard.")
+        int, typer.Option("--shard-rows", help="Files a shard, or a data file of a table; a stop costs at most one.")
     ] = 4096,
     alpha: Annotated[
         float | None, typer.Option("--alpha", help="False-positive rate of is_adversarial, instead of the bundle's.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", help="Threads that decode images. Default: one a core.")
+        int | None,
+        typer.Option("--workers", help="Threads that decode, one a core; with --cluster workers, one a --threads."),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            help="Cores that infer: all here, 1 in a worker of a cluster. Last digits may differ with it.",
+            show_default=False,
+        ),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away the scores in --out and begin anew.")] = False,
+    another_bundle: Annotated[
+        bool,
+        typer.Option(
+            "--another-bundle", help="Score everything again in a --table that another bundle has scored before."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON summary.")] = False,
 ) -> None:
-    """Score a folder or a list of images into Parquet shards. Run the same command again after a stop: it continues;
-    after the end: it scores what is new or has changed, and drops the rows of what is gone.
+    """Score images into Parquet shards, or into a Delta table. Run the same command again after a stop: it continues;
+    after the end: it scores what is new or has changed. What is gone loses its row in --out, and gets one that says so
+    in --table.
 
     Ends with 4 when some files could not be scored, with 1 when none could.
     """
-    from scoring.local.score import AGAIN, ScoreOptions, score_source
+    _check_together(out, table, cluster)
+    _check_kind(table, cluster, url, restart, another_bundle)
+    if threads is not None and threads < 1:
+        raise OptionError(f"--threads {threads} is not at least 1")
+    from scoring.local.cli import safe
+    from scoring.local.score import AGAIN, ScoreOptions
 
     options = ScoreOptions(
         network=network or tensors.FULL,
@@ -80,132 +106,68 @@ def score(
         opened = Bundle.open(bundle)
         if network is None:
             options = replace(options, network=opened.manifest.main_network)
-        inference = open_inference(opened, url)
-        with _progress(source) as show, _stopping(show) as on_progress:
-            summary = score_source(
-                source, inference, out, options, on_progress=on_progress, check=lambda: check_served(opened, url)
-            )
+        if table is None:
+            rows, errors = _into_shards(source, opened, out or Path(), options, url, threads, json)
+        else:
+            crew = _crew(opened, url, cluster, workers, threads)
+            rows, errors = _into_table(source, opened, table, options, crew, another_bundle, json)
     except KeyboardInterrupt as stop:
-        say(Console(stderr=True), f"stopped; {_safe(out)}{AGAIN}.")
+        half = safe(out) if out is not None else "data files that are finished are safe; "
+        say(Console(stderr=True), f"stopped; {half}{AGAIN}.")
         raise typer.Exit(128 + (stop.args[0] if stop.args else signal.SIGINT)) from None
-    if json:
-        sys.stdout.write(jsonlib.dumps(_record(summary)) + "\n")
-    else:
-        _show(summary)
-    if summary.errors:
-        raise typer.Exit(1 if summary.errors == summary.rows else SOME_FAILED)
+    if errors:
+        raise typer.Exit(1 if errors == rows else SOME_FAILED)
 
 
-def open_inference(bundle: Bundle, url: str | None) -> "Inference":
-    """ONNX Runtime in this process, or the Triton at `url` when it serves exactly this bundle."""
-    if url is None:
-        from serving.local import LocalInference
-
-        return LocalInference(bundle)
-    from serving.client import TritonInference
-
-    return TritonInference.connect(url, expect_bundle=bundle.bundle_id)
-
-
-def check_served(bundle: Bundle, url: str | None) -> None:
-    """Raise EndpointError when `url` serves another bundle by now: a gRPC channel reconnects to whatever is there."""
-    if url is not None:
-        from serving.client import TritonInference
-
-        TritonInference.connect(url, expect_bundle=bundle.bundle_id).close()
+def _check_together(out: Path | None, table: str | None, cluster: str | None) -> None:
+    """Raise OptionError where it is not clear what is to be written, or by whom."""
+    if (out is None) == (table is None):
+        raise OptionError(
+            "give either --out DIR or --table TABLE", hint="--out writes Parquet shards, --table a Delta table."
+        )
+    if cluster is not None and table is None:
+        raise OptionError("--cluster needs --table", hint="A cluster writes a table; --out is written by one process.")
 
 
-@contextmanager
-def _stopping(on_progress: OnProgress) -> Iterator[OnProgress]:
-    """Let Ctrl-C and SIGTERM stop the job between two batches, never inside a write; a second one stops it at once."""
-    caught: list[int] = []
-
-    def remember(number: int, frame: object) -> None:
-        if caught:
-            raise KeyboardInterrupt(number)
-        caught.append(number)
-
-    def stop_or_go_on(done: int, scored: int) -> None:
-        if caught:
-            raise KeyboardInterrupt(caught[0])
-        on_progress(done, scored)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop_or_go_on
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+def _check_kind(table: str | None, cluster: str | None, url: str | None, restart: bool, another_bundle: bool) -> None:
+    """Raise OptionError for an option of the other kind of job."""
+    if table is not None and restart:
+        raise OptionError("--restart is for --out: a table is never thrown away", hint="Use another table.")
+    if table is None and another_bundle:
+        raise OptionError("--another-bundle is for --table", hint="Use another --out, or pass --restart.")
+    if cluster is not None and url is not None:
+        raise OptionError("--cluster and --url exclude each other", hint="A cluster's workers infer themselves.")
 
 
-@contextmanager
-def _progress(source: Path) -> Iterator[OnProgress]:
-    """Shown on stderr. How many files there are a second walk over the source counts, beside the first."""
-    with Work("scoring", rated=True) as work:
-        stop = threading.Event()
-        threading.Thread(target=_count, args=(source, work, stop), daemon=True).start()
-        try:
-            yield work.at
-        finally:
-            stop.set()
+def _into_shards(
+    source: str, bundle: Bundle, out: Path, options: "ScoreOptions", url: str | None, threads: int | None, json: bool
+) -> tuple[int, int]:
+    from scoring.inference import check_served, open_inference
+    from scoring.local.cli import score_shards
+
+    inference = open_inference(bundle, url, threads)
+    return score_shards(Path(source), inference, out, options, lambda: check_served(bundle, url), json)
 
 
-def _count(source: Path, work: Work, stop: threading.Event) -> None:
-    from scoring.sources import Source
+def _into_table(
+    source: str, bundle: Bundle, table: str, options: "ScoreOptions", crew: "Crew", another_bundle: bool, json: bool
+) -> tuple[int, int]:
+    from scoring.table.cli import score_table
+    from scoring.table.job import TableOptions
 
-    total = 0
-    try:
-        for _ in Source.open(source).files():
-            total += 1
-            if stop.is_set():
-                return
-    except (FieldmarkError, OSError):  # the job itself meets it and reports it
-        return
-    work.total = total
+    wanted = TableOptions(asking=options.asking, chunk_rows=options.shard_rows, another_bundle=another_bundle)
+    return score_table(source, bundle, table, wanted, crew, json)
 
 
-def _show(summary: "Summary") -> None:
-    console = Console()
-    ok = summary.rows - summary.errors
-    if not summary.scored:
-        console.print("This job was complete already; nothing new or changed was left to score.")
-    table = Table("files", "ok", "errors", "flagged", "images/s", "seconds", "shards")
-    table.add_row(
-        f"{summary.rows:,}",
-        f"{ok:,}",
-        f"{summary.errors:,}",
-        f"{summary.flagged / ok:.1%}" if ok else "-",
-        f"{summary.images_per_second:,.1f}" if summary.scored else "-",
-        f"{summary.seconds:,.1f}",
-        f"{summary.shards:,}",
-    )
-    console.print(table)
-    if summary.scored and (kept := summary.rows - summary.scored):
-        say(console, f"{summary.scored:,} scored now, {kept:,} as they were")
-    if words := passed_over(summary.passed_over):
-        say(console, words)
-    say(console, f"scores: {readable(summary.out)}")
-    if summary.failed_list is None:
-        return
-    errors = Console(stderr=True)
-    for _, sentence in summary.failed:
-        say(errors, f"error: {sentence}")
-    more = f" and {summary.errors - len(summary.failed):,} more" if summary.errors > len(summary.failed) else ""
-    say(errors, f"these{more} could not be scored; all are listed in {readable(summary.failed_list)}")
+def _crew(bundle: Bundle, url: str | None, cluster: str | None, workers: int | None, threads: int | None) -> "Crew":
+    """Whoever scores a table's chunks."""
+    if cluster is None:
+        from scoring.inference import check_served, open_inference
+        from scoring.table.here import Here
 
+        return Here(inference=open_inference(bundle, url, threads), check=lambda: check_served(bundle, url))
+    from scoring.cluster.connection import check_address
+    from scoring.cluster.crew import Cluster
 
-def _record(summary: "Summary") -> dict[str, Any]:
-    """A summary as JSON's own types."""
-    failed = [{"file": readable(path), "error": sentence} for path, sentence in summary.failed]
-    places = {"out": str(summary.out), "failed_list": str(summary.failed_list) if summary.failed_list else None}
-    return {**asdict(summary), "failed": failed, **places}
-
-
-def _safe(out: Path) -> str:
-    """What an interrupted job has finished, as a half sentence."""
-    from scoring.local.jobs import read_state
-
-    try:
-        return read_state(out).safe_in(out) + "; "
-    except (ScoringError, OSError):
-        return ""
+    check_address(cluster)
+    return Cluster(address=cluster, threads=threads or 1, workers=workers)

@@ -31,7 +31,8 @@ _PATH_OF_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")  # what is left of one in a Pa
 class SourceFile:
     """`path` is the name as the user gave it, `location` what to open; `problem` says why it cannot even be tried.
 
-    `size` in bytes and `mtime_ns` are the file's when it was looked at, and None until then or where there is none.
+    `size` in bytes and `mtime_ns` are the file's when it was looked at, and None until then or where there is none. An
+    object in a bucket has an `etag` too, and what goes into a table an `id`.
     """
 
     path: str
@@ -39,6 +40,8 @@ class SourceFile:
     problem: str = ""
     size: int | None = None
     mtime_ns: int | None = None
+    etag: str | None = None
+    id: int | None = None
 
     def looked_at(self) -> "SourceFile":
         """The same with its size and time of last change, by which a later run tells whether it is another file now."""

@@ -17,7 +17,7 @@ from bundle.errors import ServerError
 VARIABLE = "FIELDMARK_TRITON_PYTHON"
 SIBLING = ".venv-triton"
 ASK_SECONDS = 60
-_MAKE = f"Make one with 'make setup', or with pip install 'fieldmark[server]' in an environment named {SIBLING}"
+_MAKE = f"Make one with 'make setup', or with pip install '.[server]' in an environment named {SIBLING}"
 
 _QUESTIONS = """
 import importlib.metadata, importlib.util, json, os, sys, sysconfig

@@ -20,6 +20,8 @@ from bundle.tensors import TensorSpec
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests report to nobody
 os.environ.pop("FIELDMARK_PUBLIC_KEY", None)  # whose bundles the machine's owner trusts is not the tests' matter
+for name in [name for name in os.environ if name.startswith("OTEL_")]:
+    del os.environ[name]  # nor is where his traces go
 
 SIZE, GRID, SHOWN, PER_CLASS, CALIBRATION = 32, 4, 3, 2, 99
 LABELS = ("Amber-crowned Warbler", "Blue-winged Finch", "Crimson Bunting", "Dusky Lark", "Emerald-throated Wren")

@@ -23,7 +23,7 @@ FITTING = {"sklearn", "scipy"}
 GRAPHS = {"onnx", "onnxscript", "onnx_ir", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"}
 CALLS = {"grpc", "tritonclient", "pytriton", "onnxruntime", "pyarrow"}
 DRAWING = {"matplotlib"}
-ENGINES = {"daft", "ray", "deltalake", "fsspec", "pyiceberg", "duckdb"}
+ENGINES = {"ray", "deltalake", "fsspec", "duckdb", "polars", "boto3", "botocore"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ WALLS = {
         rooms={"bundle", "detector", "training", "robustness"}, never={"grpc", "tritonclient", "pytriton", "pyarrow"}
     ),
     "serving": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS, not_at_import=DRAWING),
+    "calibration": Wall(
+        rooms={"bundle", "detector", "serving", "scoring", "review"},
+        never=TORCH | FITTING | GRAPHS | DRAWING,
+        not_at_import=CALLS | ENGINES,
+    ),
     "scoring": Wall(
         rooms={"bundle", "serving"},
         never=TORCH | GRAPHS | {"sklearn", "grpc", "tritonclient", "pytriton"},
@@ -53,11 +58,6 @@ WALLS = {
         rooms={"bundle", "serving", "scoring"},
         never=TORCH | GRAPHS | {"sklearn", "grpc", "tritonclient", "pytriton"},
         not_at_import=DRAWING | ENGINES | {"scipy", "pyarrow", "onnxruntime"},
-    ),
-    "calibration": Wall(
-        rooms={"bundle", "detector", "serving", "scoring", "review"},
-        never=TORCH | FITTING | GRAPHS | DRAWING,
-        not_at_import=CALLS,
     ),
     "fieldmark": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
 }

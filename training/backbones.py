@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from bundle.errors import CheckpointError, OptionError, first_line
 
+IMAGENET = "imagenet"
+"""The weights that torchvision publishes, by name; any other name is a file's."""
 _DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
@@ -163,7 +165,7 @@ def load_weights(backbone: Backbone, name: str, weights: str) -> None:
         raise OptionError(
             "the small backbone takes no weights: nobody has trained it on ImageNet", hint="Leave --weights out."
         )
-    if weights == "imagenet":
+    if weights == IMAGENET:
         state = _download(name)
     else:
         path = Path(weights)

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from bundle import tensors
+from bundle.console import say
 from bundle.errors import MissingExtra, OptionError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def train(
     try:
         from training.data import Shares, check_outside, open_dataset
         from training.data.check import examine, sound
-        from training.fit import train_run
+        from training.fit import check_start, train_run
         from training.parallel import AUTO, Devices, default_precision
         from training.presets import preset as preset_named
         from training.run import BAD, Run, image_spec
@@ -100,12 +101,12 @@ def train(
     )
     if config.weights == "none":
         config = replace(config, weights=None)
-    run, console = Run(out), Console(stderr=json, markup=False, highlight=False, soft_wrap=True)
+    run, console = Run(out), Console(stderr=json)
     shares = Shares(validation=validation, calibration=calibration, test=test)
     if run.finished and resume:
         run.check_settings(config)
         run.check_division(division_seed, shares)
-        console.print(f"{out} is finished; nothing to do")
+        say(console, f"{out} is finished; nothing to do")
         if json:
             _print_json(run, run.read_record(), 0.0)
         return
@@ -114,6 +115,9 @@ def train(
         raise OptionError(f"{out} holds a run already", hint="Pass --resume to go on, or --force to start anew.")
     if out.exists() and any(out.iterdir()) and not (out / "run.json").exists():
         raise OptionError(f"{out} is not empty and holds no run", hint="Choose another --out.")
+    precision = default_precision(config.backbone) if precision == AUTO else precision
+    using = Devices(accelerator=accelerator, precision=precision, devices=devices, workers=workers)
+    check_start(config, using)
     if resume and (out / "run.json").exists():
         run.check_division(division_seed, shares)
         dataset = run.read_record().dataset.open(data)  # divided as it was, and without what was bad then
@@ -127,27 +131,21 @@ def train(
             hint="Choose a larger --validation, or add images.",
         )
     counts = ", ".join(f"{len(samples)} {name}" for name, samples in dataset.parts.items())
-    console.print(f"{dataset.name}: {len(dataset.labels)} classes; {counts}\n{dataset.division}")
-    for note in (*dataset.notes, *examine(dataset, dataset.looked).sentences()):
-        console.print(f"note: {note}")
+    say(console, f"{dataset.name}: {len(dataset.labels)} classes; {counts}", dataset.division)
+    say(console, *(f"note: {each}" for each in (*dataset.notes, *examine(dataset, dataset.looked).sentences())))
     if dataset.bad:
-        console.print(f"note: {len(dataset.bad)} images that cannot be read are left out; {out / BAD} lists them")
+        say(console, f"note: {len(dataset.bad)} images that cannot be read are left out; {out / BAD} lists them")
     started = time.perf_counter()
-    precision = default_precision(config.backbone) if precision == AUTO else precision
-    using = Devices(accelerator=accelerator, precision=precision, devices=devices, workers=workers)
     record = train_run(run, dataset, config, using, console, resume=resume)
     seconds = time.perf_counter() - started
     if json:
         _print_json(run, record, seconds)
         return
-    for sentence in record.results["outcome"]:
-        console.print(f"warning: {sentence}")
+    say(console, *(f"warning: {sentence}" for sentence in record.results["outcome"]))
     right = ", ".join(f"{head} {share:.1%}" for head, share in record.results["validation"].items())
     served = set(record.results["validation"]) <= set(tensors.NETWORKS)
     following = f"fieldmark export {out} --out BUNDLE" if served else f"fieldmark evaluate RUN --source sub={out}"
-    console.print(
-        f"{out}: validation accuracy {right}, {seconds:.0f} s\nnext: {following}",
-    )
+    say(console, f"{out}: validation accuracy {right}, {seconds:.0f} s", f"next: {following}")
 
 
 def _print_json(run: "Run", record: "RunRecord", seconds: float) -> None:
@@ -164,7 +162,8 @@ def attack(
     attacks: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: clean, noise, fgsm-8, pgd10-8:dlr, pgd10-8:random, autoattack-8, pgd10-8@SOURCE"
+            help="Comma-separated: clean, noise, fgsm-8, pgd10-8:dlr, pgd10-8:random, apgd-8, autoattack-8, "
+            "pgd10-8@SOURCE"
         ),
     ] = ("clean,noise,fgsm-8,pgd10-2,pgd10-8"),
     source: Annotated[
@@ -175,6 +174,7 @@ def attack(
     count: Annotated[int, typer.Option(min=1, help="Images at most, spread over the classes.")] = 400,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of noise and random starts.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there already.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """White-box attacks on a run, written as PNG files an attacker could upload."""
     try:
@@ -204,4 +204,8 @@ def attack(
         sources=open_sources(tuple(source or ()), record),
         replace=force,
     )
-    Console().print(f"{out}: {written} images and index.csv", highlight=False, markup=False, soft_wrap=True)
+    if json:
+        facts = {"out": str(out), "images": written, "attacks": names, "networks": networks, "part": part}
+        sys.stdout.write(jsonlib.dumps(facts) + "\n")
+        return
+    say(Console(), f"{out}: {written} images and index.csv")

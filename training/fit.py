@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bundle import tensors
-from bundle.errors import CheckpointError, Interrupted, OptionError, TrainingError, first_line
+from bundle.console import say
+from bundle.errors import CheckpointError, Interrupted, OptionError, Terminated, TrainingError, first_line
 from bundle.progress import Work
 from training.adversaries import spread
 from training.attack_losses import loss_of
 from training.attacks import Attack, from_bytes, run_attack
 from training.augment import augment
-from training.backbones import load_weights
+from training.backbones import IMAGENET, load_weights, make_backbone
 from training.config import TrainingConfig
 from training.curves import Silent, curves
 from training.data import Dataset
@@ -65,6 +66,16 @@ class Learner(nn.Module):
             return loss
         head = tensors.ATTENTION_ONLY if tensors.ATTENTION_ONLY in found.logits else next(iter(found.logits))
         return loss + weight * divergence(self.network(clean, head).logits[head], found.logits[head])
+
+
+def check_start(config: TrainingConfig, devices: Devices) -> None:
+    """Refuse what can be seen to be wrong before any image is read: devices, precision, and weights to begin with."""
+    if devices.devices == 1:
+        devices.fabric()
+    if config.weights and config.weights != IMAGENET:
+        load_weights(make_backbone(config.backbone, config.output_stride), config.backbone, config.weights)
+    if config.start:
+        Run(Path(config.start)).load_network()
 
 
 def train_run(
@@ -188,22 +199,19 @@ class Trainer:
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """Ctrl-C costs at most the epoch that was under way; say how to go on."""
+        """Ctrl-C or SIGTERM costs at most the epoch that was under way; say how to go on."""
         try:
             yield
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"stopped after {len(self.history)} of {self.config.epochs} epochs",
-                hint="The same command with --resume goes on.",
-            ) from None
+        except (KeyboardInterrupt, Terminated) as stop:
+            done = f"stopped after {len(self.history)} of {self.config.epochs} epochs"
+            raise Interrupted.by(stop, done, hint="The same command with --resume goes on.") from None
 
     def _tell(self, epoch: int, row: dict[str, float]) -> None:
         shares = _told({name: share for name, share in row.items() if name not in NO_SHARES})
-        self.console.print(
+        say(
+            self.console,
             f"epoch {epoch + 1:3d}/{self.config.epochs}  loss {row['loss']:8.4f}  "
             f"validation: {shares}  {row['seconds']:5.1f} s",
-            highlight=False,
-            soft_wrap=True,
         )
 
     def _warn(self, row: dict[str, float]) -> None:
@@ -211,7 +219,7 @@ class Trainer:
         if len(self.history) > self.config.warmup_epochs:
             found = [*fallen(self.warmed, row, ended=False), exploded(self.history, self.config.warmup_epochs)]
             for sentence in filter(None, found):
-                self.console.print(f"warning: {sentence}", highlight=False, markup=False, soft_wrap=True)
+                say(self.console, f"warning: {sentence}")
 
     def _epoch(self, epoch: int, advance: Any) -> dict[str, float]:
         started = time.perf_counter()
@@ -275,11 +283,10 @@ class Trainer:
         if self.average is not None:
             self.average.module.load_state_dict(self.network.state_dict())
         self.warmed = self.accuracy("validation")
-        self.console.print(
+        say(
+            self.console,
             f"warm-up, {self.config.warmup_steps} steps of the heads  loss {loss:8.4f}  "
             f"validation: {_told(self.warmed)}",
-            highlight=False,
-            soft_wrap=True,
         )
 
     def _after_failure(self) -> str:
@@ -303,9 +310,7 @@ class Trainer:
             self.average.module.load_state_dict(best)
         self.optimizer.state.clear()  # moments that led into the collapse
         step = 255 * self.config.adversarial_step * self.hardening.caution
-        self.console.print(
-            f"robustness collapsed; back to the best epoch, and on with a step of {step:.2g}/255", highlight=False
-        )
+        say(self.console, f"robustness collapsed; back to the best epoch, and on with a step of {step:.2g}/255")
 
     def _finish(self, record: RunRecord) -> RunRecord:
         """Best epoch -> projection -> last layer; model.pt is written last, so that it means all is there."""
@@ -327,11 +332,8 @@ class Trainer:
         results["validation"] = self.accuracy("validation")
         results["outcome"] = self._outcome(results["validation"])
         if network.prototype_head is not None:
-            self.console.print(
-                f"best epoch, prototypes projected, last layer fitted  validation: {_told(results['validation'])}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            shares = _told(results["validation"])
+            say(self.console, f"best epoch, prototypes projected, last layer fitted  validation: {shares}")
         record = replace(record, results=results)
         if self.share.rank == 0:
             self.run.write_record(record)
@@ -454,7 +456,7 @@ class Trainer:
                 f"{self.run.path / 'state.pt'} is not of this run ({first_line(problem)})",
                 hint="Start anew with --force or another --out.",
             ) from None
-        self.console.print(f"going on after epoch {len(self.history)}", highlight=False)
+        say(self.console, f"going on after epoch {len(self.history)}")
 
     def _record(self) -> RunRecord:
         versions = {"torch": torch.__version__, "python": platform.python_version(), "device": str(self.fabric.device)}

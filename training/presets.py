@@ -33,8 +33,8 @@ def preset(name: str, *, system: str | None = None, texts: Iterable[str] = (), *
     if match is None:
         raise OptionError(
             f"unknown preset {name!r}",
-            hint=f"Presets are named [SYSTEM-]BACKBONE[-SIZE][-reference][-fast]; systems: {', '.join(SYSTEMS)}; "
-            f"backbones: {', '.join(BACKBONES)}.",
+            hint=f"Presets are named [SYSTEM-]BACKBONE[-SIZE][-reference][-fast], SIZE in pixels; systems: "
+            f"{', '.join(SYSTEMS)}; backbones: {', '.join(BACKBONES)}.",
         )
     chosen, backbone = system or match[1] or DEFAULT, match[2]
     size = changes.get("image_size") or (int(match[3]) if match[3] else None)

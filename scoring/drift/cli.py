@@ -26,7 +26,9 @@ MOST_CLASSES = 12
 
 
 def drift(
-    scores: Annotated[Path, typer.Argument(metavar="SET", help="A folder that 'fieldmark score' has finished.")],
+    scores: Annotated[
+        str, typer.Argument(metavar="SET", help="A folder or a table that 'fieldmark score' has finished.")
+    ],
     bundle: Annotated[Path, typer.Option("--bundle", metavar="BUNDLE", help="The bundle that scored it.")],
     shuffle: Annotated[
         bool,

@@ -20,7 +20,6 @@ from serving.promise import beta_binomial, flagging_ranks
 KS_LEVEL = 0.001
 CAPITALS = (20.0, CAPITAL)
 KS_MULTIPLIER = 1.9494746  # where Kolmogorov's distribution leaves KS_LEVEL above it
-Z95 = 1.96
 DRAWS = 20_000  # of clean sets, where their flagged share has no simple distribution
 
 Numbers = npt.NDArray[np.floating]
@@ -128,6 +127,8 @@ def kolmogorov_smirnov(scores: Numbers, calibration: Numbers) -> KolmogorovSmirn
     just below it: without ties it is a function of the p-values alone. The p-value is Kolmogorov's asymptotic one with
     the finite-sample correction of Stephens (1970).
     """
+    from scipy import special
+
     scores, m, n = np.sort(scores), len(scores), len(calibration)
     gaps = np.concatenate(
         [
@@ -141,18 +142,10 @@ def kolmogorov_smirnov(scores: Numbers, calibration: Numbers) -> KolmogorovSmirn
     factor = float(root + 0.12 + 0.11 / root)
     return KolmogorovSmirnov(
         distance=distance,
-        p_value=_kolmogorov(factor * distance),
+        p_value=float(special.kolmogorov(factor * distance)),
         critical=KS_MULTIPLIER / factor,
         higher=bool(gaps[widest] > 0),
     )
-
-
-def _kolmogorov(x: float) -> float:
-    """P(K > x) of Kolmogorov's distribution."""
-    if x < 0.2:  # the alternating series converges too slowly, and the answer is 1 to twelve digits
-        return 1.0
-    k = np.arange(1, 101)
-    return float(np.clip(2 * ((-1.0) ** (k - 1) * np.exp(-2 * (k * x) ** 2)).sum(), 0, 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -166,10 +159,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """Wilson's (1927) interval of 95 % for a share."""
-    share, spread = successes / trials, Z95**2 / trials
-    half = Z95 * np.sqrt(share * (1 - share) / trials + spread / (4 * trials))
-    low, high = (share + spread / 2 - half) / (1 + spread), (share + spread / 2 + half) / (1 + spread)
-    return max(0.0, float(low)), min(1.0, float(high))
+    from scipy import stats
+
+    interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def groups(classes: Integers, calibration: Calibration) -> list[tuple[Integers, Numbers]]:

@@ -14,7 +14,8 @@ from bundle.errors import BundleCorrupt, ScoringError
 from bundle.manifest import AGAIN, PER_CLASS
 from scoring.local.jobs import read_state
 from scoring.local.shards import read_scores
-from scoring.rows import OK, arrow
+from scoring.rows import OK, Scored, arrow
+from scoring.table.current import Current, is_table
 
 COLUMNS = ("path", "status", "label", "instance_score", "is_adversarial")
 
@@ -46,26 +47,16 @@ class ScoredSet:
     total: int
 
 
-def read_set(path: Path, bundle: Bundle) -> ScoredSet:
-    """Read what `fieldmark score` has finished with `bundle`; raises ScoringError for anything else."""
-    state = read_state(path)
-    job, labels = state.job, bundle.manifest.labels
-    if job.bundle_id != bundle.bundle_id:
-        raise ScoringError(
-            f"{path} was scored with bundle {job.bundle_id[:12]}, and {bundle.path} is {bundle.bundle_id[:12]}",
-            hint="Give the bundle that scored it.",
-        )
-    if not state.complete:
-        raise ScoringError(
-            f"{path} is not finished: {state.safe_in(path)}", hint="Run its 'fieldmark score' again to finish it."
-        )
-    if job.network not in bundle.manifest.networks:
-        raise ScoringError(f"{path} names network {job.network!r}, which the bundle does not carry", hint=AGAIN)
-    table = read_scores(path, COLUMNS)
+def read_set(place: str, bundle: Bundle) -> ScoredSet:
+    """Read what `fieldmark score` has finished with `bundle`, a folder of shards or a table; raises ScoringError for
+    anything else."""
+    read = _read_table if is_table(place) else _read_shards
+    job, table, total = read(place, bundle)
+    path, labels = place, bundle.manifest.labels
     answered = arrow().compute.equal(table["status"], OK)
     rows = table.filter(answered)
     if not rows.num_rows:
-        raise ScoringError(f"{path} holds no scores: none of its {table.num_rows:,} files could be decoded")
+        raise ScoringError(f"{path} holds no scores: none of its {total:,} files could be decoded")
     if any(rows[name].null_count for name in COLUMNS):
         raise ScoringError(f"{path} is damaged: a row is {OK!r} and has no score", hint="Score it anew with --restart.")
     named = rows["label"].dictionary_encode().combine_chunks()
@@ -82,8 +73,45 @@ def read_set(path: Path, bundle: Bundle) -> ScoredSet:
         labels=labels,
         network=job.network,
         alpha=job.alpha,
-        total=table.num_rows,
+        total=total,
     )
+
+
+def _read_shards(place: str, bundle: Bundle) -> tuple[Scored, Any, int]:
+    """A folder's rows, in the source's order, and how many they are."""
+    path = Path(place)
+    state = read_state(path)
+    _check_same(place, state.job, bundle)
+    if not state.complete:
+        raise ScoringError(
+            f"{path} is not finished: {state.safe_in(path)}", hint="Run its 'fieldmark score' again to finish it."
+        )
+    table = read_scores(path, COLUMNS)
+    return state.job, table, table.num_rows
+
+
+def _read_table(place: str, bundle: Bundle) -> tuple[Scored, Any, int]:
+    """The rows that hold in a table and have a score, and how many there are with the others.
+
+    They come in the order of their ids, which are given in the source's order, night after night.
+    """
+    current = Current.read(place)
+    _check_same(place, current.begun, bundle)
+    found = list(current.batches(COLUMNS))
+    order = np.argsort(np.concatenate([places for places, _ in found]))
+    table = arrow().concat_tables([table for _, table in found]).take(order)
+    return current.begun, table, table.num_rows + current.errors
+
+
+def _check_same(place: str, job: Scored, bundle: Bundle) -> None:
+    """Raise ScoringError where another bundle, or a network that it has not got, gave the scores."""
+    if job.bundle_id != bundle.bundle_id:
+        raise ScoringError(
+            f"{place} was scored with bundle {job.bundle_id[:12]}, and {bundle.path} is {bundle.bundle_id[:12]}",
+            hint="Give the bundle that scored it.",
+        )
+    if job.network not in bundle.manifest.networks:
+        raise ScoringError(f"{place} names network {job.network!r}, which the bundle does not carry", hint=AGAIN)
 
 
 def read_calibration(bundle: Bundle, network: str) -> Calibration:

@@ -1,38 +1,31 @@
 """Score every image of a source, each exactly once, however often the job is stopped and started again.
 
-Decoding runs ahead in threads (Pillow releases the GIL), inference runs in the calling thread, and rows go to disk a
-shard at a time. A shard that is not finished is scored again, so a stop costs at most one shard of work. A finished job
-that is started again scores what is new or has changed; the rows of files that are gone go.
+Rows go to disk a shard at a time. A shard that is not finished is scored again, so a stop costs at most one shard of
+work. A finished job that is started again scores what is new or has changed; the rows of files that are gone go.
 """
 
+import functools
 import itertools
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from bundle.errors import EndpointError, ImageError, OptionError
 from bundle.image import ImageSpec
+from scoring.answers import Answers, Asking, Pixels
 from scoring.local.jobs import Job
 from scoring.local.shards import FAILED, ScoreFolder, Taken, failures
 from scoring.local.stretches import Stretch, stretches
-from scoring.rows import Answer
 from scoring.sources import Source, SourceFile
-from serving.prediction import Inference, Outputs, check_alpha, predictions
+from serving.prediction import Inference
 
 MAX_SHARD_ROWS = 1_000_000  # a shard's rows are held in memory
-MAX_AHEAD_BYTES = 512 * 1024 * 1024  # of decoded images that wait for inference
 NAMED = 10  # failed files in a summary; their list has all
 AGAIN = "run the same command again to continue"
 
-Pixels = npt.NDArray[np.uint8]
 OnProgress = Callable[[int, int], None]
 
 
@@ -42,14 +35,6 @@ class _Plan:
 
     stretch: Stretch
     taken: Taken
-
-
-class _Item(NamedTuple):
-    """A file on its way to its shard, and its image or the sentence why there is none; no file where none is left."""
-
-    plan: _Plan
-    file: SourceFile | None
-    image: Future[Pixels | str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +55,16 @@ class ScoreOptions:
     pauses: tuple[float, ...] = (1.0, 2.0, 4.0)
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise OptionError(f"--batch {self.batch} is not at least 1")
         if not 1 <= self.shard_rows <= MAX_SHARD_ROWS:
             raise OptionError(f"--shard-rows {self.shard_rows} is not between 1 and {MAX_SHARD_ROWS:,}")
-        if self.workers is not None and not 1 <= self.workers <= 256:
-            raise OptionError(f"--workers {self.workers} is not between 1 and 256")
+        _ = self.asking  # which looks at the others
+
+    @property
+    def asking(self) -> Asking:
+        """The part of it that concerns images, not shards."""
+        return Asking(
+            network=self.network, alpha=self.alpha, batch=self.batch, workers=self.workers, pauses=self.pauses
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +104,7 @@ def score_source(
     `check()` is called before each shard is written and raises EndpointError when `inference` is no longer what it was.
     An unreadable image is a row with status `error`; whatever else goes wrong raises, and what is finished stays.
     """
-    if options.network not in inference.manifest.networks:
-        have = ", ".join(inference.manifest.networks)
-        raise OptionError(f"the bundle carries no network {options.network!r}", hint=f"It carries: {have}.")
-    check_alpha(inference.manifest, options.network, options.alpha)
+    options.asking.check(inference.manifest)
     source = Source.open(path)
     source.check_any()
     alpha = options.alpha
@@ -173,21 +159,23 @@ class _Run:
 
     def run(self, check: Callable[[], None]) -> None:
         """Score every file that has no row yet, or has changed since, and let the rows of those go that are gone."""
-        workers = self.options.workers or len(os.sched_getaffinity(0))
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        answers: Answers[_Plan] = Answers(
+            self.inference,
+            self.options.asking,
+            functools.partial(_read, self.inference.manifest.image),
+            on_rows=self._report,
+            on_failure=self.source.check_present,
+        )
         try:
-            for plan, items in itertools.groupby(self._decoded(pool, workers), key=lambda item: item.plan):
-                rows = self._answers(items)
+            for plan, rows in answers.of(self._plans()):
                 check()
                 self.folder.write(plan.stretch, plan.taken, rows)
                 self.written += len(rows)
         except EndpointError as problem:
             raise EndpointError(problem.what, hint=f"{self.folder.state.safe_in(self.folder.path)}; {AGAIN}.") from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _plans(self) -> Iterator[_Plan]:
-        """What is to be written; a shard that is there, and whose files are as they were, is verified and stays."""
+    def _plans(self) -> Iterator[tuple[_Plan, list[SourceFile]]]:
+        """What is to be written, and its files to score; a shard whose files are as they were is verified and stays."""
         files = self.source.files(self.passed)
         for stretch in stretches(files, self.folder.old, self.options.shard_rows):
             stretch = replace(stretch, files=tuple(file.looked_at() for file in stretch.files))
@@ -196,65 +184,10 @@ class _Run:
             else:
                 taken = self.folder.still_true(stretch)
                 self.skipped += len(taken.places)
-                yield _Plan(stretch, taken)
+                there = set(taken.places)
+                left = [file for place, file in enumerate(stretch.files) if place not in there]
+                yield _Plan(stretch, taken), left
             self._report(0)
-
-    def _decoded(self, pool: ThreadPoolExecutor, workers: int) -> Iterator[_Item]:
-        """The files to score, each with its image on the way; a bounded number of them is ahead of the caller."""
-        spec = self.inference.manifest.image
-        room = MAX_AHEAD_BYTES // (spec.height * spec.width * 3)
-        limit = max(workers, min(2 * self.options.batch, room))
-        ahead: deque[_Item] = deque()
-        for plan in self._plans():
-            there = set(plan.taken.places)
-            left: list[SourceFile | None] = [
-                file for place, file in enumerate(plan.stretch.files) if place not in there
-            ]
-            for file in left or [None]:
-                ahead.append(_Item(plan, file, None if file is None else pool.submit(_read, spec, file)))
-                if len(ahead) > limit:
-                    yield ahead.popleft()
-        while ahead:  # popped, so that an image is freed as soon as it is used
-            yield ahead.popleft()
-
-    def _answers(self, items: Iterator[_Item]) -> list[tuple[SourceFile, Answer]]:
-        """One shard's new rows, in order."""
-        rows: list[tuple[SourceFile, Answer]] = []
-        waiting: dict[int, Pixels] = {}  # row -> image, until a batch is full
-        for _, file, image in items:
-            if file is None or image is None:
-                continue
-            result = image.result()
-            if isinstance(result, str):
-                self.source.check_present()
-                rows.append((file, result))
-            else:
-                waiting[len(rows)] = result
-                rows.append((file, ""))
-            if len(waiting) == self.options.batch:
-                self._fill(rows, waiting)
-        self._fill(rows, waiting)
-        return rows
-
-    def _fill(self, rows: list[tuple[SourceFile, Answer]], waiting: dict[int, Pixels]) -> None:
-        """Run the images that wait, and put the answers into their rows."""
-        if waiting:
-            network, alpha = self.options.network, self.options.alpha
-            outputs = self._infer(np.stack(list(waiting.values())))
-            answers = predictions(outputs, self.inference.manifest, network, alpha=alpha)
-            for row, answer in zip(waiting, answers, strict=True):
-                rows[row] = (rows[row][0], answer)
-            waiting.clear()
-        self._report(len(rows))
-
-    def _infer(self, images: Pixels) -> Outputs:
-        """One call. A full queue or a restarting server passes; a night's job should not end with it."""
-        for pause in self.options.pauses:
-            try:
-                return self.inference.infer(images, self.options.network)
-            except EndpointError:
-                time.sleep(pause)
-        return self.inference.infer(images, self.options.network)
 
     def _report(self, unwritten: int) -> None:
         scored = self.written + unwritten

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from bundle.errors import RequestRefused
-from serving.gateway.calls import Budget, Retries, Tls, explain_error, make_request, metadata, open_channel
+from serving.gateway.calls import Budget, Retries, Tls, explain_error, make_request, metadata, open_channel, with_trace
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.generated.fieldmark_pb2_grpc import FieldmarkStub
 
@@ -50,7 +50,7 @@ class AsyncFieldmarkClient:
             async for name, data in images:
                 yield v1.ClassifyStreamRequest(id=name, request=make_request(data, **asked))
 
-        stream = self._stub.ClassifyStream(requests(), timeout=timeout, metadata=self._metadata)
+        stream = self._stub.ClassifyStream(requests(), timeout=timeout, metadata=with_trace(self._metadata))
         try:
             async for answer in stream:
                 yield answer
@@ -76,7 +76,7 @@ class AsyncFieldmarkClient:
         while True:
             attempt += 1
             try:
-                return await method(request, timeout=deadline - time.monotonic(), metadata=self._metadata)
+                return await method(request, timeout=deadline - time.monotonic(), metadata=with_trace(self._metadata))
             except grpc.RpcError as problem:
                 refused: RequestRefused = explain_error(problem, self.url)
             wait = self._budget.wait(refused, attempt, deadline - time.monotonic())

@@ -5,6 +5,7 @@ it, within the deadline, and within a budget: retries of many callers at once ar
 """
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,22 @@ def open_channel(url: str, key: str, tls: Tls | None, module: Any) -> tuple[str,
 def metadata(key: str) -> tuple[tuple[str, str], ...]:
     """What goes along with every call."""
     return ((KEY_HEADER, key),) if key else ()
+
+
+def with_trace(sent: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """`sent`, and with it the context of the span that the application is in, if it is in one.
+
+    An application that has spans has loaded OpenTelemetry; for the others nothing is imported.
+    """
+    if sys.modules.get("opentelemetry.trace") is None:
+        return sent
+    try:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    except ImportError:  # it is half there
+        return sent
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return (*sent, *carrier.items())
 
 
 def make_request(

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from bundle.errors import RequestRefused
-from serving.gateway.calls import Budget, Retries, Tls, explain_error, make_request, metadata, open_channel
+from serving.gateway.calls import Budget, Retries, Tls, explain_error, make_request, metadata, open_channel, with_trace
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.generated.fieldmark_pb2_grpc import FieldmarkStub
 
@@ -56,7 +56,7 @@ class FieldmarkClient:
         tell. `timeout`, if any, holds for all of it.
         """
         requests = (v1.ClassifyStreamRequest(id=name, request=make_request(data, **asked)) for name, data in images)
-        stream = self._stub.ClassifyStream(requests, timeout=timeout, metadata=self._metadata)
+        stream = self._stub.ClassifyStream(requests, timeout=timeout, metadata=with_trace(self._metadata))
         try:
             yield from stream
         except grpc.RpcError as problem:
@@ -81,7 +81,7 @@ class FieldmarkClient:
         while True:
             attempt += 1
             try:
-                return method(request, timeout=deadline - time.monotonic(), metadata=self._metadata)
+                return method(request, timeout=deadline - time.monotonic(), metadata=with_trace(self._metadata))
             except grpc.RpcError as problem:
                 refused: RequestRefused = explain_error(problem, self.url)
             wait = self._budget.wait(refused, attempt, deadline - time.monotonic())

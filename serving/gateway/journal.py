@@ -6,16 +6,19 @@ costs lines and not answers.
 
 import contextlib
 import json
+import logging
 import math
 import queue
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 MAX_LINES = 10_000
 MAX_TEXT = 200  # characters of one value
+_BYTES = re.compile(r"""\bb(['"])(?:\\.|(?!\1).)*(?:\1|$)""", re.DOTALL)  # as Python shows them
 
 
 class Journal:
@@ -33,7 +36,7 @@ class Journal:
         if self._stream is None:
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        short = {name: value[:MAX_TEXT] if isinstance(value, str) else value for name, value in facts.items()}
+        short = {name: shorten(value) if isinstance(value, str) else value for name, value in facts.items()}
         self.copy(json.dumps({"time": now, "event": event, **short}, default=str))
 
     def seldom(self, event: str, of: str, seconds: float, **facts: Any) -> None:
@@ -54,6 +57,16 @@ class Journal:
         except queue.Full:
             self.lost()
 
+    @contextlib.contextmanager
+    def libraries(self) -> Iterator[None]:
+        """While the body runs, what libraries log becomes lines of this log, and none of their own on stderr."""
+        handler = _Libraries(self)
+        logging.getLogger().addHandler(handler)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeHandler(handler)
+
     def close(self, seconds: float = 2.0) -> None:
         """Write what is left, for at most `seconds`."""
         with contextlib.suppress(queue.Full):
@@ -66,3 +79,22 @@ class Journal:
                 with contextlib.suppress(OSError, ValueError):  # closed, or a full disk behind it
                     self._stream.write(line + "\n")
                     self._stream.flush()
+
+
+class _Libraries(logging.Handler):
+    """Writes the records of Python's logging into a journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(logging.WARNING)
+        self._journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        facts = {"library": record.name, "level": record.levelname.lower(), "text": record.getMessage()}
+        if record.exc_info and record.exc_info[0] is not None:  # its name alone: its text may be anything
+            facts["exception"] = record.exc_info[0].__name__
+        self._journal.write("library", **facts)
+
+
+def shorten(text: str) -> str:
+    """At most `MAX_TEXT` characters of a text, without the bytes that an exception may show: they may be an image's."""
+    return _BYTES.sub("b'...'", text)[:MAX_TEXT]

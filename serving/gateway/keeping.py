@@ -11,6 +11,7 @@ from serving.gateway.audit import AuditLog, AuditOptions
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.journal import Journal
 from serving.gateway.metrics import Metrics
+from serving.gateway.options import CLOSE_SECONDS
 from serving.gateway.rotation import RotatedFile
 from serving.quarantine.entry import FLAGGED, SAMPLE, Case, LayerEvidence
 from serving.quarantine.options import QuarantineOptions
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from serving.gateway.service import Call
 
 SAY_SECONDS = 60.0  # between two sentences on the same trouble
-CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,9 @@ class Keeping:
         self._metrics, self._journal = metrics, journal
         self._quarantine: Quarantine | None = None
         self._audit = AuditLog(options.audit, lost=self._lost) if options.audit else None
+        for reason in (FLAGGED, SAMPLE):
+            metrics.quarantine_written.labels(reason)  # so that a rate sees the first one
         if options.quarantine is not None:
-            for reason in (FLAGGED, SAMPLE):
-                metrics.quarantine_written.labels(reason)
             self._quarantine = Quarantine(options.quarantine, self)
 
     def ended(self, call: "Call", code: str, reason: str, answer: Any) -> None:
@@ -62,11 +62,12 @@ class Keeping:
             self._quarantine.offer(_case(call, answered, moment), call.image)
 
     def close(self) -> None:
-        """Write what waits, for a few seconds at most."""
-        if self._quarantine is not None:
-            self._quarantine.close(CLOSE_SECONDS)
+        """Write what waits, for CLOSE_SECONDS at most."""
+        deadline = time.monotonic() + CLOSE_SECONDS
         if self._audit is not None:
             self._audit.close(CLOSE_SECONDS)
+        if self._quarantine is not None:
+            self._quarantine.close(max(0.0, deadline - time.monotonic()))
 
     def written(self, reason: str) -> None:
         self._metrics.quarantine_written.labels(reason).inc()
@@ -121,6 +122,8 @@ def _line(call: "Call", code: str, reason: str, answer: v1.ClassifyResponse | No
         "reason": reason,
         "ms": stages | {"total": round(1000 * (time.monotonic() - call.arrived), 3)},
     }
+    if call.trace.trace_id:
+        line["trace_id"] = call.trace.trace_id
     if answer is not None:
         line |= {
             "bundle_id": answer.bundle_id,

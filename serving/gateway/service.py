@@ -25,7 +25,8 @@ from bundle.image import FORMATS
 from serving.gateway import failures
 from serving.gateway.admission import Admission, Memory
 from serving.gateway.answer import LookUp, Stages, make_answer, make_explanation
-from serving.gateway.asked import check_request, smallest_alpha
+from serving.gateway.asked import Asked, check_request, smallest_alpha
+from serving.gateway.behind import Behind
 from serving.gateway.drift import DriftMeters
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.handlers import well_formed
@@ -33,12 +34,24 @@ from serving.gateway.journal import Journal
 from serving.gateway.keeping import Keeping
 from serving.gateway.metrics import STAGES, Metrics
 from serving.gateway.options import GatewayOptions
-from serving.gateway.probing import Prober
-from serving.gateway.stream import ClassifyStream
-from serving.gateway.upstream import Triton
+from serving.gateway.pace import Pace
+from serving.gateway.shadow import Seen, Shadow
+from serving.gateway.stream import ONE, ClassifyStream
+from serving.gateway.tracing import (
+    DECODE,
+    ENCODE,
+    QUEUE,
+    TRACEPARENT,
+    TRACESTATE,
+    TRITON,
+    Trace,
+    Tracing,
+    begin_trace,
+)
 
 REQUEST_ID = "x-request-id"
 KEY_NAME = "x-fieldmark-key-name"  # the name of the caller's key, from what checked the key; never the key
+_READ = (REQUEST_ID, KEY_NAME, TRACEPARENT, TRACESTATE)  # of what a caller's metadata holds, nothing else
 _MAX_NAME = 128  # characters
 Result = TypeVar("Result")
 _SHED = (failures.OVERLOADED, failures.TOO_MANY_STREAMS, failures.NETWORK_UNAVAILABLE, failures.STOPPING)
@@ -51,6 +64,7 @@ class Served:
     manifest: Manifest
     image: ImageSpec
     look_up: LookUp
+    behind: Behind
 
 
 @dataclass(kw_only=True)
@@ -62,6 +76,7 @@ class Call:
     key_name: str
     arrived: float
     deadline: float
+    trace: Trace
     network: str = ""
     image: bytes = b""
     stages: Stages = field(default_factory=Stages)
@@ -78,22 +93,26 @@ class FieldmarkService:
     def __init__(
         self,
         options: GatewayOptions,
-        triton: Triton,
-        prober: Prober,
         *,
         metrics: Metrics,
         journal: Journal,
         keeping: Keeping,
+        tracing: Tracing | None = None,
     ) -> None:
-        self.options, self.prober = options, prober
+        self.options, self.tracing = options, tracing
         self.metrics, self.journal, self.keeping = metrics, journal, keeping
         self.drift = DriftMeters(metrics, journal)
+        self.shadow: Shadow | None = None
+        self.pace = Pace(options.rate, options.burst)
         self.stopping = asyncio.Event()
         self.open_streams = self.stalled_streams = 0
         self.stream_memory = Memory(options.queue_bytes)
+        for reason in _SHED:  # an alert must see the first one too: that takes a 0 before it
+            metrics.shed.labels(reason)
+        for method in ("Classify", ONE):
+            metrics.requests.labels(method, failures.FAILURES[failures.BUG].code, failures.BUG)
         metrics.streams.set_function(lambda: self.open_streams)
         metrics.stalled_streams.set_function(lambda: self.stalled_streams)
-        self._triton = triton
         self._served: Served | None = None
         self.admissions: dict[str, Admission] = {}
         self._decoders = ThreadPoolExecutor(options.workers, thread_name_prefix="decode")
@@ -137,56 +156,75 @@ class FieldmarkService:
         call = self.begin("Describe", context)
         return await self._guarded(self._describe(request), call, context)
 
-    def begin(self, method: str, context: Any, *, longest: float | None = None) -> Call:
+    def begin(self, method: str, context: Any, *, longest: float | None = None, within: Call | None = None) -> Call:
         """A call's record; it may take `longest` seconds, if its caller sets no earlier deadline.
 
-        An id that is too long, or not plain text, is replaced by one of our own.
+        An id that is too long, or not plain text, is replaced by one of our own. `within` is the stream of which this
+        is one request.
         """
-        sent = {key: value for key, value in context.invocation_metadata() or () if key in (REQUEST_ID, KEY_NAME)}
+        sent = {key: value for key, value in context.invocation_metadata() or () if key in _READ}
         now, remaining = time.monotonic(), context.time_remaining()  # None: no deadline
         return Call(
             method=method,
-            request_id=_plain(sent.get(REQUEST_ID)) or uuid.uuid4().hex,
+            request_id=within.request_id if within else _plain(sent.get(REQUEST_ID)) or uuid.uuid4().hex,
             key_name=_plain(sent.get(KEY_NAME)),
             arrived=now,
             deadline=now
             + min(self.options.timeout if longest is None else longest, math.inf if remaining is None else remaining),
+            trace=within.trace.within(method) if within else begin_trace(self.tracing, method, sent),
         )
 
     async def classify(self, request: v1.ClassifyRequest, call: Call, *, patient: bool = False) -> v1.ClassifyResponse:
         """The answer to one request; raises RequestRefused. `patient` is for one of a stream (see Admission)."""
         served, request = self._ready(), well_formed(request)
+        if not patient:
+            self.pace.take(call.key_name, single=True)
         call.image = request.image
         asked = check_request(request, served.manifest, served.image.max_bytes)
         call.network = asked.network
-        if not self.prober.serving(asked.network):
+        if not served.behind.prober.serving(asked.network):
             raise RequestRefused(
                 f"the network {asked.network!r} does not answer at the moment",
                 hint="Try again in a moment.",
                 reason=failures.NETWORK_UNAVAILABLE,
-                retry_after=self.prober.seconds,
+                retry_after=served.behind.prober.seconds,
             )
+        with served.behind.used():
+            return await self._answer(served, request, asked, call, patient=patient)
+
+    async def _answer(
+        self, served: Served, request: v1.ClassifyRequest, asked: Asked, call: Call, *, patient: bool
+    ) -> v1.ClassifyResponse:
+        admission = self.admissions[asked.network]
         try:
-            async with (
-                asyncio.timeout(call.left),
-                self.admissions[asked.network].enter(len(call.image), call.left, patient=patient),
-            ):
+            async with asyncio.timeout(call.left), admission.enter(len(call.image), call.left, patient=patient):
                 pixels = await self._beside(_decode, served.image, request.image, call)
                 began = time.monotonic()
-                outputs = await self._triton.infer(
-                    pixels, served.manifest, asked.network, timeout=max(call.left, 0.001), explained=asked.explain
-                )
+                with call.trace.stage(TRITON) as headers:
+                    outputs = await served.behind.triton.infer(
+                        pixels,
+                        served.manifest,
+                        asked.network,
+                        timeout=max(call.left, 0.001),
+                        explained=asked.explain,
+                        headers=headers,
+                    )
                 call.stages.inference = time.monotonic() - began
         except TimeoutError:
             raise RequestRefused("the request was not answered within its time", reason=failures.TOO_LATE) from None
-        self.prober.heard(asked.network)
-        answer = make_answer(outputs, served.manifest, asked)
-        if asked.explain:
-            answer.explanation.CopyFrom(await self._beside(make_explanation, outputs, served.manifest, served.look_up))
+        served.behind.prober.heard(asked.network)
+        with call.trace.stage(ENCODE):
+            answer = make_answer(outputs, served.manifest, asked)
+            if asked.explain:
+                pictures = await self._beside(make_explanation, outputs, served.manifest, served.look_up)
+                answer.explanation.CopyFrom(pictures)
         call.stages.total = time.monotonic() - call.arrived
         answer.request_id = call.request_id
         answer.times.CopyFrom(call.stages.message())
         self._count(answer)
+        if self.shadow is not None:
+            seen = Seen(data=request.image, pixels=pixels, image=served.image, asked=asked, answer=answer)
+            self.shadow.see(seen, call, busy=admission.waiting > 0)
         return answer
 
     def ended(self, call: Call, problem: BaseException | None, answer: Any = None) -> RequestRefused | None:
@@ -203,6 +241,9 @@ class FieldmarkService:
         facts: dict[str, Any] = {"network": call.network, "bytes": len(call.image)}
         if isinstance(answer, v1.ClassifyResponse):
             facts |= {"p_value": round(answer.adversarial.p_value, 6), "flagged": answer.adversarial.flagged}
+        self._end_trace(call, code, {"reason": reason, "request_id": call.request_id, **facts}, answer)
+        if call.trace.trace_id:
+            facts["trace_id"] = call.trace.trace_id
         if reason == failures.BUG and problem is not None:
             place = traceback.extract_tb(problem.__traceback__)[-1]
             facts["bug"] = f"{type(problem).__name__} in {place.name}, line {place.lineno}: {problem}"
@@ -233,6 +274,15 @@ class FieldmarkService:
         self.ended(call, None, answer)
         return answer
 
+    def _end_trace(self, call: Call, code: str, facts: dict[str, Any], answer: Any) -> None:
+        """What the trace of a call is told at its end: never more than the log."""
+        if isinstance(answer, v1.ClassifyResponse | v1.DescribeResponse):
+            facts["bundle_id"] = answer.bundle_id
+        if call.stages.decode:
+            call.trace.past(QUEUE, 0.0, call.stages.queue)
+            call.trace.past(DECODE, call.stages.queue, call.stages.decode)
+        call.trace.end(code, facts)
+
     async def _beside(self, function: Any, *arguments: Any) -> Any:
         """Run something in a decoder's thread, so that the event loop goes on."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
@@ -262,7 +312,7 @@ class FieldmarkService:
                 alpha=manifest.networks[name].detector.alpha,
                 smallest_alpha=smallest_alpha(manifest.networks[name]),
                 layers=manifest.networks[name].detector.layers,
-                serving=self.prober.serving(name),
+                serving=served.behind.prober.serving(name),
             )
             for name in first
         ]

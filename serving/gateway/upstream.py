@@ -94,11 +94,18 @@ class Triton:
         return served_bundle(found, self.url, expect_bundle)
 
     async def infer(
-        self, image: npt.NDArray[np.uint8], manifest: Manifest, network: str, *, timeout: float, explained: bool
+        self,
+        image: npt.NDArray[np.uint8],
+        manifest: Manifest,
+        network: str,
+        *,
+        timeout: float,
+        explained: bool,
+        headers: tuple[tuple[str, str], ...] = (),
     ) -> Outputs:
         """Every output that an answer needs, for one image : (H, W, 3) uint8; with those of a picture if `explained`.
 
-        `timeout` is in seconds. Raises RequestRefused, also for an answer that makes no sense.
+        `timeout` is in seconds; `headers` go along. Raises RequestRefused, also for an answer that makes no sense.
         """
         info = manifest.networks[network]
         wanted = [tensor for tensor in info.outputs if explained or tensor.name in _ANSWERS]
@@ -107,7 +114,7 @@ class Triton:
         for tensor in wanted:
             request.outputs.add(name=tensor.name)
         try:
-            answer = await self._stub.ModelInfer(request, timeout=timeout, metadata=self._metadata)
+            answer = await self._stub.ModelInfer(request, timeout=timeout, metadata=(*self._metadata, *headers))
         except grpc.aio.AioRpcError as problem:
             raise _refused(problem) from None
         try:

@@ -1,5 +1,6 @@
 """manifest.sig: the same 64 bytes that OpenSSL makes and believes, and a bundle that is otherwise untouched."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -186,6 +187,15 @@ def test_what_the_verbs_say(
     assert f"\n{unchecked}\n" in said("show", copy)
     assert '"signed": true' in said("show", copy, "--json")
     assert said("verify", copy, "--key", keys[1]) == f"{whole} signed by the key {keys[1]}. id {golden.BUNDLE_ID}\n"
+    facts = json.loads(said("verify", copy, "--key", keys[1], "--json"))
+    assert facts == {
+        "bundle": str(copy),
+        "bundle_id": golden.BUNDLE_ID,
+        "files": 6,
+        "bytes": sum(path.stat().st_size for path in copy.rglob("*") if path.is_file() and "manifest" not in path.name),
+        "signed": True,
+        "signed_by": str(keys[1]),
+    }
     monkeypatch.setenv(PUBLIC_KEY, os.fspath(keys[1]))
     assert f"\nsigned by the key {keys[1]}\n" in said("show", copy)
     said("sign", copy, "--key", keys[0], "--force")

@@ -333,7 +333,7 @@ def test_a_missing_extra_is_named(
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
     assert run.returncode == 3, run.stderr
     assert run.stderr.startswith("error: ")
-    assert f"pip install 'fieldmark[{extra}]'" in run.stderr
+    assert f"pip install '.[{extra}]'" in run.stderr
     assert run.stderr.count("\n") == 1
 
 

@@ -179,7 +179,7 @@ def test_one_row_and_no_numbers_are_a_set(scored: Path, toy_bundle: Bundle, tmp_
         return table.set_column(place, table.schema.field(place), pa.array([np.nan, np.inf] * 2, pa.float32()))
 
     edit_part(scores, no_numbers)
-    assert np.isposinf(read_set(scores, toy_bundle).scores).sum() == 4
+    assert np.isposinf(read_set(str(scores), toy_bundle).scores).sum() == 4
     drift(scores, "--bundle", toy_bundle.path, "--plot", tmp_path / "drift.png")
     assert (tmp_path / "drift.png").exists()
 
@@ -218,5 +218,5 @@ def test_a_missing_extra_is_named_before_the_work(
     script = f"import sys; sys.modules[{library!r}] = None; import fieldmark; fieldmark.main({words!r})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (3, "")
-    assert f"pip install 'fieldmark[{extra}]'" in done.stderr
+    assert f"pip install '.[{extra}]'" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -151,7 +151,7 @@ def test_runtimes(
     for runtime, extra in (("tensorrt", "gpu"), ("tensorrt-rtx", "tensorrt-rtx")):
         err = refused(capsys, *arguments, runtime)
         assert f"fieldmark engine --runtime {runtime} needs the '{extra}' extra" in err
-        assert f"pip install 'fieldmark[{extra}]'" in err
+        assert f"pip install '.[{extra}]'" in err
 
 
 def test_a_runtime_whose_libraries_do_not_load(

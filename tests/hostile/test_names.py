@@ -16,7 +16,7 @@ from tests.keys import write_keys
 pytestmark = pytest.mark.hostile
 
 ROOT = Path(__file__).parent.parent.parent
-ROOMS = ("serving", "export", "robustness", "demo", "bundle")
+ROOMS = ("serving", "export", "robustness", "demo", "bundle", "training")
 NAMES = ["birds[old]", "x[/]", "[/bold]", "back\\[b]\\", "esc\x1b[31m", "line\nbreak"]
 
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -156,6 +157,18 @@ def test_a_place_where_nothing_can_be_written_is_refused_at_once(tmp_path, monke
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(OptionError, match="cannot be written to"):
         check_free(tmp_path / "new" / "report")
+
+
+def test_the_map_of_prototypes_is_bounded(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "sklearn.manifold.TSNE.fit_transform", lambda self, points: (seen.append(points), points[:, :2])[1]
+    )
+    prototypes = np.repeat(np.arange(1000, dtype=np.float32), 10)[:, None] * np.ones((1, 8), np.float32)
+    assert figures.prototype_space(prototypes, [f"class {n}" for n in range(1000)]).startswith(b"\x89PNG")
+    assert seen[0].shape == (figures.MAPPED, 8)
+    shown, each = np.unique(seen[0][:, 0], return_counts=True)
+    assert (len(shown), shown[0], shown[-1], set(each)) == (200, 0, 999, {10})
 
 
 @pytest.mark.filterwarnings("error")

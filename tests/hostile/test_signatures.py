@@ -388,7 +388,7 @@ def test_without_cryptography(signed: Path, keys: tuple[Path, Path], words, name
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert (run.returncode, run.stdout) == (3, "")
     assert run.stderr.startswith(f"error: {need} needs the 'signing' extra (cryptography")
-    assert run.stderr.endswith("is not installed). Install it with: pip install 'fieldmark[signing]'\n")
+    assert run.stderr.endswith("is not installed). Install it with: pip install '.[signing]'\n")
     assert run.stderr.count("\n") == 1
 
 

@@ -20,15 +20,16 @@ def train(data, out, *options):
     return [str(word) for word in command]
 
 
-def test_ctrl_c_stops_with_a_sentence_and_resume_finishes(tiny_birds, tmp_path):
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_is_a_sentence_and_resume_finishes(stop, code, tiny_birds, tmp_path):
     command = train(tiny_birds, tmp_path / "run", "--epochs", "40")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "state.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in errors
     assert "--resume" in errors
     assert not Run(tmp_path / "run").finished
@@ -37,6 +38,29 @@ def test_ctrl_c_stops_with_a_sentence_and_resume_finishes(tiny_birds, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "going on after epoch" in again.stdout
     assert Run(tmp_path / "run").finished
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--precision", "fp7"), "unknown precision 'fp7'"),
+        (("--set", "start=nowhere"), "nowhere"),
+        (("--preset", "vgg16-96", "--weights", "nowhere.pth"), "no weights file at nowhere.pth"),
+        (("--accelerator", "abacus"), "cannot compute there"),
+    ],
+)
+def test_what_needs_no_image_is_refused_before_the_data_are_read(options, says, tmp_path):
+    (tmp_path / "m.csv").write_text("no manifest")
+    done = subprocess.run(
+        [sys.executable, "-m", "fieldmark", "train", tmp_path / "m.csv", "--out", tmp_path / "run", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert "m.csv" not in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_is_one_sentence_and_the_last_state_stays_whole(tiny_birds, tmp_path):

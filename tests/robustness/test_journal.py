@@ -131,7 +131,7 @@ def test_sr5_is_of_every_head_and_says_its_time_first(tiny_run, tiny_birds, tmp_
     saved = {}
     monkeypatch.setattr(sr5, "save", lambda name, result: saved.setdefault(name, result))
     monkeypatch.setattr(sr5, "put", lambda name, block: saved.setdefault(f"{name} page", block))
-    given = {"data": tiny_birds, "steps": 2, "count": 6, "name": "x", "progress": tmp_path / "p.json"}
+    given = {"data": tiny_birds, "steps": 2, "count": 6, "name": "x", "write": True, "progress": tmp_path / "p.json"}
     sr5.bench([tiny_run], **given, attacks="orth", estimate=True)
     assert not saved
     assert "together at most" in capsys.readouterr().out

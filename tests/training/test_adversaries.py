@@ -1,15 +1,18 @@
 """Attacked images as files: which images, which labels, how much noise, and two losses tried on each."""
 
 import csv
+import json
 
 import numpy as np
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from bundle import tensors
 from training.adversaries import spread, write_attacks
 from training.attack_losses import judge_of, loss_of, losses_against
 from training.attacks import attack_named, from_bytes, round_to_bytes, run_attack, worst_case
+from training.cli import app
 from training.data import open_dataset
 from training.data.loading import images_array
 from training.run import Run, image_spec
@@ -47,6 +50,19 @@ def test_the_index_tells_the_truth_of_every_file(tiny_run, tiny_birds, tmp_path)
             assert difference.max() == 8
         else:
             assert 4 < difference.mean() < 8  # |normal| of standard deviation 8 has mean 6.4, less where it is clipped
+
+
+def test_the_verb_says_as_json_what_it_wrote(tiny_run, tiny_birds, tmp_path):
+    place = ["--out", str(tmp_path / "out"), "--data", str(tiny_birds)]
+    words = ["attack", str(tiny_run), *place, "--count", "2", "--json"]
+    done = CliRunner().invoke(app, [*words, "--attacks", "clean,noise", "--network", "attention"])
+    assert json.loads(done.stdout) == {
+        "out": str(tmp_path / "out"),
+        "images": 4,
+        "attacks": ["clean", "noise"],
+        "networks": ["attention"],
+        "part": "test",
+    }
 
 
 def test_what_is_piped_holds_no_progress(tiny_run, tiny_birds, tmp_path, capsys):

@@ -91,6 +91,24 @@ def test_every_bad_file_is_listed_in_json_and_twenty_in_text(tmp_path: Path) -> 
     assert all(each["reason"] for each in document["bad"])
 
 
+def test_the_limit_of_pixels_is_that_of_training(tmp_path: Path) -> None:
+    folder(tmp_path, "a", "b")
+    with Image.open(tmp_path / "a" / "003.jpg") as image:
+        image.save(tmp_path / "a" / "whole.png")  # no draft of it can be decoded
+    (tmp_path / "a" / "003.jpg").unlink()
+    code, said = check(tmp_path, "--max-pixels", str(64 * 48 - 1))
+    assert (code, "cannot be read: 1" in said) == (4, True)
+    assert check(tmp_path, "--max-pixels", str(64 * 48))[0] == 0
+
+
+def test_a_name_of_two_lines_stays_on_one(tmp_path: Path) -> None:
+    folder(tmp_path, "a\nb", "c[/]")
+    spoil(tmp_path / "a\nb" / "000.jpg")
+    code, said = check(tmp_path)
+    assert code == 4
+    assert any(line.startswith("  a\\nb/000.jpg: ") for line in said.splitlines())
+
+
 def test_copies_across_given_parts_and_classes_are_found(tmp_path: Path) -> None:
     folder(tmp_path, "train/a", "train/b", "test/a", "test/b", "validation/a", "validation/b")
     same = tmp_path / "test" / "a" / "other name.jpg"

@@ -1,6 +1,7 @@
 """A manifest names every image: CSV and Parquet alike, with parts, groups and boxes, and wherever its folder lies."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from bundle.errors import DatasetError
 from bundle.image import ImageSpec
 from training.data import Dataset, open_dataset
+from training.data.check import examine, sound
+from training.data.cli import app
 from training.data.division import PARTS
 
 RED = (255, 0, 0)
@@ -98,12 +103,34 @@ def test_given_groups_are_not_divided_and_are_counted(tmp_path: Path) -> None:
     assert all(counts(dataset))
 
 
-def test_a_group_that_the_dataset_itself_tears_apart_is_said(tmp_path: Path) -> None:
+def test_a_group_that_the_dataset_itself_tears_apart_is_found(tmp_path: Path) -> None:
     rows = [{**row, "group": "g", "part": "test" * (n > 19)} for n, row in enumerate(photographs(tmp_path))]
     for row in rows[:16]:
         row["group"] = ""
     dataset = open_dataset(write(tmp_path / "m.csv", rows))
-    assert "1 group stands in two parts, as the dataset gives them ('g'): figures on them flatter" in dataset.notes
+    findings = examine(dataset, None)
+    assert not findings.clean
+    assert findings.document()["groups_in_two_parts"] == {"g": ["train", "test"]}
+    said = "1 group stands in two parts, as the dataset gives them ('g' in train and test): figures on them flatter"
+    assert said in findings.sentences()
+    done = CliRunner().invoke(app, ["data", "check", str(tmp_path / "m.csv")])
+    assert (done.exit_code, said in done.output, "nothing to look at" in done.output) == (4, True, False)
+
+
+def test_missing_images_are_listed_together_and_can_be_left_out(tmp_path: Path) -> None:
+    rows = photographs(tmp_path)
+    file = write(tmp_path / "m.csv", rows)
+    for name in (gone := [rows[3]["path"], rows[7]["path"]]):
+        (tmp_path / name).unlink()
+    done = CliRunner().invoke(app, ["data", "check", str(file), "--json"])
+    assert done.exit_code == 4, done.output
+    assert json.loads(done.output)["bad"] == [{"path": name, "reason": "no such file"} for name in sorted(gone)]
+    spec = ImageSpec(height=32, width=32)
+    with pytest.raises(DatasetError, match=r"2 images of .* cannot be read: .*: no such file; .*: no such file"):
+        sound(open_dataset(file), spec, skip_bad=False)
+    left = sound(open_dataset(file), spec, skip_bad=True)
+    assert len(left.samples) == len(rows) - 2
+    assert set(left.bad) == set(gone)
 
 
 def test_the_folder_may_move_and_order_does_not_matter(tmp_path: Path) -> None:

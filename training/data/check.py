@@ -29,6 +29,8 @@ class Findings:
     """The part of every image in these sets."""
     labels: dict[str, str]
     """Its class."""
+    torn: dict[str, tuple[str, ...]]
+    """Groups that the dataset itself gives to several parts, and which."""
 
     @property
     def across(self) -> tuple[Keys, ...]:
@@ -43,7 +45,7 @@ class Findings:
     @property
     def clean(self) -> bool:
         """Nothing needs to be looked at. Near copies within one part harm nobody."""
-        return not (self.bad or self.same or self.across or self.contradicting)
+        return not (self.bad or self.same or self.across or self.contradicting or self.torn)
 
     def sentences(self) -> list[str]:
         """What spoils a training or its figures, a sentence each."""
@@ -59,6 +61,12 @@ class Findings:
                     f"{len(sets)} photograph{'s' * (len(sets) != 1)} stand{'s' * (len(sets) == 1)} {what}, as {first} "
                     f"({told[first]}) and {other} ({told[other]}): {why}"
                 )
+        if self.torn:
+            name, parts = next(iter(self.torn.items()))
+            said.append(
+                f"{len(self.torn)} group{'s' * (len(self.torn) != 1)} stand{'s' * (len(self.torn) == 1)} in two parts, "
+                f"as the dataset gives them ({name!r} in {' and '.join(parts)}): figures on them flatter"
+            )
         return said
 
     def lines(self, most: int) -> Iterator[str]:
@@ -90,6 +98,7 @@ class Findings:
             "bad": [{"path": key, "reason": reason} for key, reason in self.bad.items()],
             "same_bytes": told(self.same),
             "near_copies": told(self.near),
+            "groups_in_two_parts": {name: list(parts) for name, parts in self.torn.items()},
             "clean": self.clean,
         }
 
@@ -110,7 +119,16 @@ def examine(dataset: Dataset, seen: Look | None) -> Findings:
         near=near,
         parts={sample.key: part for part in PARTS for sample in dataset.parts[part] if sample.key in met},
         labels={sample.key: dataset.labels[sample.label] for sample in dataset.samples if sample.key in met},
+        torn=_torn(dataset),
     )
+
+
+def _torn(dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    places: dict[str, dict[str, None]] = {}
+    for part in PARTS:
+        for sample in dataset.parts[part]:
+            places.setdefault(sample.group, {})[part] = None
+    return {name: tuple(found) for name, found in sorted(places.items()) if name and len(found) > 1}
 
 
 def sound(dataset: Dataset, spec: ImageSpec, *, skip_bad: bool) -> Dataset:

@@ -4,6 +4,7 @@ import json as jsonlib
 import os
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bundle.console import say
+from bundle.image import ImageSpec
 from bundle.progress import Work
 from training.data.check import examine
 from training.data.cub_writer import Recipe, write_birds
 from training.data.dataset import Dataset, open_dataset
 from training.data.division import lacking, smallest_alpha
-from training.data.look import look
+from training.data.look import SPEC, look
 from training.data.sheet import draw_sheet
 
 LISTED = 20  # of each kind, in text
@@ -55,14 +58,14 @@ def make(
 ) -> None:
     """Draw birds whose species differ only by local field marks."""
     recipe = Recipe(species=species, size=size, images_train=images_train, images_test=images_test, seed=seed)
-    console = Console(markup=False, highlight=False, soft_wrap=True)
     with Work("drawing birds", recipe.images) as work:
         write_birds(
             path, recipe, workers=workers or len(os.sched_getaffinity(0)), force=force, tick=lambda n: work.advance(n)
         )
-    console.print(
+    say(
+        Console(),
         f"{path}: {recipe.species} species, {recipe.species * recipe.images_train} training images, "
-        f"{recipe.species * recipe.images_test} test images, birds of about {recipe.size} px, seed {recipe.seed}"
+        f"{recipe.species * recipe.images_test} test images, birds of about {recipe.size} px, seed {recipe.seed}",
     )
 
 
@@ -85,9 +88,9 @@ def show(
     if json:
         sys.stdout.write(jsonlib.dumps({**_facts(dataset), "sheet": str(out)}, ensure_ascii=False) + "\n")
         return
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console = Console()
     _tell(dataset, console)
-    console.print(f"{shown} training images on {out}")
+    say(console, f"{shown} training images on {out}")
 
 
 @verbs.command()
@@ -97,24 +100,26 @@ def check(
     validation: Validation = None,
     calibration: Calibration = None,
     test: Test = None,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, max=10**9, help="Largest image that is decoded, as in training.")
+    ] = ImageSpec.max_pixels,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, lists complete.")] = False,
 ) -> None:
     """Decode every image and say what is wrong: bad files, one photograph twice, parts that lack classes.
 
-    Exit code 0: nothing to look at. 4: files that cannot be read, the same file twice, one photograph in two parts or
-    in two classes.
+    Exit code 0: nothing to look at. 4: files that cannot be read, the same file twice, one photograph or one group in
+    two parts, one photograph in two classes.
     """
     dataset = open_dataset(path, seed=seed, validation=validation, calibration=calibration, test=test)
-    seen = dataset.looked or look(dataset.samples)
+    seen = look(dataset.samples, replace(SPEC, max_pixels=max_pixels))
     findings = examine(dataset, seen)
     if json:
         document = {**_facts(dataset), **findings.document(), "classes_by_part": _classes_by_part(dataset)}
         sys.stdout.write(jsonlib.dumps(document, ensure_ascii=False) + "\n")
     else:
-        console = Console(markup=False, highlight=False, soft_wrap=True)
+        console = Console()
         _tell(dataset, console)
-        for line in findings.lines(LISTED):
-            console.print(line)
+        say(console, *findings.lines(LISTED))
     if not findings.clean:
         raise typer.Exit(FOUND)
 
@@ -146,10 +151,9 @@ def _tell(dataset: Dataset, console: Console) -> None:
     table.add_row("images", *(str(len(samples)) for samples in dataset.parts.values()))
     table.add_row(f"classes of {len(dataset.labels)}", *map(str, classes.values()))
     console.print(table)
-    console.print(dataset.division)
+    say(console, dataset.division)
     if dataset.series:
-        console.print(f"series: {len(dataset.series)} found, {len(max(dataset.series, key=len))} images the longest")
+        say(console, f"series: {len(dataset.series)} found, {len(max(dataset.series, key=len))} images the longest")
     if n := len(dataset.parts["calibration"]):
-        console.print(f"calibration: {n} images support an alpha of {smallest_alpha(n):g} and above")
-    for note in dataset.notes:
-        console.print(f"note: {note}")
+        say(console, f"calibration: {n} images support an alpha of {smallest_alpha(n):g} and above")
+    say(console, *(f"note: {note}" for note in dataset.notes))

@@ -219,15 +219,6 @@ def _notes(
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             why = "" if index.given.get(part) else "; what they have belongs together"
             yield f"{part}: {len(names)} of {len(index.labels)} classes have no images ({shown}{more}){why}"
-    places: dict[str, set[str]] = {}
-    for part in PARTS:
-        for sample in parts[part]:
-            places.setdefault(sample.group, set()).add(part)
-    if torn := sorted(name for name, found in places.items() if name and len(found) > 1):
-        yield (
-            f"{len(torn)} group{'s' * (len(torn) != 1)} stand{'s' * (len(torn) == 1)} in two parts, as the dataset "
-            f"gives them ({torn[0]!r}): figures on them flatter"
-        )
     yield from _calibration_notes(index, parts["calibration"], wanted)
 
 

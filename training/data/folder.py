@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bundle.errors import DatasetError
 from bundle.formats import count_passed_over, is_image, passed_over, suffixes
-from training.data.index import Index, Sample, check_readable
+from training.data.index import Index, Sample
 
 VALIDATION_NAMES = ("validation", "valid", "val")
 Identity = tuple[int, int]
@@ -97,8 +97,10 @@ class _Reader:
                 found += self._images(Path(entry.path), around)
             elif _is_image(entry):
                 path = Path(entry.path)
-                check_readable(path, str(folder))
-                first = self.seen.setdefault(_identity(entry.stat()), entry.path)
+                try:
+                    first = self.seen.setdefault(_identity(entry.stat()), entry.path)
+                except OSError:  # a link to nowhere: whoever decodes it says so
+                    first = entry.path
                 if first != entry.path:
                     raise DatasetError(
                         f"{first} and {path} are the same file, which could be trained on and tested on",

@@ -1,7 +1,6 @@
 """What a reader finds in a dataset folder: samples, class names, and the division that the dataset itself publishes."""
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -40,8 +39,12 @@ class Index:
 
 
 def located(root: Path, relative: str, where: str) -> tuple[str, Path]:
-    """The key and path of an indexed image, or an error: an index may point at readable files inside `root` only."""
+    """The key and path of an indexed image, or an error: an index may point inside `root` only. Whether the file is
+    there is seen when it is decoded, so that all that are not are told together.
+    """
     inside = PurePosixPath(relative)
+    if "://" in relative:
+        raise DatasetError(f"{where}: {relative!r} is an address, not a path", hint="Bring the images here first.")
     if inside.is_absolute():
         raise DatasetError(
             f"{where}: the path {relative!r} is absolute", hint="Give it relative to the folder of the dataset."
@@ -51,20 +54,7 @@ def located(root: Path, relative: str, where: str) -> tuple[str, Path]:
             f"{where}: the path {relative!r} leads out of the dataset folder",
             hint="Every path in an index must stay inside the folder.",
         )
-    path = root / inside
-    check_readable(path, where)
-    return str(inside), path
-
-
-def check_readable(path: Path, where: str) -> None:
-    """Refuse an image that is not there, not a file, or not ours to read; `where` names the line that asks for it."""
-    if not os.path.isfile(path):
-        raise DatasetError(
-            f"{where}: there is no file {path}",
-            hint="The copy of the dataset is incomplete; unpack it again, or remove the entry.",
-        )
-    if not os.access(path, os.R_OK):
-        raise DatasetError(f"{where}: {path} cannot be read", hint="Give yourself read permission (chmod u+r).")
+    return str(inside), root / inside
 
 
 def checked_box(box: Box, where: str) -> Box:

@@ -107,3 +107,21 @@ def test_the_example_of_the_page(door: Door, tmp_path: Path) -> None:
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=variables)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["predictions"]
+
+
+def test_the_go_example_of_the_page(door: Door, tmp_path: Path) -> None:
+    if (go := shutil.which("go")) is None:
+        pytest.skip("go is not installed here")
+    example = Path(__file__).parents[3] / "docs" / "examples" / "classify.go"
+    build = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "CGO_ENABLED": "0"}
+    subprocess.run([go, "build", "-o", tmp_path / "classify", example], env=build, timeout=280, check=True)
+    variables = {"FIELDMARK_KEY": ANN.secret, "SSL_CERT_FILE": str(door.folder / "ca.pem")}
+    (tmp_path / "bird.png").write_bytes(GOOD)
+    command = [tmp_path / "classify", tmp_path / "bird.png", door.url]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=variables)
+    assert run.returncode == 0, run.stderr
+    assert "p-value" in run.stdout
+    (tmp_path / "bird.png").write_bytes(b"no image")
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=variables)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("400 Bad Request: not an image")

@@ -21,6 +21,7 @@ from bundle import Bundle
 from serving.gateway.client import FieldmarkClient
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.options import GatewayOptions, flag, is_loopback
+from serving.quarantine.reader import entries, read_image
 from serving.server import TritonServer
 from tests.conftest import LABELS
 from tests.serving.gateway.gateway_thread import encode
@@ -67,6 +68,20 @@ def test_one_command_from_bundle_to_answer(toy_bundle: Bundle) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (0, "", "")
+
+
+@pytest.mark.triton
+def test_what_is_kept_is_whole_when_the_command_has_ended(toy_server: TritonServer, tmp_path: Path) -> None:
+    kept = ("--quarantine", tmp_path / "q", "--quarantine-sample", "1", "--audit-log", tmp_path / "audit.log")
+    process, facts = start(toy_server.grpc_url, "--quiet", *kept)
+    with FieldmarkClient(facts["url"]) as client:
+        for _ in range(5):
+            client.classify(GOOD)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30) == ("", "")
+    found = list(entries(str(tmp_path / "q")))
+    assert [read_image(str(tmp_path / "q"), each.entry) for each in found if each.entry] == 5 * [GOOD]
+    assert len((tmp_path / "audit.log").read_text().splitlines()) == 5
 
 
 @pytest.mark.triton
@@ -158,7 +173,18 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[Any
         (["localhost:1", "--drain-seconds", "-1"], 2, "--drain-seconds -1"),
         (["localhost:1", "--image-bytes", str(2**31)], 2, "more than a message"),
         (["localhost:1", "--triton-header", "/nowhere/secret"], 2, "no such file"),
+        (["localhost:1", "--quarantine", "/dev/null/q"], 2, "--quarantine /dev/null/q: not a directory"),
+        (["localhost:1", "--quarantine", "/dev/null"], 2, "is no folder"),
+        (["localhost:1", "--quarantine", "nowhere://q"], 2, "is no place for a quarantine"),
+        (["localhost:1", "--quarantine", ""], 2, "--quarantine names no place"),
+        (["localhost:1", "--quarantine", "s3://q", "--quarantine-sample", "2"], 2, "--quarantine-sample 2"),
+        (["localhost:1", "--quarantine-sample", "0.1"], 2, "--quarantine is not"),
+        (["localhost:1", "--audit-log", "/nowhere/audit.log"], 2, "--audit-log /nowhere/audit.log: no such file"),
+        (["localhost:1", "--audit-log", "/dev/null"], 2, "not a regular file"),
+        (["localhost:1", "--audit-log", "a", "--audit-bytes", "1"], 2, "--audit-bytes 1"),
+        (["localhost:1", "--audit-files", "3"], 2, "--audit-log is not"),
         ([*FREE, "localhost:1", "--triton-tls", "/nowhere"], 2, "no such file"),
+        ([*FREE, "localhost:1", "--otlp", "nonsense"], 2, "is not the address of a collector"),
     ],
 )
 def test_a_bad_option(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str) -> None:

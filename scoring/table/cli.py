@@ -1,0 +1,73 @@
+"""What the analyst sees of a job that writes a table."""
+
+import json as jsonlib
+import sys
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from bundle.console import readable, say
+from bundle.folder import Bundle
+from bundle.formats import passed_over
+from bundle.progress import Work
+from scoring.stopping import stopping
+from scoring.table.job import Crew, TableOptions, TableSummary, score_into_table
+
+
+def score_table(
+    source: str, bundle: Bundle, table: str, options: TableOptions, crew: Crew, json: bool
+) -> tuple[int, int]:
+    """Score a source into a table and tell what was done; gives how many files were scored, and errors of them."""
+    with Work("listing", rated=True) as work, stopping() as stop_or_go_on:
+
+        def on_listed(count: int) -> None:
+            stop_or_go_on()
+            work.at(count, count)
+
+        def on_progress(done: int, scored: int, total: int) -> None:
+            stop_or_go_on()
+            work.what, work.total = "scoring", total
+            work.at(done, scored)
+
+        summary = score_into_table(source, bundle, table, options, crew, on_progress=on_progress, on_listed=on_listed)
+    if json:
+        sys.stdout.write(jsonlib.dumps(_record(summary)) + "\n")
+    else:
+        _show(summary)
+    return summary.rows - summary.gone, summary.errors
+
+
+def _show(summary: TableSummary) -> None:
+    console = Console()
+    if not summary.rows:
+        console.print(f"Nothing is new or has changed: all {summary.objects:,} files are in the table as they are.")
+    ok = summary.rows - summary.errors - summary.gone
+    lines = Table("in the source", "written", "ok", "errors", "gone", "flagged", "images/s", "seconds", "data files")
+    lines.add_row(
+        f"{summary.objects:,}",
+        f"{summary.rows:,}",
+        f"{ok:,}",
+        f"{summary.errors:,}",
+        f"{summary.gone:,}",
+        f"{summary.flagged / ok:.1%}" if ok else "-",
+        f"{summary.images_per_second:,.1f}" if summary.scored else "-",
+        f"{summary.seconds:,.1f}",
+        f"{summary.chunks:,}",
+    )
+    console.print(lines)
+    if words := passed_over(summary.passed_over):
+        say(console, words)
+    say(console, f"table: {readable(summary.table)}")
+    errors = Console(stderr=True)
+    for _, sentence in summary.failed:
+        say(errors, f"error: {sentence}")
+    if summary.failed_list is not None:
+        more = f" and {summary.errors - len(summary.failed):,} more" if summary.errors > len(summary.failed) else ""
+        say(errors, f"these{more} could not be scored; all are listed in {readable(summary.failed_list)}")
+
+
+def _record(summary: TableSummary) -> dict[str, object]:
+    """A summary as JSON's own types."""
+    failed = [{"file": readable(path), "error": sentence} for path, sentence in summary.failed]
+    return {**asdict(summary), "failed": failed}

@@ -1,0 +1,61 @@
+"""An object's bytes, however unwilling its store is: a few tries, each after a longer pause, and then a sentence."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bundle.errors import FieldmarkError, ImageError
+from bundle.image import ImageSpec
+from scoring.answers import Pixels
+from scoring.sources import SourceFile
+from scoring.table.place import filesystem, reached, scheme_of
+
+PAUSES = (0.5, 2.0, 8.0, 20.0)  # seconds before an object is asked for again
+
+
+class Unfetched(str):
+    """Why an object could not be fetched: the next run of the job tries it again, though it has not changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """Reads files of this machine and objects of stores as images of one spec."""
+
+    spec: ImageSpec
+    pauses: tuple[float, ...] = field(default=PAUSES)
+
+    def __call__(self, file: SourceFile) -> "Pixels | str":
+        """The image, or the sentence why there is none."""
+        try:
+            if file.problem:
+                return file.problem
+            if not scheme_of(file.location):
+                return self.spec.read(Path(file.location))
+            if file.size is not None and file.size > self.spec.max_bytes:
+                return f"{file.location}: the file has more than the limit of {self.spec.max_bytes:,} bytes"
+            data = self._fetched(file)
+            return data if isinstance(data, str) else self._decoded(file, data)
+        except ImageError as problem:
+            return str(problem)
+
+    def _decoded(self, file: SourceFile, data: bytes) -> Pixels:
+        try:
+            return self.spec.decode(data)
+        except ImageError as problem:
+            raise ImageError(f"{file.location}: {problem.what}", hint=problem.hint) from None
+
+    def _fetched(self, file: SourceFile) -> bytes | str:
+        """The whole object: one of another size than it was listed with is asked for once more, since a connection that
+        breaks looks so."""
+        said, store = "", filesystem(scheme_of(file.location))
+        for pause in (0.0, *self.pauses):
+            time.sleep(pause)
+            try:
+                data: bytes = reached(file.location, lambda: store.cat_file(file.location))
+            except FieldmarkError as problem:
+                said = problem.what
+                continue
+            if file.size in (None, len(data)):
+                return data
+            said = f"{file.location} came with {len(data):,} bytes, and was listed with {file.size:,}"
+        return Unfetched(f"{said}, {len(self.pauses) + 1} times")

@@ -1,0 +1,31 @@
+"""The crew of one: chunks are scored in this process, on all its cores."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from scoring.table.chunks import ChunkScorer
+from scoring.table.fetching import PAUSES, Reader
+from scoring.table.job import Work
+from scoring.table.runs import Chunk
+from serving.prediction import Inference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """Scores chunks one after the other with one inference; `check()` raises when that is no longer what it was."""
+
+    inference: Inference
+    check: Callable[[], None] = lambda: None
+    pauses: tuple[float, ...] = field(default=PAUSES)
+
+    def score(self, work: Work, numbers: Sequence[int], on_rows: Callable[[int], None]) -> Iterator[Chunk]:
+        scorer = ChunkScorer(
+            place=work.place,
+            begun=work.begun,
+            manifest=work.manifest,
+            inference=self.inference,
+            asking=work.asking,
+            reader=Reader(spec=self.inference.manifest.image, pauses=self.pauses),
+            check=self.check,
+        )
+        yield from scorer.score(numbers, on_rows)

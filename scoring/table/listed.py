@@ -1,0 +1,78 @@
+"""A manifest that a user made: a CSV or Parquet file with an id and a path for each image."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from bundle.errors import InputError, first_line
+from bundle.files import open_regular
+from scoring.rows import arrow
+from scoring.table.place import filesystem, local_path, reached, scheme_of
+
+COLUMNS = ("id", "path", "size", "mtime_ns", "etag")
+NEEDED = "A manifest has the columns id (int64, each once) and path (text)."
+
+
+def manifest_rows(name: str) -> Iterator[dict[str, Any]]:
+    """Each row as a dict, in the file's order; raises InputError for what is no manifest.
+
+    The ids are held, eight bytes each, to see that none comes twice.
+    """
+    ids: list[Any] = []
+    for batch in _batches(name):
+        part = batch.column("id").to_numpy(zero_copy_only=False)
+        ids.append(part)
+        yield from batch.to_pylist()
+    every = np.concatenate(ids) if ids else np.zeros(0, np.int64)
+    values, counts = np.unique(every, return_counts=True)
+    if len(values) < len(every):
+        raise InputError(f"{name} has the id {values[counts > 1][0]} more than once", hint=NEEDED)
+
+
+def _batches(name: str) -> Iterator[Any]:
+    pa = arrow()
+    import pyarrow.csv as csv
+
+    with _opened(name) as stream:
+        try:
+            if name.lower().endswith(".csv"):
+                kinds = csv.ConvertOptions(column_types=_kinds(), strings_can_be_null=True)
+                batches: Any = csv.open_csv(stream, convert_options=kinds)
+                names, source = batches.schema.names, iter(batches)
+            else:
+                file = pa.parquet.ParquetFile(stream)
+                names = file.schema_arrow.names
+                source = file.iter_batches(columns=[column for column in COLUMNS if column in names])
+            if missing := {"id", "path"} - set(names):
+                raise InputError(f"{name} has no column {min(missing)!r}", hint=NEEDED)
+            for batch in source:
+                yield _checked(name, pa.table(batch))
+        except (pa.ArrowException, OSError, ValueError) as problem:
+            raise InputError(f"{name} is not a readable manifest ({first_line(problem)[:200]})", hint=NEEDED) from None
+
+
+def _checked(name: str, table: Any) -> Any:
+    """The columns of a manifest in their types; raises InputError where an id or a path is missing."""
+    pa = arrow()
+    wanted = [column for column in COLUMNS if column in table.column_names]
+    found = table.select(wanted).cast(pa.schema([(column, _kinds()[column]) for column in wanted]))
+    for column in ("id", "path"):
+        if found[column].null_count:
+            raise InputError(f"{name} has a row without {column}", hint=NEEDED)
+    return found
+
+
+def _kinds() -> dict[str, Any]:
+    pa = arrow()
+    whole, text = pa.int64(), pa.string()
+    return {"id": whole, "path": text, "size": whole, "mtime_ns": whole, "etag": text}
+
+
+def _opened(name: str) -> IO[bytes]:
+    local = local_path(name)
+    if local is not None:
+        return open_regular(Path(local))
+    stream: IO[bytes] = reached(name, lambda: filesystem(scheme_of(name)).open(name, "rb"), InputError)
+    return stream

@@ -1,0 +1,66 @@
+"""Photographs and a crew for the tests of tables: real files, the toy bundle, ONNX Runtime in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bundle import Bundle
+from scoring.answers import Asking
+from scoring.table.here import Here
+from scoring.table.job import TableOptions, TableSummary, score_into_table
+from serving.local import LocalInference
+
+Score = Callable[..., TableSummary]
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path, toy_images: np.ndarray) -> Path:
+    """Twenty clean images in two folders, noise, one that is no image, and one under a hidden name."""
+    folder = tmp_path / "photos"
+    for index, pixels in enumerate(toy_images):
+        save(folder / f"{'a' if index < 8 else 'b'}" / f"{index:02d}.png", pixels)
+    save(folder / "noise.png", np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8))
+    (folder / "b" / "broken.png").write_bytes(b"no image at all")
+    save(folder / ".hidden.png", toy_images[0])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def inference(toy_bundle: Bundle) -> LocalInference:
+    return LocalInference(toy_bundle, threads=1)
+
+
+@pytest.fixture
+def score(toy_bundle: Bundle, inference: LocalInference) -> Score:
+    """`score(source, table, chunk_rows=7, bundle=..., alpha=..., ...)` scores in this process."""
+
+    def run(
+        source: Path | str,
+        table: Path | str,
+        *,
+        chunk_rows: int = 7,
+        bundle: Bundle = toy_bundle,
+        network: str = "full",
+        alpha: float | None = None,
+        another_bundle: bool = False,
+        **more: object,
+    ) -> TableSummary:
+        options = TableOptions(
+            asking=Asking(network=network, alpha=alpha, batch=4),
+            chunk_rows=chunk_rows,
+            another_bundle=another_bundle,
+        )
+        own = inference if bundle is toy_bundle else LocalInference(bundle, threads=1)
+        crew = Here(inference=own, pauses=(0.01, 0.01))
+        return score_into_table(str(source), bundle, str(table), options, crew, **more)  # type: ignore[arg-type]
+
+    return run
