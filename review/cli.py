@@ -96,9 +96,10 @@ def review(
     from review.sources.source import open_source
     from review.store.database import Database
 
+    place = db or beside(source)
     opened = Bundle.open(bundle)
     found = open_source(source, opened, images=images)
-    database = Database.open(db or beside(source), source=found.place, bundle_id=opened.bundle_id)
+    database = Database.open(place, source=found.place, bundle_id=opened.bundle_id)
     if export is not None and out is not None:
         _export(export, out, database, found, opened)
         return

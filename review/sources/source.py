@@ -57,6 +57,13 @@ def open_source(given: str, bundle: Bundle, *, images: Path | None = None) -> So
                 f"{given} is neither a quarantine, nor scores, nor a Delta table",
                 hint="A quarantine holds a folder for each day, scores hold _fieldmark.json, a table _delta_log.",
             )
+    else:
+        from scoring.table.current import is_table
+
+        if is_table(given):
+            from review.sources.table import TableSource
+
+            return TableSource(given, bundle, images)
     from review.sources.quarantine import QuarantineSource
 
     return QuarantineSource(given)

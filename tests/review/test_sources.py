@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fieldmark
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ImageGone, ReviewError
 from review.keeper import Keeper
 from review.sources.quarantine import QuarantineSource
-from review.sources.scores import ScoreSource
+from review.sources.scores import Images, ScoreSource
 from review.sources.source import open_source
 from review.store.database import Database
 from review.store.queue import add, counts
@@ -224,25 +225,60 @@ def test_scored_images_are_found_where_they_moved_to_and_nowhere_else(
         open_source(str(scored), toy_bundle, images=tmp_path / "nowhere")
 
 
-def test_a_delta_table_tells_the_rows_of_this_bundle(scored: Path, toy_bundle: Bundle, tmp_path: Path) -> None:
-    deltalake = pytest.importorskip("deltalake")
-    rows = read_scores(scored)
-    place = str(tmp_path / "table")
-    deltalake.write_deltalake(place, rows)
-    source = open_source(place, toy_bundle)
-    assert len(list(source.news())) == 24
+def test_a_delta_table_tells_the_rows_that_hold(
+    scored: Path, toy_bundle: Bundle, make_toy_bundle: Callable[..., Bundle], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)  # the source is given by a relative name
+
+    def score() -> None:
+        command = ["score", "photos", "--bundle", str(toy_bundle.path), "--table", "table", "--network", "full"]
+        with pytest.raises(SystemExit) as ended:
+            fieldmark.main(command)
+        assert ended.value.code in (0, 4)  # one file is broken, and is not asked again
+
+    score()
+    monkeypatch.chdir("/")
+    source = open_source(str(tmp_path / "table"), toy_bundle)
+    items = list(source.news())
+    assert len(items) == 24
+    assert source.totals == {"full": 24}
+    assert {item.origin for item in items} == {"clean", "noisy"}
+    assert source.read(items[0].image, 10**6) in {path.read_bytes() for path in (tmp_path / "photos").rglob("*.png")}
     assert list(source.news()) == []
-    foreign = rows.set_column(rows.schema.get_field_index("bundle_id"), "bundle_id", [["f" * 64] * rows.num_rows])
-    deltalake.write_deltalake(place, foreign, mode="append")
-    again = [item.key for item in source.news()]
-    assert len(again) == 24
-    assert source.notices == ["25 rows are of other bundles and left out"]
-    deltalake.write_deltalake(str(tmp_path / "foreign"), foreign)
-    with pytest.raises(ReviewError, match="was scored with bundle ffffffffffff"):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "clean" / "0.png").unlink()
+    score()
+    assert len(list(source.news())) == 23
+    with pytest.raises(ReviewError, match="was scored with bundle"):
+        open_source(str(tmp_path / "table"), make_toy_bundle(tmp_path / "other", name="other"))
+    import deltalake
+
+    deltalake.write_deltalake(str(tmp_path / "foreign"), read_scores(scored).select(["path"]))
+    with pytest.raises(ReviewError, match="something else"):
         open_source(str(tmp_path / "foreign"), toy_bundle)
-    deltalake.write_deltalake(str(tmp_path / "odd"), rows.select(["path"]))
-    with pytest.raises(ReviewError, match="has no column"):
-        open_source(str(tmp_path / "odd"), toy_bundle)
+
+
+@pytest.mark.parametrize(
+    ("source", "image", "inner"),
+    [
+        ("/data/photos", "/data/photos/a/1.png", "a/1.png"),
+        ("/data/photos", "photos/a/1.png", "a/1.png"),
+        ("/data/photos", "data/photos/a/1.png", "a/1.png"),
+        ("/data/photos", "./photos/1.png", "1.png"),
+        ("/data/photos", "elsewhere/1.png", "elsewhere/1.png"),
+        ("/data/photos", "/etc/passwd", "etc/passwd"),
+        ("s3://bucket/photos", "s3://bucket/photos/a/1.png", "a/1.png"),
+    ],
+)
+def test_a_scored_file_is_found_below_its_source(source: str, image: str, inner: str) -> None:
+    assert Images(source).folder(image) == os.path.dirname(inner)
+    assert Images(source)._inner(image) == inner
+
+
+def test_of_a_bucket_nothing_else_is_fetched() -> None:
+    with pytest.raises(ImageGone, match="outside"):
+        Images("s3://bucket/photos").read("s3://other/secret.png", 100)
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("x"), lambda path: _other(path)])

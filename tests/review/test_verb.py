@@ -1,7 +1,6 @@
 """The verb as a person types it: a real process, a real quarantine; and the way back into a calibration."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -66,15 +65,12 @@ def test_the_console_answers_and_ends_when_it_is_told(
         (["--export", "csv"], "--export and --out belong together"),
         (["--export", "coco", "--out", "OUT"], "there is no format 'coco'"),
         (["--db", "FOLDER"], "is a folder"),
-        (["--port", "1"], "port 1 cannot be used|console  "),
     ],
 )
 def test_bad_options_are_a_sentence(
     quarantine: Path, toy_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str],
     sentence: str,
 ) -> None:  # fmt: skip
-    if "--port" in options and os.geteuid() == 0:
-        pytest.skip("whoever may use any port is refused none")
     words = [
         str(tmp_path / "out") if word == "OUT" else str(tmp_path) if word == "FOLDER" else word for word in options
     ]
