@@ -26,8 +26,9 @@ WIDE, PHONE = {"width": 1200, "height": 800}, {"width": 375, "height": 700}
 Open = Callable[..., Any]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
+    """Not for the session: while it is open, this thread has an event loop, and no verb could start one of its own."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here")
     from playwright.sync_api import sync_playwright
@@ -204,6 +205,7 @@ def test_a_campaign_is_found_decided_and_printed_by_mouse(served: Console, open_
     assert found >= 10
     page.get_by_role("link", name="Those decided to be attacks").click()
     page.get_by_role("link", name="incident page").first.click()
+    page.wait_for_url("**/incident?**")
     assert f"Incident: {found} images" in page.text_content("h1")
     page.emulate_media(media="print")
     assert not page.locator("header.top").is_visible()
@@ -231,7 +233,9 @@ def test_a_sample_is_drawn_decided_and_ready_to_calibrate(served: Console, open_
     page = open_page("/sample")
     page.get_by_label("How many").fill("12")
     page.get_by_role("button", name="Draw a sample").click()
+    page.wait_for_url("**said=Drawn**")
     page.get_by_role("link", name="Decide", exact=True).click()
+    page.wait_for_url("**/items/**")  # loaded: a key that comes before the script is lost
     while "/items/" in page.url:
         assert page.get_by_text("drawn at random").is_visible()
         before = page.url
