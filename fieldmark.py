@@ -22,9 +22,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("robustness.cli", "Measure a trained classifier's accuracy, clean and under attack."),
     "attack": ("training.cli", "Attack a trained classifier; write the attacked images as 8-bit files."),
     "export": ("export.cli", "Turn a training run into a bundle: ONNX graphs with preprocessing and detector inside."),
+    "calibrate": ("calibration.cli", "Count a bundle's p-values from clean images of your own."),
     "engine": ("export.engine_cli", "Compile a bundle's graphs for GPUs: TensorRT or TensorRT for RTX engines."),
     "bundle": ("bundle.cli", "Show, verify or sign a bundle."),
     "serve": ("serving.cli", "Serve a bundle: a real Triton and fieldmark.v1, kept up."),
+    "roll": ("serving.upkeep.roll_cli", "Move a running service to another bundle, or back."),
     "gateway": ("serving.gateway.cli", "Answer image bytes over gRPC, fieldmark.v1, before a Triton."),
     "envoy": ("serving.envoy.cli", "Write the configuration of an Envoy that faces strangers before a gateway."),
     "repository": ("serving.cli", "Write a Triton model repository: roll a bundle out, or back."),
@@ -119,6 +121,11 @@ def _run(arguments: list[str]) -> None:
         sys.stdout.flush()
         raise
     except ModuleNotFoundError as problem:
+        room = VERBS[arguments[0]][0].partition(".")[0]
+        if (problem.name or "").partition(".")[0] == room:  # the images hold what serves, and no more
+            raise OptionError(
+                f"'fieldmark {arguments[0]}' is not installed here", hint=f"A whole installation has it, in {room}/."
+            ) from None
         if extra := EXTRAS.get((problem.name or "").partition(".")[0]):
             raise MissingExtra.named(extra, f"fieldmark {arguments[0]}", problem) from None
         raise

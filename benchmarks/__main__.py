@@ -1,17 +1,31 @@
 """`python -m benchmarks [NAME...]`: measure, print, and write benchmarks/results/NAME.json."""
 
+import importlib
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from benchmarks import attacks, detector, detector_speed, endpoint, regulariser, runtime, scoring, training
+from benchmarks import (
+    attacks,
+    detector,
+    detector_speed,
+    endpoint,
+    gateway,
+    gateway_page,
+    regulariser,
+    runtime,
+    scoring,
+    training,
+)
 from benchmarks.detectors import measure_detectors
 from benchmarks.record import save
 from benchmarks.synthetic import write_synthetic
@@ -82,6 +96,7 @@ def alone(measure: Callable[[], dict[str, Any]]) -> Callable[[Path], dict[str, A
 MEASURES = {
     "demo": demo,
     "endpoint": beside(endpoint.measure, "resnet34"),
+    "gateway": beside(gateway.measure, "resnet34"),
     "detector": beside(detector.measure, "resnet34", "vgg16"),
     "detectors": measure_detectors,
     "detector_speed": alone(detector_speed.measure),
@@ -93,24 +108,38 @@ MEASURES = {
     "regulariser": alone(regulariser.measure),
     "attacks": alone(attacks.measure),
 }
+# A few seconds each, to see that a measurement works before it is given its minutes.
+REHEARSALS = {"gateway": beside(partial(gateway.measure, plan=gateway.REHEARSAL), "resnet34")}
+PAGES: dict[str, Callable[[Path], None]] = {"gateway": gateway_page.write_page}
 WITHOUT_BUNDLE = {"runtime", "training", "regulariser", "attacks", "detector_speed"}
+# What asks for more than a bundle has options of its own and is measured alone: `python -m benchmarks NAME --help`.
+ALONE = {"calibrate": "benchmarks.calibrate", "gpu": "benchmarks.gpu", "sr5": "benchmarks.sr5"}
 
 
 def bench(
     names: Annotated[list[str] | None, typer.Argument(help="Which to run; all of them by default.")] = None,
     bundle: Annotated[Path, typer.Option(help="The bundle to measure.")] = DEMO / "bundle",
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"Rehearse, and keep nothing: {', '.join(REHEARSALS)}.")
+    ] = False,
 ) -> None:
     """Measure side by side in one run and keep the results with device, versions and commit."""
-    console = Console()
+    console, measures = Console(), REHEARSALS if quick else MEASURES
     for name in names or ():  # a mistyped name must not cost the minutes of those before it
-        if name not in MEASURES:
-            raise OptionError(f"unknown benchmark {name!r}", hint=f"Choose from: {', '.join(MEASURES)}.")
-    if not bundle.exists() and not WITHOUT_BUNDLE.issuperset(names or MEASURES):
+        if name not in measures:
+            what = f"{name!r} cannot be rehearsed" if name in MEASURES else f"unknown benchmark {name!r}"
+            choice = f"Choose from: {', '.join(measures)}"
+            raise OptionError(what, hint=f"{choice}; alone, with options of their own: {', '.join(ALONE)}.")
+    if not bundle.exists() and not WITHOUT_BUNDLE.issuperset(names or measures):
         raise OptionError(f"there is no bundle at {bundle}", hint="Run 'make demo' first, or pass --bundle.")
-    for name in names or MEASURES:
-        result = MEASURES[name](bundle)
-        file = bundle.parent.name if name == "demo" else name  # demo, demo-small-fast, ...
-        console.print(f"[bold]{name}[/] -> {save(file, result)}")
+    for name in names or measures:
+        result = measures[name](bundle)
+        if not quick:
+            file = bundle.parent.name if name == "demo" else name  # demo, demo-small-fast, ...
+            path = save(file, result)
+            console.print(f"[bold]{name}[/] -> {path}")
+            if name in PAGES:
+                PAGES[name](path)
         console.print_json(json.dumps(result))
 
 
@@ -121,5 +150,10 @@ def _megabytes(path: str) -> float:
 
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(bench)
-    guarded(app)
+    if sys.argv[1:] and sys.argv[1] in ALONE:
+        own = sys.argv.pop(1)
+        app.command()(importlib.import_module(ALONE[own]).bench)
+        guarded(lambda: app(prog_name=f"python -m benchmarks {own}"))
+    else:
+        app.command()(bench)
+        guarded(app)

@@ -15,10 +15,12 @@ import typer
 from rich.console import Console
 
 from benchmarks.page import ORDER, put, table_head, table_row
+from benchmarks.pictures import MAIN
+from benchmarks.plan import OTHERS
 from benchmarks.record import save
-from benchmarks.study import MAIN, OTHERS
 from bundle.errors import OptionError
 from bundle.files import sha256_of
+from bundle.resolution import ALPHA
 from demo.stages import fieldmark
 from fieldmark import guarded
 from robustness.gates import broken
@@ -27,7 +29,6 @@ from robustness.suites import SUITES
 from training.run import Run
 
 SUITE = SUITES["quick"]
-ALPHA = 0.05
 
 
 def bench(
@@ -94,8 +95,13 @@ def _pooled(heads: Sequence[dict[str, Any]], documents: Sequence[dict[str, Any]]
         "device": documents[0]["measured_with"]["device"],
         "clean": _counted([head["clean"]["right"] for head in heads]),
         "flagged_clean": _counted([head["clean"]["flagged"] for head in heads]),
+        "flagged_right": _counted([head["clean"]["flagged_of_right"] for head in heads]),
+        "flagged_wrong": _counted([head["clean"]["flagged_of_wrong"] for head in heads]),
         "auroc": {name: _areas([head["detection"][name]["auroc"] for head in heads]) for name in names},
         "left_out": {name: _areas([head["left_out"][name]["left_out"]["auroc"] for head in heads]) for name in names},
+        "family_left_out": {
+            name: _areas([head["left_out"][name]["family_left_out"]["auroc"] for head in heads]) for name in names
+        },
         "attack_free": {
             name: _areas([head["left_out"][name]["attack_free"]["auroc"] for head in heads]) for name in names
         },
@@ -134,6 +140,7 @@ def tables(result: dict[str, Any]) -> list[str]:
         for key, title in (
             ("auroc", "AUROC of attacks that fool the network"),
             ("left_out", "The same, each attack left out of the lessons"),
+            ("family_left_out", "The same, each attack's family left out of the lessons"),
             ("attack_free", "The same, without any attack in the lessons"),
         ):
             lines += [
@@ -146,10 +153,13 @@ def tables(result: dict[str, Any]) -> list[str]:
                 for each in rows
             ]
             lines.append("")
-        lines += [f"### What a user meets, {trained}: wrong and not flagged at alpha 0.05, in percent", ""]
-        lines += table_head(["system", "clean right", "clean flagged", *names, "knows the detector"])
+        lines += [f"### What a user meets, {trained}: wrong and not flagged at alpha {ALPHA:g}, in percent", ""]
+        lines += table_head(
+            ["system", "clean right", "clean flagged", "of right", "of wrong", *names, "knows the detector"]
+        )
         for each in rows:
-            shown = [each["clean"], each["flagged_clean"], *(each["missed"][name] for name in names), each["adaptive"]]
+            flagged = [each[f"flagged_{which}"] for which in ("clean", "right", "wrong")]
+            shown = [each["clean"], *flagged, *(each["missed"][name] for name in names), each["adaptive"]]
             lines.append(table_row(each["label"], [_share(value) for value in shown]))
         lines.append("")
     return lines[:-1]

@@ -1,30 +1,38 @@
 """Detectors of adversarial images on equal features: ours, its parts, and what others propose, on attacks that their
 weights have learnt from and on attacks that they have not (leave one attack out).
+
+`python -m benchmarks detectors` measures the demo's run and the study's; `python -m benchmarks.detectors RUN...` any.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
+from benchmarks.record import save
+from benchmarks.rivals import nudge, squeeze
 from benchmarks.selection import columns_of, select_layers
 from bundle import tensors
+from bundle.console import say
 from detector.combination import fit_logistic, logarithms
 from detector.conformal import p_values, p_values_per_class
 from detector.gaussian import ClassGaussians
 from detector.model import DISTANCES
 from detector.moments import fit_gaussians
-from robustness.fitting import BATCH, VALIDATION_IMAGES, DetectorSettings, attacked, measure
+from fieldmark import guarded
+from robustness.fitting import VALIDATION_IMAGES, DetectorSettings, attacked, measure
 from robustness.metrics import auroc
-from robustness.scoring import Gaussians
 from training.adversaries import CLEAN, NOISE, run_dataset, spread
-from training.attacks import from_bytes
 from training.data.loading import images_array
-from training.networks import Network, detector_features
+from training.networks import Network
 from training.run import Run, image_spec
 
 Array = npt.NDArray[Any]
@@ -32,8 +40,6 @@ Columns = Callable[["Answers"], Array]
 OURS = "nearest, predicted and overall (ours)"
 NEIGHBOURS = 50  # k of kNN (Sun et al. 2022)
 STUDY = Path("build/study/small")
-BITS = 5  # colour depth after squeezing (Xu et al. 2018)
-NUDGE = 0.002  # step of the input preprocessing, pixels in [0, 1] (Lee et al. 2018)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,53 +298,6 @@ def _flagged(
     return result
 
 
-@torch.no_grad()
-def squeeze(network: Network, served: str, images: Array) -> Array:
-    """Feature squeezing: the larger L1 distance between the answers to an image and to it with fewer colours or after a
-    2x2 median, (n, 1).
-    """
-
-    def answer(pixels: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = network(pixels, served).logits[served]
-        return logits.softmax(1)
-
-    found = []
-    for batch in torch.from_numpy(images).split(BATCH):
-        pixels = from_bytes(batch)
-        steps = 2**BITS - 1
-        padded = torch.nn.functional.pad(pixels, (1, 0, 1, 0), mode="reflect")
-        four = torch.stack(
-            [padded[..., y : y + pixels.shape[2], x : x + pixels.shape[3]] for y in (0, 1) for x in (0, 1)]
-        )
-        ordered = four.sort(dim=0).values
-        squeezed = (pixels * steps).round() / steps, (ordered[1] + ordered[2]) / 2
-        asked = answer(pixels)
-        found.append(torch.stack([(answer(each) - asked).abs().sum(1) for each in squeezed]).amax(0))
-    return torch.cat(found)[:, None].numpy()
-
-
-def nudge(network: Network, served: str, images: Array, gaussians: Mapping[str, ClassGaussians]) -> Array:
-    """Squared distance to the nearest class in each layer, after a step on the image that lowers it: (n, layers)."""
-    parts = {layer: Gaussians(fitted) for layer, fitted in gaussians.items()}
-
-    def nearest(pixels: torch.Tensor, layer: str) -> torch.Tensor:
-        features = detector_features(network(pixels, served))[layer]
-        norm, bracket, *_ = parts[layer](features, torch.zeros(len(features), 1, dtype=torch.int64))
-        distances: torch.Tensor = norm + bracket
-        return distances[:, 0].clamp_min(0)
-
-    rows = []
-    for batch in torch.from_numpy(images).split(BATCH):
-        columns = []
-        for layer in gaussians:
-            pixels = from_bytes(batch).requires_grad_(True)
-            (gradient,) = torch.autograd.grad(nearest(pixels, layer).sum(), pixels)
-            with torch.no_grad():
-                columns.append(nearest((pixels - NUDGE * gradient.sign()).clamp(0, 1), layer))
-        rows.append(torch.stack(columns, dim=1))
-    return torch.cat(rows).numpy()
-
-
 def _unit(features: Array) -> Array:
     length: Array = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     return features / length
@@ -351,3 +310,28 @@ def _kept(taught: Mapping[str, Answers]) -> Array:
 
 def _fooled(tested: Mapping[str, Answers], attack: str) -> Array:
     return tested[CLEAN].right & ~tested[attack].right
+
+
+def bench(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs with a detector's heads.")],
+    data: Annotated[Path | None, typer.Option(help="Their dataset, if it has moved since training.")] = None,
+    test: Annotated[int, typer.Option(min=1, help="Test images at most, spread over the classes.")] = Setup().test,
+    name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json")] = "detectors",
+) -> None:
+    """Compare every detector on every head of these runs, by AUROC of attacks that were left out."""
+    setup, console = replace(Setup(), test=test), Console()
+    found = {run.resolve().name: measure_run(run, data, setup) for run in runs}
+    summary = {run: summed_up({run: result}) for run, result in found.items()}
+    table = Table("run, head", "detector", "AUROC of attacks left out, mean", box=SIMPLE_HEAD)
+    for run, heads in summary.items():
+        for head, methods in heads.items():
+            for method, area in methods.items():
+                table.add_row(f"{run}, {head}", method, f"{area[run]:.3f}")
+    console.print(table)
+    say(console, f"-> {save(name, {'summary': summary, 'runs': found})}")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(bench)
+    guarded(app)

@@ -20,6 +20,7 @@ TITLES = {
     "mim10-8": "MIM 8",
     "pgd10-8@bb-v": "BB-V 8",
     "pgd10-8@bb-d": "BB-D 8",
+    "apgd-8": "APGD 8",
     "worst": "worst",
     "worst-there": "worst there",
     "autoattack-8": "AutoAttack 8",
@@ -47,10 +48,9 @@ HEADS = ((ATTENTION, "Ours-A"), (FULL, "Ours-FR"))
 JUDGED = ("clean", "pgd10-8")
 
 
-def write_page(result: Path) -> None:
-    """Put the tables of a study's JSON into docs/results.md, between the marks of its backbone."""
-    study = json.loads(result.read_text(encoding="utf-8"))
-    put(study["backbone"], tables(study))
+def write_page(result: Path, mark: str) -> None:
+    """Put the tables of a study's JSON into docs/results.md, between the marks of this name."""
+    put(mark, tables(json.loads(result.read_text(encoding="utf-8"))))
 
 
 def put(mark: str, block: str, page: Path | None = None) -> None:

@@ -6,8 +6,7 @@ is there.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,31 +15,22 @@ import typer
 from rich.console import Console
 
 from benchmarks.page import PAGE, write_page
+from benchmarks.pictures import draw_pictures
+from benchmarks.plan import ABLATED, Row, jobs
 from benchmarks.record import RESULTS, environment
 from bundle.errors import OptionError
 from bundle.files import write_text
 from bundle.progress import Work
 from demo.stages import fieldmark
 from fieldmark import guarded
-from robustness.accuracy import WORST, wilson
+from robustness.accuracy import PAPER, WORST, wilson
+from training.adversaries import AUTO_CLASSES
 from training.backbones import BACKBONES
 from training.presets import preset
+from training.run import Run, published_config
 
-MAIN = ("ap", "maxsep", "protopnet")  # the comparison that is whole first
-OTHERS = ("ap-pcl", "ap-triplet")
+APGD = "apgd-8"
 SOURCES = {"bb-v": "vgg16", "bb-d": "densenet121"}
-# Factors on the preset's weights of clustering and separation: Table 3, the same with adversarial training, and more.
-ABLATION = {"none": (0, 0), "separation": (0, 1), "cluster": (1, 0), "strong": (30, 30)}
-FAST_ABLATION = {"none": (0, 0), "strong": (10, 10)}
-LONGER = ("maxsep", "ap")  # twice the epochs, for the two systems whose order that might change
-# One change at a time of our recipe of adversarial training, screened with one seed.
-RECIPES = {
-    "sum": ("--set", "adversarial_climbs=sum"),
-    "rise": ("--set", "adversarial_full=0.4"),
-    "n-fgsm": ("--set", "adversarial=n-fgsm"),
-    "ema": ("--set", "ema=0.99"),
-    "smoothing": ("--set", "loss.label_smoothing=0.1"),
-}
 # A substitute for the small backbone: from scratch, without what the authors do to ImageNet weights.
 SHORT = (
     "warmup_epochs=0",
@@ -52,69 +42,8 @@ SHORT = (
     "augmentation.skew=0",
     "augmentation.scale=0.1",
 )
-ABLATED = "pgd10-8"  # beside clean images, the column of Table 3
 WORST_THERE = "worst-there"  # of the columns before it, on AutoAttack's images
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One training: a preset, and options that change it."""
-
-    name: str
-    preset: str
-    options: tuple[str, ...] = ()
-    fast: bool = False
-    longer: bool = False  # twice the epochs
-    attacks: str | None = None  # None: all columns
-
-
-def rows(backbone: str, systems: tuple[str, ...] = (*MAIN, *OTHERS)) -> Iterator[Row]:
-    """Tables 1 and 2."""
-    for fast in (False, True):
-        for system in systems:
-            name = f"{system}-{backbone}{'-fast' if fast else ''}"
-            yield Row(name=name, preset=name, fast=fast)
-
-
-def ablation(backbone: str) -> Iterator[Row]:
-    """What Table 3 needs beside them, without and with fast adversarial training."""
-    for suffix, variants in (("", ABLATION), ("-fast", FAST_ABLATION)):
-        base = f"{backbone}{suffix}"
-        loss = preset(base).loss
-        for name, (cluster, separation) in variants.items():
-            texts = (f"loss.cluster={loss.cluster * cluster:g}", f"loss.separation={loss.separation * separation:g}")
-            options = tuple(word for text in texts for word in ("--set", text))
-            yield Row(name=f"maxsep-{name}-{base}", preset=base, options=options, fast=bool(suffix), attacks=ABLATED)
-
-
-def longer(backbone: str) -> Iterator[Row]:
-    """Table 2 again, for longer."""
-    for system in LONGER:
-        base = f"{system}-{backbone}-fast"
-        yield Row(name=f"{base}-longer", preset=base, fast=True, longer=True)
-
-
-def recipes(backbone: str) -> Iterator[Row]:
-    """Adversarial training in other ways."""
-    for name, options in RECIPES.items():
-        base = f"maxsep-{backbone}-fast"
-        yield Row(name=f"{base}-{name}", preset=base, options=options, fast=True, attacks=ABLATED)
-
-
-def jobs(backbone: str, seeds: int, other_seeds: int | None = None) -> Iterator[tuple[int, Row]]:
-    """Every table is whole for one seed before the next begins; the main comparison comes before the other systems,
-    which may have fewer seeds, and recipes are screened with one.
-    """
-    others = seeds if other_seeds is None else other_seeds
-    for seed in range(seeds):
-        yield from ((seed, row) for row in rows(backbone, MAIN))
-        if seed < others:
-            yield from ((seed, row) for row in rows(backbone, OTHERS))
-    for table in (ablation, longer):
-        for seed in range(others):
-            yield from ((seed, row) for row in table(backbone))
-    yield from ((0, row) for row in recipes(backbone))
 
 
 def study(
@@ -128,8 +57,16 @@ def study(
     other_seeds: Annotated[
         int | None, typer.Option(min=0, help="The same of AP+Triplet, AP+PCL and the ablations, if it is another.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Runs and evaluations; BACKBONE is added.")] = Path("build/study"),
-    name: Annotated[str | None, typer.Option(help="benchmarks/results/NAME.json; paper_tables_BACKBONE.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Runs and evaluations; BACKBONE is added, and the name of a dataset of your own.")
+    ] = Path("build/study"),
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="benchmarks/results/NAME.json, and the mark in docs/results.md; else paper_tables_BACKBONE, or "
+            "paper_tables_DATASET_BACKBONE."
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Instead of the preset's; 8 for the built-in birds.")
     ] = None,
@@ -142,16 +79,23 @@ def study(
     weights: Annotated[str | None, typer.Option(help="'imagenet', 'none' or a file, instead of the preset's.")] = None,
     precision: Annotated[str, typer.Option(help="Of training; evaluation is in float32.")] = "bf16-mixed",
     count: Annotated[int, typer.Option(min=1, help="Test images under every attack.")] = 100,
-    autoattack_count: Annotated[int, typer.Option(min=0, help="Test images under AutoAttack.")] = 12,
+    autoattack_count: Annotated[int, typer.Option(min=0, help="Test images under the whole of AutoAttack.")] = 12,
+    apgd: Annotated[
+        bool, typer.Option("--apgd/--no-apgd", help="AutoAttack's two gradient attacks on every image.")
+    ] = True,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Figs. 2, 4, 5, 6 and 8 of the main systems, at the end.")
+    ] = True,
 ) -> None:
     """Train and attack every row with every seed; write the tables."""
     if preset(backbone).preset != backbone or not backbone.startswith(tuple(BACKBONES)):
         raise OptionError(
             f"{backbone!r} is no backbone", hint=f"Choose one of: {', '.join(BACKBONES)}; with a side: vgg16-96."
         )
-    console, folder = Console(), out / backbone
+    console, built_in = Console(), data is None
+    folder, mark = _places(out, backbone, data)
+    name = name or f"paper_tables_{mark.replace(' ', '_')}"
     folder.mkdir(parents=True, exist_ok=True)
-    built_in = data is None
     if data is None:
         data = out / "birds"
         if not data.exists():
@@ -159,6 +103,7 @@ def study(
         epochs, fast_epochs, image_size = epochs or 8, fast_epochs or 10, image_size or 48
     options: dict[str, Any] = {"data": str(data), "epochs": epochs, "fast_epochs": fast_epochs, "weights": weights}
     options |= {"image_size": image_size, "precision": precision, "count": count, "autoattack": autoattack_count}
+    options |= {"apgd": True} if apgd else {}  # a study of an earlier version has none
     _same_options(folder / "options.json", options)
     _rehearse(backbone, {"image_size": image_size, "weights": weights}, epochs, fast_epochs)
     common = ["--precision", precision]
@@ -178,6 +123,8 @@ def study(
         words = [*common, *row.options, "--epochs", str(_length(row, epochs, fast_epochs))]
         fieldmark("train", data, "--out", run, "--preset", row.preset, "--seed", str(seed), *words, "--resume")
         attacked = [word for source, path in sources.items() for word in ("--source", f"{source}={path}")]
+        able = apgd and len(Run(run).read_record().labels) >= AUTO_CLASSES
+        attacked += ["--attacks", ",".join([*PAPER, *([APGD] * able), *(f"{ABLATED}@{source}" for source in sources)])]
         counts = ["--count", str(count), "--autoattack-count", str(autoattack_count)]
         if row.attacks is not None:
             attacked, counts = ["--attacks", row.attacks], ["--count", str(count), "--autoattack-count", "0"]
@@ -185,9 +132,23 @@ def study(
         _save(folder, backbone, seeds, name, built_in)
         work.advance()
     result = _save(folder, backbone, seeds, name, built_in)
-    if name is None:
-        write_page(result)
-    console.print(f"tables: {result}{'' if name else f', in {PAGE}'}", highlight=False, markup=False, soft_wrap=True)
+    write_page(result, mark if name.startswith("paper_tables_") else name)
+    console.print(f"tables: {result}, in {PAGE}", highlight=False, markup=False, soft_wrap=True)
+    if pictures:
+        console.print(f"pictures: {draw_pictures(folder, backbone, data)}", highlight=False, soft_wrap=True)
+
+
+def _places(out: Path, backbone: str, data: Path | None) -> tuple[Path, str]:
+    """The folder of a study and the mark of its tables: another dataset gets others. A study that was begun in the
+    folder of the backbone alone goes on there.
+    """
+    if data is None:
+        return out / backbone, backbone
+    dataset = re.sub(r"[^a-z0-9]+", "-", (data.stem if data.is_file() else data.resolve().name).lower()).strip("-")
+    begun = out / backbone / "options.json"
+    if begun.is_file() and json.loads(begun.read_text(encoding="utf-8")).get("data") == str(data):
+        return out / backbone, f"{dataset} {backbone}"
+    return out / f"{dataset}-{backbone}", f"{dataset} {backbone}"
 
 
 def _length(row: Row, epochs: int | None, fast_epochs: int | None) -> int:
@@ -206,11 +167,11 @@ def _same_options(path: Path, options: dict[str, Any]) -> None:
     """Refuse to mix evaluations that were made with other options."""
     if path.is_file():
         made = json.loads(path.read_text(encoding="utf-8"))
-        for key, value in options.items():
+        for key, value in {**dict.fromkeys(made), **options}.items():
             if made.get(key) != value:
                 raise OptionError(
                     f"{path.parent} holds a study with {key} {made.get(key)!r}, not {value!r}",
-                    hint="Repeat its options, or choose another --out.",
+                    hint="Repeat its options (--no-apgd where it has no apgd), or choose another --out.",
                 )
     write_text(path, json.dumps(options) + "\n")
 
@@ -239,7 +200,7 @@ def _substitutes(architecture: str, common: list[str]) -> dict[str, str]:
     return {source: network for source, network in SOURCES.items() if fitting or network == architecture}
 
 
-def _save(folder: Path, backbone: str, seeds: int, name: str | None, built_in: bool) -> Path:
+def _save(folder: Path, backbone: str, seeds: int, name: str, built_in: bool) -> Path:
     """Collect every evaluation that is there; returns the file."""
     table = []
     for row in dict.fromkeys(row for _, row in jobs(backbone, 1)):
@@ -260,7 +221,7 @@ def _save(folder: Path, backbone: str, seeds: int, name: str | None, built_in: b
                     },
                 }
             )
-    path = RESULTS / f"{name or 'paper_tables_' + backbone}.json"
+    path = RESULTS / f"{name}.json"
     runs = {source: folder / f"gap-{network}" for source, network in SOURCES.items()}
     sources = {source: _run_facts(run) for source, run in runs.items() if (run / "run.json").is_file()}
     document = {
@@ -293,12 +254,13 @@ def _told_apart(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_facts(run: Path) -> dict[str, Any]:
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    """What the results tell of a training: no path of this machine is among it."""
+    record = Run(run).read_record()
     return {
-        "config": record["config"],
-        "dataset": record["dataset"]["name"],
-        "device": record["versions"]["device"],
-        "validation": record["results"].get("validation"),
+        "config": published_config(record.config),
+        "dataset": record.dataset.name,
+        "device": record.versions["device"],
+        "validation": record.results.get("validation"),
     }
 
 

@@ -12,6 +12,7 @@ from bundle import tensors
 from bundle.folder import write_bundle
 from bundle.image import ImageSpec
 from bundle.manifest import SCHEMA, PrototypeInfo
+from bundle.resolution import ALPHA
 from detector.combination import Combination
 from detector.gaussian import ClassGaussians
 from detector.model import DISTANCES, Detector
@@ -47,7 +48,7 @@ def synthetic(backbone: str, *, size: int = 224, classes: int = 200) -> Syntheti
             gaussians=tuple(_gaussians(values, classes, rng) for values in features.values()),
             combination=Combination(weights=np.ones(len(DISTANCES) * len(features), np.float32), bias=0.0),
             calibration=np.zeros(CALIBRATION, np.float32),
-            alpha=0.05,
+            alpha=ALPHA,
         )
     return Synthetic(
         network=network,

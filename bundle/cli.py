@@ -13,6 +13,7 @@ from rich.table import Table
 from bundle.console import say
 from bundle.errors import printable
 from bundle.folder import Bundle, describe, sign_bundle
+from bundle.resolution import resolution
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 verbs = typer.Typer(no_args_is_help=True, help="Show, verify or sign a bundle.")
@@ -71,9 +72,11 @@ def show(
             str(detector.calibration_n),
         )
     console.print(table)
+    for name, network in manifest.networks.items():
+        say(console, f"{name}: {resolution(network.detector.calibration_n, network.detector.alpha)}")
     if not any(network.quality for network in manifest.networks.values()):
         return
-    table = Table("network", "precision", "test images", "accuracy", "clean flagged", "AUROC by attack")
+    table = Table("network", "precision", "validation images", "accuracy", "clean flagged", "AUROC by attack")
     for name, network in manifest.networks.items():
         for precision, quality in network.quality.items():
             areas = "\n".join(f"{printable(attack)} {area:.3f}" for attack, area in quality.auroc.items())

@@ -109,8 +109,8 @@ class Parity:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """A graph on `images` test images: the share answered rightly, the share flagged, and by attack the AUROC of
-    `instance_score` between some of them attacked and all of them clean. Attacks see PyTorch's float32 network.
+    """A graph on `images` validation images: the share answered rightly, the share flagged, and by attack the AUROC of
+    `instance_score` between attacked ones that fool it and all clean ones. Attacks see PyTorch's float32 network.
     """
 
     images: int

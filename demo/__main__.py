@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -111,9 +112,10 @@ def demo(
 
 
 def _measure(by_attack: dict[str, Answers]) -> dict[str, Any]:
-    from sklearn.metrics import roc_auc_score
+    from robustness.metrics import auroc, fooled
 
-    clean = by_attack["clean"].scores
+    clean = by_attack["clean"]
+    found: dict[str, float | None] = {}
     measured: dict[str, Any] = {
         attack: {
             "n": len(said.labels),
@@ -123,11 +125,12 @@ def _measure(by_attack: dict[str, Answers]) -> dict[str, Any]:
         }
         for attack, said in by_attack.items()
     }
-    measured["auroc"] = {
-        attack: round(float(roc_auc_score([0] * len(clean) + [1] * len(said.scores), clean + said.scores)), 4)
-        for attack, said in by_attack.items()
-        if attack != "clean"
-    }
+    negatives, before = np.array(clean.scores), np.array(clean.right)
+    for attack, said in by_attack.items():
+        positives = np.array(said.scores)[fooled(before, np.array(said.right))]
+        if attack != "clean":
+            found[attack] = round(auroc(negatives, positives), 4) if len(positives) else None
+    measured["auroc"] = found
     return measured
 
 
@@ -189,7 +192,8 @@ def _print(report: dict[str, Any], console: Console) -> None:
     scored = report["scored"]
     say(
         console,
-        f"{n} test images a row. flagged: p-value <= {report['alpha']:g}. missed: answered wrongly and not flagged.",
+        f"{n} test images a row. flagged: p-value <= {report['alpha']:g}. missed: answered wrongly and not flagged. "
+        "AUROC: images that fool the network against clean ones.",
         "Attacks are white-box on the network that answers, blind to the detector; it has seen their kinds, on other "
         "images.",
         f"scored {scored['rows']} files of a folder into a Delta table, {scored['errors']} unreadable.",

@@ -30,10 +30,14 @@ class Answers:
     predictions: list[Prediction]
 
     @property
+    def right(self) -> list[bool]:
+        """Which images were answered with their true label."""
+        return [truth == answer.label for truth, answer in zip(self.labels, self.predictions, strict=True)]
+
+    @property
     def accuracy(self) -> float:
-        """Share of images answered with their true label."""
-        pairs = zip(self.labels, self.predictions, strict=True)
-        return sum(truth == answer.label for truth, answer in pairs) / len(self.labels)
+        """Share of these."""
+        return sum(self.right) / len(self.labels)
 
     @property
     def flagged(self) -> float:

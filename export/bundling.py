@@ -1,6 +1,5 @@
 """The export verb: a finished run becomes a bundle, both networks proved equal to PyTorch."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from bundle.manifest import (
 )
 from bundle.progress import Work
 from bundle.records import to_plain
+from bundle.resolution import resolution
 from bundle.tensors import DTYPES
 from detector.conformal import check_calibration_size
 from detector.model import Detector
@@ -35,14 +35,14 @@ from export.parity import BATCHES
 from export.plan import Limits, Plan, make_plan, trial_attacks
 from export.quality import Trial
 from export.staging import GraphSettings, Narrowing, stage_network
-from robustness.fitting import DetectorSettings, Images, Labels, Lessons, Parts, attacked, fit_detector, some
+from robustness.fitting import DetectorSettings, Images, Labels, Lessons, Parts, attacked, fit_detector
 from robustness.report import headlines, make_report, require
 from robustness.suites import Suite
-from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset
+from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset, spread
 from training.data import Sample, check_outside
 from training.data.loading import images_array
 from training.networks import Network
-from training.run import PrototypeSource, Run, RunRecord, image_spec
+from training.run import PrototypeSource, Run, RunRecord, image_spec, published_config
 
 RANGE_IMAGES = 256  # training images that int8 takes its ranges from
 REPORT = "report"  # the bundle's folder for it
@@ -82,14 +82,14 @@ def export_run(
     dataset = run_dataset(record, root)
     check_outside(dataset, out)
     check_calibration_size(len(dataset.parts["calibration"]), settings.alpha)
-    if not dataset.parts["test"] and (suite is not None or graphs.precision != FP32):
+    if not dataset.parts["test"] and suite is not None:
         raise OptionError(
-            f"{dataset.name} has no test images, and the report or a narrower precision is measured on them",
-            hint="Export without: --report none, --precision fp32.",
+            f"{dataset.name} has no test images, and the report is about them", hint="Export without: --report none."
         )
     spec = image_spec(record.config)
     parts = Parts.of(dataset, spec)
-    test = images_array(dataset.parts["test"], spec) if graphs.precision != FP32 else None
+    # Whether an export is accepted is no business of the test part, which is looked at for the report alone.
+    judged = images_array(dataset.parts["validation"], spec) if graphs.precision != FP32 else None
     by_key = {sample.key: sample for sample in dataset.parts["train"]}
     sources = run.prototypes_of(network, by_key) if network.prototype_head is not None else []
     if suite is not None:
@@ -101,7 +101,7 @@ def export_run(
         staged = Path(folder)
         found = {
             served: _export_network(
-                network, served, parts, plan, graphs, test, staged, metadata, record.labels, console
+                network, served, parts, plan, graphs, judged, staged, metadata, record.labels, console
             )
             for served in network.config.heads
         }
@@ -144,7 +144,7 @@ def _export_network(
     parts: Parts,
     plan: Plan,
     graphs: GraphSettings,
-    test: tuple[Images, Labels] | None,
+    judged: tuple[Images, Labels] | None,
     staged: Path,
     metadata: Mapping[str, str],
     labels: tuple[str, ...],
@@ -153,8 +153,8 @@ def _export_network(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     detector, lessons = fit_detector(network.to(device), served, parts, plan.settings)
     narrowing = None
-    if test is not None:
-        narrowing = Narrowing(ranges=_training_images(parts, RANGE_IMAGES), trial=_trial(network, served, test, plan))
+    if judged is not None:
+        narrowing = Narrowing(ranges=_training_images(parts, RANGE_IMAGES), trial=_trial(network, served, judged, plan))
     with Work(f"{served}: writing, calibrating and proving the ONNX graph"):
         info = stage_network(
             network.cpu(),
@@ -175,17 +175,20 @@ def _export_network(
         if narrowing is None
         else f"{graphs.precision}, {_costs(info)}"
     )
+    told = info.detector
     say(console, f"{served}: {found}; detector on {' '.join(detector.layers)}")
+    say(console, f"{served}: {resolution(told.calibration_n, told.alpha)}")
     return info, lessons
 
 
-def _trial(network: Network, served: str, test: tuple[Images, Labels], plan: Plan) -> Trial:
-    """The test part clean, and some of it under the attacks that the detector learns from (or would, by default)."""
+def _trial(network: Network, served: str, judged: tuple[Images, Labels], plan: Plan) -> Trial:
+    """The validation part clean, and some of it under what the detector learns from (or would, by default)."""
     generator, names = torch.Generator().manual_seed(plan.settings.seed), trial_attacks(plan.settings)
-    part = some(test, plan.trial_images)
+    picked = np.array(spread(tuple(range(len(judged[1]))), plan.trial_images))
+    part = judged[0][picked], judged[1][picked]
     with Work(f"{served}: attacks on the narrower graph", len(names) * len(part[1])) as work:
         made = {name: attacked(name, network, served, part, generator, work=work) for name in names}
-    return Trial(clean=test[0], labels=test[1], attacked=made)
+    return Trial(clean=judged[0], labels=judged[1], picked=picked, attacked=made)
 
 
 def _training_images(parts: Parts, count: int) -> Images:
@@ -202,7 +205,7 @@ def _costs(info: NetworkInfo) -> str:
     wide, narrow = info.quality[FP32], info.quality[info.precision]
     return (
         f"accuracy {narrow.accuracy:.1%} ({FP32} {wide.accuracy:.1%}) and {narrow.flagged:.1%} flagged "
-        f"({wide.flagged:.1%}) of {narrow.images} clean test images, same class as PyTorch "
+        f"({wide.flagged:.1%}) of {narrow.images} clean validation images, same class as PyTorch "
         f"{info.parity.argmax_agreement:.1%}, same flag {info.parity.flag_agreement:.1%}"
     )
 
@@ -238,12 +241,11 @@ def _prototype_files(
 
 def _provenance(record: RunRecord, weights_sha256: str, plan: Plan, graphs: GraphSettings) -> dict[str, Any]:
     results = {key: value for key, value in record.results.items() if key != "history"}
-    config = json.loads(json.dumps(to_plain(record.config)))
     better = better_head(results["validation"], record.dataset.counts["validation"])
     return {
         **({} if better is None else {DEFAULT_NETWORK: better}),
         "preset": record.config.preset,
-        "config": config,
+        "config": published_config(record.config),
         "dataset": record.dataset.published(),
         "results": results,
         "versions": record.versions,

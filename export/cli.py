@@ -12,6 +12,7 @@ from rich.console import Console
 from bundle.console import say
 from bundle.errors import MissingExtra, OptionError
 from bundle.manifest import FP32, MARGINAL, PER_CLASS, PRECISIONS
+from bundle.resolution import ALPHA
 
 LATE = ("onnxruntime", "onnxscript")  # not used before minutes of work: missed now or not at all
 NONE, QUICK = "none", "quick"
@@ -30,7 +31,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="A finished training run.")],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     data: Annotated[Path | None, typer.Option(help="The dataset, if it has moved since training.")] = None,
-    alpha: Annotated[float, typer.Option(help="Default false-positive rate of is_adversarial.")] = 0.05,
+    alpha: Annotated[float, typer.Option(help="Default false-positive rate of is_adversarial.")] = ALPHA,
     attacks: Annotated[
         str, typer.Option(help="Attacks that the detector learns from; with 'none', it learns from clean images alone.")
     ] = "fgsm-8,pgd10-2,pgd10-8",

@@ -15,7 +15,7 @@ from robustness.suites import Suite
 from training.data import Dataset
 from training.networks import Network
 
-ATTACKED_IMAGES = 200  # test images on which a narrower precision's detection is compared
+ATTACKED_IMAGES = 200  # validation images on which a narrower precision's detection is compared
 GRAPH_SECONDS = 15.0  # to write a graph and prove it, roughly, whatever the network
 
 
@@ -37,8 +37,8 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What fits into the limits: the settings of the detector, how many test images a narrower precision is tried on
-    under attack, the report's suite; and what was left out, a sentence each.
+    """What fits into the limits: the settings of the detector, on how many validation images under attack a narrower
+    precision is tried, the report's suite; and what was left out, a sentence each.
     """
 
     settings: DetectorSettings
@@ -63,7 +63,7 @@ def make_plan(
     costs = Costs.measured(network, heads, parts.validation[0])
     lesson, left_out = costs.lesson(settings.attacks), []
     images = min(settings.images, len(parts.validation[1]))
-    trial_images = min(ATTACKED_IMAGES, counts["test"]) if graphs.precision != FP32 else 0
+    trial_images = min(ATTACKED_IMAGES, counts["validation"]) if graphs.precision != FP32 else 0
     trial = costs.lesson(trial_attacks(settings))
     if limits.lessons is not None and settings.attacks:
         kept, said = few(images, lesson, limits.lessons, "the detector's lessons")

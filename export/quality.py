@@ -5,35 +5,41 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import betabinom
 
 from bundle import tensors
 from bundle.errors import ExportError
 from bundle.manifest import FP32, Quality
 from detector.model import Detector
 from export.graph import GraphSession
-from robustness.metrics import auroc
-
-INTERVAL = 0.99  # of the share of clean images that a calibrated detector flags
+from robustness.metrics import INTERVAL, auroc, flagged_interval, fooled
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Clean test images (n, H, W, 3) and their labels (n,); by attack some of them attacked, (m, H, W, 3)."""
+    """Clean validation images (n, H, W, 3) and their labels (n,); by attack those at the positions `picked` : (m,)
+    after it, (m, H, W, 3).
+    """
 
     clean: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
+    picked: npt.NDArray[np.int64]
     attacked: dict[str, npt.NDArray[np.uint8]]
 
     def quality(self, session: GraphSession) -> Quality:
-        """What a calibrated graph makes of them."""
+        """What a calibrated graph makes of them; an attack that fools it on no image has no AUROC."""
         clean = session.answers(self.clean)
-        scores = {name: session.scores(images)[0] for name, images in self.attacked.items()}
+        right = clean[tensors.PROBABILITIES].argmax(1) == self.labels
+        areas = {}
+        for name, images in self.attacked.items():
+            scores, predicted = session.scores(images)
+            positives = scores[fooled(right[self.picked], predicted == self.labels[self.picked])]
+            if len(positives):
+                areas[name] = round(auroc(clean[tensors.INSTANCE_SCORE], positives), 4)
         return Quality(
             images=len(self.labels),
-            accuracy=_share(clean[tensors.PROBABILITIES].argmax(1) == self.labels),
+            accuracy=_share(right),
             flagged=_share(clean[tensors.IS_ADVERSARIAL]),
-            auroc={name: round(auroc(clean[tensors.INSTANCE_SCORE], found), 4) for name, found in scores.items()},
+            auroc=areas,
         )
 
 
@@ -46,28 +52,19 @@ def check(served: str, precision: str, found: Mapping[str, Quality], detector: D
     numbers = f"accuracy {100 * wide.accuracy:.2f} % in {FP32}, {100 * narrow.accuracy:.2f} % in {precision}"
     if loss > max_loss + 1e-9:
         raise ExportError(
-            f"{served} in {precision} loses {loss:.2f} points of accuracy on {narrow.images} test images, and "
+            f"{served} in {precision} loses {loss:.2f} points of accuracy on {narrow.images} validation images, and "
             f"{max_loss:g} are allowed ({numbers})",
             hint="No bundle was written. Take another --precision, or allow more: --max-accuracy-loss POINTS.",
         )
     low, high = flagged_interval(narrow.images, len(detector.calibration), detector.alpha)
     if not low <= narrow.flagged <= high:
         raise ExportError(
-            f"{served} in {precision} flags {100 * narrow.flagged:.1f} % of {narrow.images} clean test images, and "
-            f"alpha = {detector.alpha:g} gives {100 * low:.1f} to {100 * high:.1f} % ({INTERVAL:.0%} interval; "
+            f"{served} in {precision} flags {100 * narrow.flagged:.1f} % of {narrow.images} clean validation images, "
+            f"and alpha = {detector.alpha:g} gives {100 * low:.1f} to {100 * high:.1f} % ({INTERVAL:.0%} interval; "
             f"{FP32} flags {100 * wide.flagged:.1f} %)",
-            hint="No bundle was written. The test part may differ from the calibration part; take another --precision.",
+            hint="No bundle was written. The validation part may differ from the calibration part; take another "
+            "--precision.",
         )
-
-
-def flagged_interval(test: int, calibration: int, alpha: float) -> tuple[float, float]:
-    """Where the share of flagged clean images lies, of `test` images, when p-values come from `calibration` others: the
-    number of flags is beta-binomial, since both sets vary (Vovk 2012).
-    """
-    rank = int(np.floor(alpha * (calibration + 1) + 1e-9))  # p <= alpha for this many of the n + 1 places
-    flags = betabinom(test, max(rank, 1e-9), calibration + 1 - rank)
-    low, high = flags.interval(INTERVAL)
-    return float(low) / test, float(high) / test
 
 
 def _share(which: npt.NDArray[np.bool_]) -> float:

@@ -16,11 +16,12 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 HERE = Path(__file__).parent
-# lock -> the extras and dependency groups of pyproject.toml that it installs beside the base
-LOCKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "base.lock": ((), ()),
+# lock -> the extras of pyproject.toml that it installs beside the base (None: not even that), and dependency groups
+LOCKS: dict[str, tuple[tuple[str, ...] | None, tuple[str, ...]]] = {
     "dev.lock": (("dev",), ("editable",)),
-    "server.lock": (("server", "gateway"), ("editable",)),
+    "gateway.lock": (("gateway", "envoy", "signing"), ()),
+    "policy.lock": (None, ("policy",)),
+    "server.lock": (("server", "gateway", "envoy", "signing"), ("editable",)),
 }
 
 _PIN = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;]+)(?: ; [^\\]+)? \\")
@@ -50,11 +51,12 @@ def problems(project: dict[str, Any], locks: dict[str, str]) -> Iterator[str]:
                     yield f"{name}: pyproject.toml asks for {requirement}, and the lock has {version}"
 
 
-def direct(project: dict[str, Any], extras: tuple[str, ...], groups: tuple[str, ...]) -> list[Requirement]:
+def direct(project: dict[str, Any], extras: tuple[str, ...] | None, groups: tuple[str, ...]) -> list[Requirement]:
     """What the project itself asks for with these extras; extras that name further extras are followed."""
     table = project["project"]
-    texts = [*table["dependencies"], *(text for group in groups for text in project["dependency-groups"][group])]
-    waiting, seen = list(extras), set[str]()
+    texts = [text for group in groups for text in project["dependency-groups"][group]]
+    texts += [] if extras is None else table["dependencies"]
+    waiting, seen = list(extras or ()), set[str]()
     while waiting:
         extra = waiting.pop()
         if extra in seen:

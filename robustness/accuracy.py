@@ -26,7 +26,7 @@ from training.adversaries import (
     spread,
 )
 from training.attack_losses import judge_of
-from training.attacks import from_bytes
+from training.attacks import from_bytes, round_to_bytes
 from training.data.loading import image_loader, load_part
 from training.networks import Network
 from training.run import RunRecord, image_spec
@@ -53,8 +53,9 @@ def evaluate_run(
     """For every head and attack, image by image whether the answer stayed right.
 
     `right[head][attack]` is a text of 1 and 0, one for each image; `worst` is right only where every attack leaves the
-    answer right. AutoAttack at 8/255 runs on the first `autoattack_count` images of an even spread, as `autoattack-8`.
-    What takes longer than so many `minutes` runs on fewer images; `not_measured` says so.
+    answer right. Attacked images are rounded to 8 bits, as files are. AutoAttack at 8/255 runs on the first
+    `autoattack_count` images of an even spread, as `autoattack-8`. What takes longer than so many `minutes` runs on
+    fewer images; `not_measured` says so.
     """
     names = tuple(dict.fromkeys((CLEAN, *attacks)))
     check_attacks(names, sources, network)
@@ -95,7 +96,8 @@ def evaluate_run(
                     pixels, labels = from_bytes(images.to(device)), labels.to(device)
                     attacked = transferred.get((name, index))
                     if attacked is None:
-                        attacked = attack_pixels(name, network, head, pixels, labels, generator, sources)
+                        made = attack_pixels(name, network, head, pixels, labels, generator, sources)
+                        attacked = from_bytes(round_to_bytes(made))
                     if "@" in name:
                         transferred[name, index] = attacked
                     with torch.no_grad():

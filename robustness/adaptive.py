@@ -20,19 +20,19 @@ CONFIDENT = 1.0  # difference of logits that is enough for the joint loss
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveAttack:
-    """`method` is one of METHODS; `weight` is the detector's share of the joint loss. What is to be fooled are all
-    heads that the answer was made from, or with `own` the answering one alone. Steps shrink linearly from `first_step`
-    x eps to a tenth of it.
+    """`method` is one of METHODS; an image passes that is not flagged at `alpha`; `weight` is the detector's share of
+    the joint loss. What is to be fooled are all heads that the answer was made from, or with `own` the answering one
+    alone. Steps shrink linearly from `first_step` x eps to a tenth of it.
     """
 
     name: str
     method: str
     eps: float
     steps: int
+    alpha: float
     weight: float = 1.0
     own: bool = False
     first_step: float = 0.25
-    alpha: float = 0.05
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

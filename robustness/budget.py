@@ -26,7 +26,8 @@ from training.run import RunRecord, image_spec
 PROBED, REPEATS = 16, 3
 GAIN, MOST_THREADS = 0.7, 8  # what every further thread brings, and beyond how many none does
 FORWARD = 1 / 3  # of a pass
-AUTO_PASSES = 4000.0  # APGD 100 steps, APGD-T and FAB-T 100 for each of nine targets, Square 5,000 queries
+# APGD 100 steps, APGD-T and FAB-T 100 for each of nine targets, Square 5,000 queries
+AUTO_PASSES = {"autoattack": 4000.0, "apgd": 1000.0}
 MIN_CLEAN = 200  # clean images below which p-values are not worth a figure
 
 
@@ -92,11 +93,10 @@ class Costs:
     def _suite(self, head: str, suite: Suite) -> float:
         names = [name for name in suite.adaptive if name != OWN_HEAD or self.losses[head] > 1]
         curve = len(CURVE) * (suite.curve_steps + 1) * self.losses[head] if suite.curve_steps else 0
-        steps = sum(1 + FORWARD + name.startswith("orthogonal") * (1 - FORWARD) for name in names)
-        auto = suite.autoattack_count * AUTO_PASSES if self.classes >= AUTO_CLASSES else 0
+        auto = suite.autoattack_count * AUTO_PASSES["autoattack"] if self.classes >= AUTO_CLASSES else 0
         return (
             suite.count * (self._passes(head, suite.attacks) + curve)
-            + suite.adaptive_count * suite.adaptive_steps * steps
+            + suite.adaptive_count * suite.adaptive_steps * on_both(names)
             + suite.clean_count * FORWARD
             + auto
         )
@@ -107,10 +107,15 @@ def passes(name: str, losses: int) -> float:
     method = name.partition("@")[0].partition(":")[0]
     if method in (CLEAN, NOISE):
         return 1.0
-    if method.startswith("autoattack-"):
-        return AUTO_PASSES
+    if (auto := method.rpartition("-")[0]) in AUTO_PASSES:
+        return AUTO_PASSES[auto]
     attack = attack_named(method)
     return losses * attack.restarts * (attack.steps + 1.0)  # one to judge
+
+
+def on_both(names: Sequence[str]) -> float:
+    """Passes of one image and step under attacks on network and detector: orthogonal PGD takes two gradients."""
+    return sum(1 + FORWARD + name.startswith("orthogonal") * (1 - FORWARD) for name in names)
 
 
 def few(images: int, each: float, minutes: float, what: str) -> tuple[int, str | None]:

@@ -14,15 +14,16 @@ from bundle.console import say
 from bundle.errors import DetectorError, MissingExtra, OptionError
 from bundle.files import atomic_folder, check_free, sha256_of, write_text
 from bundle.manifest import MANIFEST
+from bundle.resolution import ALPHA
 from detector.conformal import check_calibration_size
 
 if TYPE_CHECKING:
+    from robustness.journal import Journal
     from robustness.report import Report
     from training.networks import Network
     from training.run import Run, RunRecord
 
 MAX_SEED = 2**32 - 1
-ALPHA = 0.05  # of a detector that is fitted for a report alone
 SUITES = ("paper", "full", "adaptive")
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -58,6 +59,9 @@ def evaluate(
     autoattack_count: Annotated[
         int | None, typer.Option(min=0, help="Images at most for AutoAttack; 0 leaves it out.")
     ] = None,
+    adaptive_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of every attack that knows the detector, instead of the suite's.")
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(help="What takes longer runs on fewer images, then without its dearest attacks, and says so."),
@@ -85,10 +89,9 @@ def evaluate(
         )
     if run is not None and not bundled:
         raise OptionError(f"--run goes with a bundle, and {target} is none", hint="Name the run alone.")
-    if suite == "paper" and (quick or force):
-        raise OptionError(
-            f"{'--quick' if quick else '--force'} goes with a report", hint="Add --suite full or --suite adaptive."
-        )
+    given = {"--quick": quick, "--force": force, "--adaptive-steps": adaptive_steps is not None}
+    if suite == "paper" and (words := [word for word, is_given in given.items() if is_given]):
+        raise OptionError(f"{words[0]} goes with a report", hint="Add --suite full or --suite adaptive.")
     if minutes is not None:
         check_minutes("--minutes", minutes)
     names = None if attacks is None else tuple(name.strip() for name in attacks.split(",") if name.strip())
@@ -112,9 +115,12 @@ def evaluate(
         raise OptionError(
             f"{out} lies in the bundle {inside[0]}, whose checksums it would break", hint="Choose a folder outside it."
         )
-    changes = {"attacks": names, "count": count, "autoattack_count": autoattack_count}
+    changes = {"attacks": names, "count": count, "autoattack_count": autoattack_count, "adaptive_steps": adaptive_steps}
     if count is not None:
         changes["adaptive_count"] = count
+    from robustness.journal import Journal
+
+    journal = Journal(out.with_name(f"{out.name}.progress.json"))
     report = _report(
         opened,
         record,
@@ -128,9 +134,11 @@ def evaluate(
         minutes,
         sources=sources,
         seed=seed,
+        journal=journal,
     )
     with atomic_folder(out, replace=force, marker="report.json") as folder:
         report.write(folder)
+    journal.close()
     if json:
         sys.stdout.write(jsonlib.dumps(report.document) + "\n")
         return
@@ -224,9 +232,10 @@ def _report(
     *,
     sources: dict[str, "Network"],
     seed: int,
+    journal: "Journal",
 ) -> "Report":
     """With a bundle's own detectors, or with detectors fitted as export would."""
-    from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate, lessons_of
+    from robustness.fitting import DetectorSettings, Parts, calibration_of, fit_and_calibrate, lessons_of
     from robustness.report import make_report, require
     from robustness.suites import KEPT, suite_named
     from training.adversaries import check_attacks, run_dataset
@@ -253,7 +262,7 @@ def _report(
     found = {}
     for head in served:
         if bundle is None:
-            settings = DetectorSettings(alpha=ALPHA, seed=seed)
+            settings = DetectorSettings(seed=seed)
             found[head] = fit_and_calibrate(network, head, parts, settings, record.labels)
         else:
             found[head] = lessons_of(bundle, network, head, parts)
@@ -267,6 +276,8 @@ def _report(
         lessons={head: lessons for head, (_, lessons) in found.items()},
         sources=sources,
         seed=seed,
+        calibration=None if bundle is None else calibration_of(bundle),
+        journal=journal,
     )
 
 

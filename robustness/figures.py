@@ -94,7 +94,14 @@ def system_view(heads: Mapping[str, Any]) -> bytes:
             axis.plot(levels, missed, color=colour, label=name, linestyle="--" if name in ("clean", "noise") else "-")
         success = measured["adaptive"]["success"]
         if "any" in success:
-            axis.plot([0.05], [success["any"]["share"]], "X", color=BAD, markersize=9, label="adaptive, any")
+            axis.plot(
+                [measured["adaptive"]["alpha"]],
+                [success["any"]["share"]],
+                "X",
+                color=BAD,
+                markersize=9,
+                label="adaptive, any",
+            )
         _label(axis, "alpha: clean images flagged", "wrong and not flagged")
         axis.set_ylim(-0.02, 1.02)
         axis.set_title(head, fontsize=11, color=INK)

@@ -19,6 +19,7 @@ from bundle.folder import Bundle
 from bundle.image import ImageSpec
 from bundle.manifest import AGAIN, MARGINAL, PER_CLASS
 from bundle.progress import Work
+from bundle.resolution import ALPHA
 from detector.combination import Combination, fit_combination, relative_combination
 from detector.gaussian import ClassGaussians
 from detector.model import Detector, layer_scores
@@ -46,7 +47,7 @@ class DetectorSettings:
     """
 
     attacks: tuple[str, ...] = ("fgsm-8", "pgd10-2", "pgd10-8")
-    alpha: float = 0.05
+    alpha: float = ALPHA
     calibration: str = MARGINAL
     seed: int = 0
     images: int = VALIDATION_IMAGES
@@ -145,6 +146,12 @@ def lessons_of(bundle: Path, network: Network, served: str, parts: Parts) -> tup
         raise BundleCorrupt(f"{opened.path / info.file} is not the detector of {served!r}", hint=AGAIN)
     gaussians = dict(zip(detector.layers, detector.gaussians, strict=True))
     return detector, teach(network, served, gaussians, parts.validation, settings)
+
+
+def calibration_of(bundle: Path) -> dict[str, Any] | None:
+    """What a bundle says of images that it was calibrated on after its export (`fieldmark calibrate`), if on any."""
+    told = Bundle.open(bundle).manifest.training.get("calibration")
+    return told if isinstance(told, dict) else None
 
 
 def _settings_in(told: Any) -> DetectorSettings | None:

@@ -57,6 +57,12 @@ def limits(document: Mapping[str, Any]) -> list[str]:
                 f"network and detector at eps {255 * EPS:g}/255."
                 + (" Against such an attacker the detector is no defence." if won["interval"][0] > 0.5 else "")
             )
+        right, wrong = measured["clean"]["flagged_of_right"], measured["clean"]["flagged_of_wrong"]
+        if wrong["of"] and wrong["interval"][0] > right["interval"][1]:
+            said.append(
+                f"{head}: of clean images {100 * right['share']:.1f} % of those answered rightly are flagged and "
+                f"{100 * wrong['share']:.1f} % of those answered wrongly: a detector of mistakes as much as of attacks."
+            )
         if found := broken(measured):
             said.append(
                 f"{head}: gates are broken ({'; '.join(found)}), so its accuracy under attack is not to be trusted."
@@ -72,9 +78,16 @@ def limits(document: Mapping[str, Any]) -> list[str]:
             f"{worst['of']} images, {suite['adaptive_steps']} adaptive steps{auto}: harder attacks leave less. "
             "fieldmark evaluate RUN --suite full."
         )
+    for head, detector in document["detectors"].items():
+        rate = detector["calibration"]["false_alarms"]
+        said.append(
+            f"{head}: with {detector['calibration_n']} calibration images no p-value is below "
+            f"{detector['calibration']['smallest_p_value']:.2g}, and the true share of false alarms is "
+            f"{100 * rate['mean']:.1f} % give or take {100 * rate['deviation']:.1f} points."
+        )
     said.append(
         "p-values are valid for images like the calibration images. Another camera or season shifts them; "
-        "fieldmark drift shows it."
+        "fieldmark drift shows it, fieldmark calibrate mends it."
     )
     said.append(f"One training (seed {document['run']['config']['seed']}) on {document['dataset']['name']}.")
     return said

@@ -12,18 +12,20 @@ import numpy.typing as npt
 import torch
 
 from bundle.errors import OptionError
-from bundle.progress import Work, shown
+from bundle.progress import Work
 from detector.model import Detector
 from robustness.accuracy import AUTOATTACK, WORST
-from robustness.adaptive import AdaptiveAttack, attack_both
+from robustness.curve import accuracy_curve
 from robustness.defended import Defended
+from robustness.families import family, strangers
 from robustness.fitting import Images, Labels, Lessons, attacked, by_batch
 from robustness.gates import ANY, STATIC, gates
-from robustness.metrics import auroc, auroc_interval, share, true_negatives
-from robustness.suites import CURVE, JOINT_WEIGHTS, ORTHOGONAL, OWN_HEAD, SELECTIVE, Suite
+from robustness.journal import Journal, success
+from robustness.metrics import auroc, auroc_interval, flagged_interval, fooled, share, true_negatives
+from robustness.suites import Suite, attacks_on_both
 from training.adversaries import AUTO_CLASSES, CLEAN, NOISE, check_attacks, spread
-from training.attack_losses import judge_of, loss_of, losses_against
-from training.attacks import Attack, from_bytes, round_to_bytes, worst_case
+from training.attack_losses import loss_of
+from training.attacks import from_bytes
 from training.data import Dataset
 from training.data.loading import images_array
 from training.networks import Network
@@ -61,9 +63,10 @@ def measure(
     lessons: Mapping[str, Lessons],
     sources: Mapping[str, Network],
     seed: int,
+    journal: Journal | None = None,
 ) -> dict[str, Any]:
     """By head of `detectors`, everything in docs/report.md below `heads`. `lessons` are what their combinations were
-    learnt from.
+    learnt from; `journal` keeps what attacks on both have reached.
     """
     transferred = tuple(f"pgd10-8@{source}" for source in sources)
     names = (CLEAN, NOISE, *suite.attacks, *transferred)
@@ -76,8 +79,9 @@ def measure(
     spec = image_spec(record.config)
     chosen = images_array(spread(dataset.parts["test"], suite.count), spec)
     clean = images_array(spread(dataset.parts["test"], suite.clean_count), spec)
+    kept = Journal() if journal is None else journal
     found = {
-        head: _Bench(Defended(network, head, detector).to(device), lessons[head], sources, suite, seed).measure(
+        head: _Bench(Defended(network, head, detector).to(device), lessons[head], sources, suite, seed, kept).measure(
             chosen, clean, names
         )
         for head, detector in detectors.items()
@@ -92,10 +96,16 @@ class _Bench:
     """One defended head under one suite."""
 
     def __init__(
-        self, defended: Defended, lessons: Lessons, sources: Mapping[str, Network], suite: Suite, seed: int
+        self,
+        defended: Defended,
+        lessons: Lessons,
+        sources: Mapping[str, Network],
+        suite: Suite,
+        seed: int,
+        journal: Journal,
     ) -> None:
         self.defended, self.lessons, self.sources = defended, lessons, sources
-        self.suite, self.seed = suite, seed
+        self.suite, self.seed, self.journal = suite, seed, journal
         self.network, self.head = defended.network, defended.head
         self.alpha = defended.detector.alpha
         self.device = next(defended.parameters()).device
@@ -125,7 +135,7 @@ class _Bench:
         everything = self.see(*clean)
         return {
             "accuracy": accuracy,
-            "curve": self._curve(images, labels),
+            "curve": accuracy_curve(self.network, self.head, chosen, self.suite.curve_steps, self.seed),
             "detection": {name: self._detection(seen[CLEAN], *each) for name, each in pairs.items() if name != CLEAN},
             "left_out": {
                 name: self._left_out(name, seen[CLEAN], *each)
@@ -157,54 +167,43 @@ class _Bench:
         p_value = self.defended.detector.p_values(score, predicted)
         return Seen(right=predicted == labels, predicted=predicted, score=score, evidence=evidence, p_value=p_value)
 
-    def _curve(self, images: Images, labels: Labels) -> list[dict[str, Any]]:
-        """Accuracy against eps (Fig. 6): PGD from a random start, steps of 2.5 eps / steps (Madry et al. 2018)."""
-        steps, points = self.suite.curve_steps, []
-        if not steps:
-            return []
-        losses, judge = losses_against(self.network, self.head), judge_of(self.network, self.head)
-        for level in shown(CURVE, f"{self.head}: accuracy against eps", unit="points"):
-            eps = level / 255
-            attack = Attack(name="curve", eps=eps, steps=steps, step=2.5 * eps / steps, random_start=True)
-            generator = self._generator()
-            made = [
-                round_to_bytes(worst_case(attack, losses, judge, from_bytes(batch), known, generator).images)
-                .cpu()
-                .numpy()
-                for batch, known in by_batch(images, labels, self.device)
-            ]
-            found = self.see(np.concatenate(made), labels)
-            points.append({"eps": eps, "right": share(found.right.sum(), len(labels))})
-        return points
-
     def _detection(self, clean: Seen, picked: npt.NDArray[np.integer], attacked: Seen) -> dict[str, Any]:
         """Attacked images that fool the network against all clean ones, and all attacked ones against them."""
-        fooled = clean.right[picked] & ~attacked.right
-        positives = attacked.score[fooled]
-        low, high = auroc_interval(clean.score, positives, picked[fooled], self.seed)
+        positive = fooled(clean.right[picked], attacked.right)
+        positives = attacked.score[positive]
         return {
-            "fooled": int(fooled.sum()),
-            "auroc": _rounded(auroc(clean.score, positives)),
-            "interval": [round(low, 4), round(high, 4)],
+            "fooled": int(positive.sum()),
+            **self._area(clean.score, positives, picked[positive]),
             "auroc_all": _rounded(auroc(clean.score, attacked.score)),
             "tnr_at_95": _rounded(true_negatives(clean.score, positives)),
             "flagged": share(attacked.flagged(self.alpha).sum(), len(picked)),
-            "flagged_of_fooled": share(attacked.flagged(self.alpha)[fooled].sum(), int(fooled.sum())),
+            "flagged_of_fooled": share(attacked.flagged(self.alpha)[positive].sum(), int(positive.sum())),
         }
 
     def _left_out(self, name: str, clean: Seen, picked: npt.NDArray[np.integer], attacked: Seen) -> dict[str, Any]:
-        """AUROC of fooled images where the attack did not teach the weights, and where none did."""
-        fooled = clean.right[picked] & ~attacked.right
+        """AUROC of fooled images where the attack did not teach the weights, where none of its family did, and where no
+        attack did.
+        """
+        positive = fooled(clean.right[picked], attacked.right)
         taught = tuple(each for each in self.lessons.fooled if each != name)
-        found: dict[str, Any] = {"fooled": int(fooled.sum()), "taught": list(taught)}
-        for key, attacks in (("left_out", taught), ("attack_free", ())):
+        distant = strangers(name, self.lessons.fooled)
+        found: dict[str, Any] = {
+            "fooled": int(positive.sum()),
+            "taught": list(taught),
+            "family": family(name),
+            "taught_without_family": list(distant),
+        }
+        for key, attacks in (("left_out", taught), ("family_left_out", distant), ("attack_free", ())):
             combination = self.lessons.combination(attacks)
             negatives = combination.score(clean.evidence)
-            positives = combination.score(attacked.evidence[fooled])
-            low, high = auroc_interval(negatives, positives, picked[fooled], self.seed)
-            interval = [round(low, 4), round(high, 4)]
-            found[key] = {"auroc": _rounded(auroc(negatives, positives)), "interval": interval}
+            found[key] = self._area(negatives, combination.score(attacked.evidence[positive]), picked[positive])
         return found
+
+    def _area(
+        self, negatives: npt.NDArray[np.float32], positives: npt.NDArray[np.float32], pairs: npt.NDArray[np.integer]
+    ) -> dict[str, Any]:
+        low, high = auroc_interval(negatives, positives, pairs, self.seed)
+        return {"auroc": _rounded(auroc(negatives, positives)), "interval": [round(low, 4), round(high, 4)]}
 
     def _system(self, seen: Seen) -> list[dict[str, Any]]:
         """What a user meets: answered wrongly and not flagged, and flagged at all, by alpha."""
@@ -218,38 +217,33 @@ class _Bench:
         ]
 
     def _adaptive(self, images: Images, labels: Labels, seen: Mapping[str, Seen]) -> dict[str, Any]:
-        """Success: answered wrongly and not flagged at 5 % false positives, of all images, as in `system`."""
-        suite, alpha = self.suite, 0.05
+        """Success: answered wrongly and not flagged at the detector's alpha, of all images, as in `system`."""
+        suite, alpha = self.suite, self.alpha
         picked = _evenly(len(labels), suite.adaptive_count)
         known = {
-            **{name: _adaptive_attack(name, "joint", suite, weight=weight) for name, weight in JOINT_WEIGHTS.items()},
-            SELECTIVE: _adaptive_attack(SELECTIVE, "selective", suite),
-            ORTHOGONAL: _adaptive_attack(ORTHOGONAL, "orthogonal", suite),
+            attack.name: attack
+            for attack in attacks_on_both(self.network, self.head, eps=EPS, steps=suite.adaptive_steps, alpha=alpha)
         }
-        if len(losses_against(self.network, self.head)) > 1:
-            known[OWN_HEAD] = _adaptive_attack(OWN_HEAD, "selective", suite, own=True)
         attacks = [known[name] for name in suite.adaptive if name in known]
         static = [each for name, each in seen.items() if name not in (CLEAN, NOISE)]
-        success = {STATIC: np.any([(~each.right & ~each.flagged(alpha))[picked] for each in static], axis=0)}
-        for attack in shown(attacks, f"{self.head}: attacks that know the detector", unit="attacks"):
-            generator = self._generator()
-            parts = [
-                attack_both(attack, self.defended, from_bytes(batch), truth, generator).fooled.cpu()
-                for batch, truth in by_batch(images[picked], labels[picked], self.device)
-            ]
-            success[attack.name] = torch.cat(parts).numpy()
-        success[ANY] = np.any(list(success.values()), axis=0)
+        found = {STATIC: np.any([(~each.right & ~each.flagged(alpha))[picked] for each in static], axis=0)}
+        with Work(f"{self.head}: attacks that know the detector", len(attacks) * len(picked)) as work:
+            for attack in attacks:
+                part = images[picked], labels[picked]
+                found[attack.name] = success(attack, self.defended, part, self.seed, self.journal, work)
+        found[ANY] = np.any(list(found.values()), axis=0)
         return {
             "eps": EPS,
             "steps": suite.adaptive_steps,
             "alpha": alpha,
             "images": len(picked),
-            "success": {name: share(each.sum(), len(picked)) for name, each in success.items()},
+            "success": {name: share(each.sum(), len(picked)) for name, each in found.items()},
         }
 
     def _clean(self, seen: Seen) -> dict[str, Any]:
-        """Whether the p-values of clean test images are what they say."""
-        flags = seen.flagged(self.alpha)
+        """Whether the p-values of clean test images are what they say, and whether it is mistakes that are flagged."""
+        flags, n = seen.flagged(self.alpha), self.defended.detector.calibration_n
+        mistakes = seen.score[~seen.right]
         classes = {
             str(label): share(flags[seen.predicted == label].sum(), int((seen.predicted == label).sum()))
             for label in np.unique(seen.predicted)
@@ -258,7 +252,19 @@ class _Bench:
             "right": share(seen.right.sum(), len(seen.right)),
             "flagged": share(flags.sum(), len(flags)),
             "alpha": self.alpha,
-            "calibration_n": self.defended.detector.calibration_n,
+            "calibration_n": n,
+            "coverage": [
+                {
+                    "alpha": alpha,
+                    "flagged": share(seen.flagged(alpha).sum(), len(flags)),
+                    "expected": [round(each, 4) for each in flagged_interval(len(flags), n, alpha, 0.95)],
+                }
+                for alpha in sorted({*ALPHAS, self.alpha})
+            ],
+            "median_p_value": round(float(np.median(seen.p_value)), 4),
+            "flagged_of_right": share(flags[seen.right].sum(), int(seen.right.sum())),
+            "flagged_of_wrong": share(flags[~seen.right].sum(), int((~seen.right).sum())),
+            "mistakes": {"auroc": _rounded(auroc(seen.score[seen.right], mistakes)), "count": len(mistakes)},
             "by_predicted_class": classes,
             "p_values": np.sort(seen.p_value).round(5).tolist(),
         }
@@ -275,10 +281,6 @@ class _Bench:
 def _evenly(n: int, count: int) -> npt.NDArray[np.int64]:
     """Positions of at most `count` of n images."""
     return np.array(spread(tuple(range(n)), count), np.int64)
-
-
-def _adaptive_attack(name: str, method: str, suite: Suite, **more: Any) -> AdaptiveAttack:
-    return AdaptiveAttack(name=name, method=method, eps=EPS, steps=suite.adaptive_steps, **more)
 
 
 def _plain(seen: Seen) -> dict[str, Any]:

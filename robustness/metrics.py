@@ -8,8 +8,17 @@ import numpy.typing as npt
 from robustness.accuracy import wilson
 
 Scores = npt.NDArray[np.floating]
+Right = npt.NDArray[np.bool_]
 RESAMPLES = 1000
 FEW = 10
+INTERVAL = 0.99  # of the share of clean images that a calibrated detector flags
+
+
+def fooled(clean: Right, attacked: Right) -> Right:
+    """The positives of every AUROC that is told, in demo, manifest and report: images (n,) that were answered rightly
+    when clean and wrongly when attacked. The negatives are all clean images.
+    """
+    return clean & ~attacked
 
 
 def auroc(negatives: Scores, positives: Scores) -> float:
@@ -57,6 +66,18 @@ def roc(negatives: Scores, positives: Scores) -> tuple[list[float], list[float]]
     ascending = [np.sort(each) for each in (negatives, positives)]
     rates = [1 - np.searchsorted(each, thresholds, "left") / len(each) for each in ascending]
     return rates[0].tolist(), rates[1].tolist()
+
+
+def flagged_interval(test: int, calibration: int, alpha: float, level: float = INTERVAL) -> tuple[float, float]:
+    """Where the share of flagged clean images lies, of `test` images, when p-values come from `calibration` others: the
+    number of flags is beta-binomial, since both sets vary (Vovk 2012).
+    """
+    from scipy.stats import betabinom
+
+    rank = int(np.floor(alpha * (calibration + 1) + 1e-9))  # p <= alpha for this many of the n + 1 places
+    flags = betabinom(test, max(rank, 1e-9), calibration + 1 - rank)
+    low, high = flags.interval(level)
+    return float(low) / test, float(high) / test
 
 
 def share(count: float, of: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from bundle.errors import DatasetError, OptionError
 from bundle.image import ImageSpec
 from robustness.accuracy import wilson
 from training.adversaries import BATCH, CLEAN, attack_pixels, check_attacks, samples_of, spread
-from training.attacks import from_bytes
+from training.attacks import from_bytes, round_to_bytes
 from training.data import Dataset, Sample
 from training.data.index import Landmark
 from training.data.landmarks import placed
@@ -85,7 +85,8 @@ def pointing(
         generator = torch.Generator().manual_seed(seed)
         for images, labels, indices in loader:
             pixels, labels = from_bytes(images.to(device)), labels.to(device)
-            attacked = attack_pixels(name, network, head, pixels, labels, generator, sources)
+            made = attack_pixels(name, network, head, pixels, labels, generator, sources)
+            attacked = from_bytes(round_to_bytes(made))
             attention, fired, predicted = activation_maps(network, head, attacked)
             right.append((predicted == labels).cpu())
             for kind, points in places.items():

@@ -12,21 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
-from bundle import tensors
 from bundle.errors import MissingExtra
 from bundle.files import sha256_of, write_text
-from bundle.records import to_plain
+from bundle.resolution import false_alarms, smallest_p_value
 from detector.model import Detector
 from robustness.accuracy import WORST
 from robustness.figures import (
-    Looked,
-    Prototype,
     accuracy_against_eps,
     activations,
     prototype_sheet,
@@ -37,21 +33,20 @@ from robustness.figures import (
 )
 from robustness.fitting import Lessons
 from robustness.gates import ANY, BROKEN, HOLDS, UNKNOWN, broken
+from robustness.journal import Journal
 from robustness.limits import FEW, attacked_images, limits, not_measured
 from robustness.measure import EPS, measure
 from robustness.pointing import pointing
+from robustness.shown import SHOWN_ATTACK, images_looked_at, prototypes_shown
 from robustness.suites import Suite
-from training.adversaries import CLEAN, NOISE, attack_pixels, spread
-from training.attacks import from_bytes, round_to_bytes
+from training.adversaries import CLEAN, NOISE
+from training.autoattack import PARTS
 from training.data import Dataset
-from training.data.loading import images_array
 from training.networks import Network
-from training.run import Run, RunRecord, image_spec
+from training.run import Run, RunRecord, published_config
 
 SCHEMA = 1
 JSON, PAGE = "report.json", "report.html"
-LOOKED, SHEET = 4, (6, 8)  # images shown under attack; classes and prototypes of each on the sheet
-SHOWN_ATTACK = "pgd10-8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +65,7 @@ class Report:
 def require(suite: Suite) -> None:
     """Miss a library now, or not at all: it is used after hours of work."""
     needed = {"jinja2": "training", "matplotlib": "figures", "sklearn.manifold": "training"}
-    if suite.autoattack_count or any(name.startswith("autoattack") for name in suite.attacks):
+    if suite.autoattack_count or any(name.startswith(tuple(PARTS)) for name in suite.attacks):
         needed["pyautoattack"] = "attacks"
     for library, extra in needed.items():
         try:
@@ -90,18 +85,25 @@ def make_report(
     lessons: Mapping[str, Lessons],
     sources: Mapping[str, Network],
     seed: int,
+    calibration: Mapping[str, Any] | None = None,
+    journal: Journal | None = None,
 ) -> Report:
-    """Measure everything of `suite` on the test part and draw it; `lessons` are what the detectors were taught."""
+    """Measure everything of `suite` on the test part and draw it; `lessons` are what the detectors were taught, and
+    `calibration` is what a bundle says of images that it was calibrated on after its export. `journal` goes on where an
+    earlier run was stopped.
+    """
     if network.prototype_head is not None:  # before hours of work: they are drawn at its end
         run.prototypes_of(network, {sample.key for sample in dataset.parts["train"]})
-    heads = measure(record, network, detectors, dataset, suite, lessons=lessons, sources=sources, seed=seed)
+    heads = measure(
+        record, network, detectors, dataset, suite, lessons=lessons, sources=sources, seed=seed, journal=journal
+    )
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "suite": asdict(suite),
         "seed": seed,
         "run": {
             "preset": record.config.preset,
-            "config": to_plain(record.config),
+            "config": published_config(record.config),
             "weights_sha256": sha256_of(run.path / "model.pt"),
             "trained_with": record.versions,
         },
@@ -115,6 +117,7 @@ def make_report(
                 "lessons": {"images": len(lessons[head].clean), "of": lessons[head].available},
                 "alpha": each.alpha,
                 "calibration_n": each.calibration_n,
+                "calibration": _calibration(each, dataset, calibration),
             }
             for head, each in detectors.items()
         },
@@ -124,6 +127,17 @@ def make_report(
     document["limits"] = limits(document)
     figures = _figures(run, record, network, dataset, document, seed)
     return Report(document=document, page=render(document, figures))
+
+
+def _calibration(detector: Detector, dataset: Dataset, told: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Which images stand behind the p-values, how fine these are, and how sure the rate of false alarms."""
+    own = {"source": f"the calibration part of {dataset.name}", "date": None, "sha256": None}
+    rate = false_alarms(detector.calibration_n, detector.alpha)
+    return {
+        **(own if told is None else {key: told.get(key) for key in own}),
+        "smallest_p_value": round(smallest_p_value(detector.calibration_n), 6),
+        "false_alarms": {"mean": round(rate.mean, 5), "deviation": round(rate.deviation, 5)},
+    }
 
 
 def _attention(record: RunRecord, network: Network, dataset: Dataset, suite: Suite, seed: int) -> dict[str, Any] | None:
@@ -242,62 +256,10 @@ def _figures(
     figures = {"roc": roc_curves(heads), "system": system_view(heads), "reliability": reliability(heads)}
     if document["suite"]["curve_steps"]:
         figures["eps"] = accuracy_against_eps(heads, classes)
-    if network.attention_head is not None and (looked := _looked(record, network, dataset, seed)):
+    if network.attention_head is not None and (looked := images_looked_at(record, network, dataset, seed)):
         figures["activations"] = activations(looked)
     if network.prototype_head is not None:
         prototypes = network.prototype_head.prototypes.detach().cpu().numpy()
         figures["prototype_space"] = prototype_space(prototypes, record.labels)
-        figures["prototypes"] = prototype_sheet(_prototypes(run, record, network, dataset))
+        figures["prototypes"] = prototype_sheet(prototypes_shown(run, record, network, dataset))
     return figures
-
-
-@torch.no_grad()
-def _looked(record: RunRecord, network: Network, dataset: Dataset, seed: int) -> list[Looked]:
-    """A few test images that the attack fools, or that it does not where there are none."""
-    head = tensors.ATTENTION_ONLY
-    images, labels = images_array(spread(dataset.parts["test"], 8 * LOOKED), image_spec(record.config))
-    device = next(network.parameters()).device
-    pixels, known = from_bytes(torch.from_numpy(images).to(device)), torch.from_numpy(labels).to(device)
-    made = attack_pixels(SHOWN_ATTACK, network, head, pixels, known, torch.Generator().manual_seed(seed))
-    attacked = round_to_bytes(made)
-    seen = [network(each, head) for each in (pixels, from_bytes(attacked))]
-    answers = [each.logits[head].argmax(1).cpu().numpy() for each in seen]
-    maps = [each.attention.cpu().numpy() for each in seen if each.attention is not None]
-    fooled = (answers[0] == labels) & (answers[1] != labels)
-    again = np.array([label in labels[:place] for place, label in enumerate(labels)])
-    order = np.lexsort((again, ~fooled))[:LOOKED]  # fooled ones, and each of another class
-    return [
-        Looked(
-            pixels=(images[place], attacked[place].cpu().numpy()),
-            maps=(maps[0][place], maps[1][place]),
-            answers=(record.labels[answers[0][place]], record.labels[answers[1][place]]),
-            label=record.labels[labels[place]],
-        )
-        for place in order
-    ]
-
-
-def _prototypes(run: Run, record: RunRecord, network: Network, dataset: Dataset) -> list[list[Prototype]]:
-    classes, each = SHEET
-    spec, stride = image_spec(record.config), network.backbone.stride
-    by_key = {sample.key: sample for sample in dataset.parts["train"]}
-    sources = run.prototypes_of(network, by_key)
-    chosen = (
-        [index * len(record.labels) // classes for index in range(classes)]
-        if classes < len(record.labels)
-        else range(len(record.labels))
-    )
-    rows = []
-    for label in chosen:
-        mine = [source for source in sources if source.label == label][:each]
-        rows.append(
-            [
-                Prototype(
-                    pixels=spec.read(by_key[source.source].path, by_key[source.source].box),
-                    box=source.box(stride, spec),
-                    label=record.labels[label],
-                )
-                for source in mine
-            ]
-        )
-    return rows

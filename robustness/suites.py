@@ -1,8 +1,12 @@
 """How hard a report tries: attacks by name, images, steps."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from robustness.accuracy import PAPER
+from robustness.adaptive import AdaptiveAttack
+from training.attack_losses import losses_against
+from training.networks import Network
 
 CURVE = (0, 1, 2, 4, 8, 16, 64)  # eps in 1/255
 JOINT_WEIGHTS = {f"joint, weight {weight:g}": weight for weight in (0.03, 0.1, 1.0)}
@@ -51,6 +55,19 @@ SUITES = {
         name="adaptive", attacks=("pgd10-8",), count=200, curve_steps=0, adaptive_steps=1000, adaptive_count=200
     ),
 }
+
+
+def attacks_on_both(network: Network, head: str, *, eps: float, steps: int, alpha: float) -> list[AdaptiveAttack]:
+    """All attacks on a head and its detector together; a head that another gates is also attacked by its own loss."""
+    numbers: dict[str, Any] = {"eps": eps, "steps": steps, "alpha": alpha}
+    found = [
+        AdaptiveAttack(name=name, method="joint", weight=weight, **numbers) for name, weight in JOINT_WEIGHTS.items()
+    ]
+    found.append(AdaptiveAttack(name=SELECTIVE, method="selective", **numbers))
+    found.append(AdaptiveAttack(name=ORTHOGONAL, method="orthogonal", **numbers))
+    if len(losses_against(network, head)) > 1:
+        found.append(AdaptiveAttack(name=OWN_HEAD, method="selective", own=True, **numbers))
+    return found
 
 
 def suite_named(name: str, *, quick: bool) -> Suite:

@@ -23,9 +23,10 @@ from serving.prediction import Outputs
 from serving.triton_config import BUNDLE_ID, MANIFEST
 
 DEFAULT_PORT = 8001
+UNIX = "unix:"  # before the path of a socket, where no port is listened at
 _ADDRESS = re.compile(r"(?:grpc://)?(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(?::(?P<port>\d{1,5}))?/?")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_START = "Start one: fieldmark serve BUNDLE"
+_START = "Start one: fieldmark serve BUNDLE --grpc-port 8001"
 
 
 class TritonInference:
@@ -174,7 +175,12 @@ class _UnknownModel(EndpointError):
 
 
 def parse_url(url: str, *, port: int = DEFAULT_PORT) -> str:
-    """HOST:PORT from what a person types (`host`, `host:port`, `grpc://host:port`, `[::1]:8001`); `port` if none is."""
+    """HOST:PORT from what a person types (`host`, `host:port`, `grpc://host:port`, `[::1]:8001`); `port` if none is.
+
+    `unix:/path` of a socket stays as it is.
+    """
+    if url.startswith(f"{UNIX}/") and url.isprintable():
+        return url
     match = _ADDRESS.fullmatch(url.strip())
     if not match or not 0 < int(match["port"] or port) < 65536:
         hint = f"Give HOST:PORT of the server's gRPC port, such as localhost:{port}."
@@ -237,7 +243,7 @@ def channel_options(url: str) -> list[tuple[str, int]]:
         # Channels to one address share a connection and its back-off; a new client must see a new server at once.
         ("grpc.use_local_subchannel_pool", 1),
         # A proxy set for the internet must not be asked for this machine's own server.
-        ("grpc.enable_http_proxy", 0 if url.rpartition(":")[0] in _LOOPBACK else 1),
+        ("grpc.enable_http_proxy", 0 if url.startswith(UNIX) or url.rpartition(":")[0] in _LOOPBACK else 1),
     ]
 
 

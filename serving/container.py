@@ -1,8 +1,8 @@
-"""What the production image starts: `python -m serving.container BUNDLE` verifies a bundle and becomes tritonserver.
+"""What the gpu image starts: `python -m serving.container BUNDLE` verifies a bundle and becomes tritonserver.
 
 The image's Triton has the native ONNX Runtime backend, which the wheel of `fieldmark serve` lacks: one instance on each
 GPU, or on the processor one for each core. The graphs are links into the verified bundle, not copies in the container's
-memory.
+memory. It listens on loopback, where the gateway of the same pod reaches it and nobody else, unless told otherwise.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from serving.triton_command import restriction
 from serving.triton_config import AUTO, CPU, ONNXRUNTIME, Settings, available_cores
 
 SERVER = "tritonserver"
+LOOPBACK = "127.0.0.1"
 RELEASE = "NVIDIA_TRITON_SERVER_VERSION"  # set by NVIDIA's images, such as 25.08
 FIRST_INT8_RELEASE = (25, 8)  # brings ONNX Runtime 1.23; 24.10 brings 1.19.2, and those between were not looked at
 OLD_RUNTIME = "1.19.2"
 
 
-def command(models: Path) -> list[str]:
-    """tritonserver's command line: gRPC on 8001, HTTP on 8000, metrics on 8002, nothing that changes the server."""
-    secret = restriction()
+def command(models: Path, host: str = LOOPBACK) -> list[str]:
+    """tritonserver's command line: gRPC on 8001, metrics on 8002, no HTTP, nothing that changes the server."""
     options = {
         "model-repository": models,
         "model-control-mode": "none",  # the other modes can load code that a request brings along
@@ -36,8 +36,10 @@ def command(models: Path) -> list[str]:
         "exit-on-error": "true",
         "exit-timeout-secs": "20",
         "metrics-config": "summary_latencies=true",
-        "grpc-restricted-protocol": secret,
-        "http-restricted-api": secret,
+        "grpc-restricted-protocol": restriction(),
+        "grpc-address": host,
+        "allow-http": "false",  # one body of a few megabytes ends it
+        "metrics-address": LOOPBACK,  # and its metrics
     }
     return [SERVER, "--disable-auto-complete-config", *(f"--{name}={value}" for name, value in options.items())]
 
@@ -58,6 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Replace this process by tritonserver, so that it gets the container's signals; exit 1 if that cannot be."""
     parser = argparse.ArgumentParser(prog="python -m serving.container", description="Serve a bundle in a container.")
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--host", default=LOOPBACK, help="numeric address of gRPC; who reaches it needs no key")
     options = parser.parse_args(arguments)
     try:
         bundle = Bundle.open(options.bundle)
@@ -67,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.write(f"bundle {bundle.bundle_id}: {', '.join(bundle.manifest.networks)}\n")
         sys.stdout.flush()
         try:
-            os.execvp(SERVER, command(models))
+            os.execvp(SERVER, command(models, options.host))
         except OSError as problem:
             raise ServerError(
                 f"{SERVER} cannot be started ({problem.strerror})", hint="This is the entry point of the image."

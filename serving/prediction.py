@@ -11,6 +11,7 @@ import numpy.typing as npt
 from bundle import tensors
 from bundle.errors import BundleUnsupported, OptionError
 from bundle.manifest import BF16, INT8, PER_CLASS, Manifest
+from bundle.resolution import smallest_p_value
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 INT8_SINCE = (1, 23)  # 1.19.2 was seen to give other labels, 1.23.2 and 1.32.0 those of the export
@@ -49,14 +50,14 @@ def check_alpha(manifest: Manifest, network: str, alpha: float | None) -> None:
     if not 0.0 < alpha < 1.0:
         raise OptionError(f"--alpha {alpha:g} is not between 0 and 1")
     detector = manifest.networks[network].detector
-    smallest = 1 / (detector.calibration_n + 1)
+    smallest = smallest_p_value(detector.calibration_n)
     if np.float32(alpha) < np.float32(smallest):
         by_class = detector.calibration == PER_CLASS
         raise OptionError(
             f"--alpha {alpha:g} is below {smallest:.4g}, the smallest p-value this bundle can give"
             + (" in each class, so there are classes where nothing would" if by_class else ", so nothing would")
             + " ever be flagged",
-            hint="Choose a larger one, or export a bundle with more calibration images.",
+            hint="Choose a larger one, or calibrate with more images: fieldmark calibrate BUNDLE --with FOLDER.",
         )
 
 

@@ -23,7 +23,8 @@ import numpy as np
 
 from bundle import Bundle
 from bundle.errors import EndpointError, OptionError, ServerError
-from serving.client import TritonInference
+from serving.client import UNIX, TritonInference
+from serving.control import check_socket
 from serving.environment import TritonEnvironment, find_environment
 from serving.prediction import check_runtime
 from serving.processes import (
@@ -39,7 +40,16 @@ from serving.processes import (
     launch,
 )
 from serving.repository import write_repository
-from serving.triton_command import MODELS, TRACE_VARIABLES, copy_backend, flags, plain_line, useful_line
+from serving.triton_command import (
+    GRPC_SOCKET,
+    METRICS_SOCKET,
+    MODELS,
+    TRACE_VARIABLES,
+    copy_backend,
+    flags,
+    plain_line,
+    useful_line,
+)
 from serving.triton_config import MODEL_FILES, PYTHON, Settings, available_cores
 from serving.workspace import Workspace, sweep
 
@@ -53,7 +63,8 @@ class TritonServer:
     """One tritonserver and its folder. Port 0 takes any free one. Start it from a thread that outlives it.
 
     `traces` is the URL of a collector, for the spans that Triton makes of requests which are traced.
-    It may be started again after `stop`, and is then found at the same ports.
+    It may be started again after `stop`, and is then found at the same ports. With `sockets`, an empty folder, gRPC and
+    metrics listen at sockets in it instead: who may not enter the folder cannot reach them.
     """
 
     def __init__(
@@ -64,6 +75,7 @@ class TritonServer:
         grpc_port: int = 8001,
         http_port: int | None = None,
         metrics_port: int = 8002,
+        sockets: Path | None = None,
         triton_python: Path | None = None,
         start_seconds: float = START_SECONDS,
         traces: str = "",
@@ -71,7 +83,7 @@ class TritonServer:
     ) -> None:
         self.bundle, self.host, self.start_seconds, self.traces = bundle, host, start_seconds, traces
         self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
-        self.triton_version = ""
+        self.sockets, self.triton_version = sockets, ""
         self._triton_python, self._on_log = triton_python, on_log
         self._log: deque[str] = deque(maxlen=2000)
         self._process: subprocess.Popen[str] | None = None
@@ -81,6 +93,8 @@ class TritonServer:
 
     @property
     def grpc_url(self) -> str:
+        if self.sockets is not None:
+            return f"{UNIX}{self.sockets / GRPC_SOCKET}"
         return f"{self.host}:{self.grpc_port}"
 
     @property
@@ -90,6 +104,9 @@ class TritonServer:
 
     @property
     def metrics_url(self) -> str:
+        """Empty where they are at a socket."""
+        if self.sockets is not None:
+            return ""
         return f"http://{self.host}:{self.metrics_port}/metrics"
 
     @property
@@ -204,6 +221,11 @@ class TritonServer:
     def _choose_ports(self, address: str) -> None:
         """Turn 0 into a free port; raise ServerError for a port that is taken, before anything is started."""
         names = {"grpc_port": "gRPC", "http_port": "HTTP", "metrics_port": "metrics"}
+        if self.sockets is not None:
+            del names["grpc_port"], names["metrics_port"]
+            for name in (GRPC_SOCKET, METRICS_SOCKET):
+                check_socket(self.sockets / name)
+                (self.sockets / name).unlink(missing_ok=True)  # of the server before
         asked = [getattr(self, field) for field in names if getattr(self, field)]
         if len(set(asked)) < len(asked):
             raise OptionError("gRPC, HTTP and metrics need different ports", hint="0 takes any free one.")
@@ -228,7 +250,7 @@ class TritonServer:
     def _spawn(self, workspace: Workspace, environment: TritonEnvironment, address: str) -> None:
         folder = workspace.path
         ports = {"grpc": self.grpc_port, "http": self.http_port, "metrics": self.metrics_port}
-        command = [str(environment.binary), *flags(folder, address, ports, traces=self.traces)]
+        command = [str(environment.binary), *flags(folder, address, ports, sockets=self.sockets, traces=self.traces)]
         self._log.clear()  # what an earlier server said explains nothing now
         variables = environment.variables() | TRACE_VARIABLES
         self._process = launch(command, environment=variables, folder=folder, lock=workspace.lock)
@@ -244,7 +266,8 @@ class TritonServer:
 
     def _wait_until_ready(self, address: str, cancelled: Callable[[], bool]) -> None:
         """Ask each network for a real answer: READY alone is no proof that one can be had."""
-        url = f"{'127.0.0.1' if address == EVERYWHERE else address}:{self.grpc_port}"
+        reached = "127.0.0.1" if address == EVERYWHERE else address
+        url = f"{reached}:{self.grpc_port}" if self.sockets is None else self.grpc_url
         deadline, last = time.monotonic() + self.start_seconds, "no answer yet"
         while not cancelled():
             if self._process is None or exited(self._process.pid):
@@ -258,9 +281,9 @@ class TritonServer:
                 with TritonInference.connect(url, timeout=10, expect_bundle=self.bundle.bundle_id) as inference:
                     self._probe(inference)
                     self.triton_version = inference.triton_version
-                for port in (self.http_port, self.metrics_port):  # these open last
+                for port in (self.http_port, None if self.sockets else self.metrics_port):  # these open last
                     if port is not None:
-                        socket.create_connection((url.partition(":")[0], port), timeout=5).close()
+                        socket.create_connection((reached, port), timeout=5).close()
                 self.note_workers()
                 if self._workspace is not None:
                     self._workspace.note_extras()

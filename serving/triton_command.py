@@ -1,5 +1,6 @@
 """tritonserver's command line, the backend that it runs, and the line of its log that says why it could not start."""
 
+import os
 import re
 import secrets
 import shutil
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bundle.errors import OptionError
+from bundle.errors import OptionError, ServerError
 from serving.environment import TritonEnvironment
 
 MODELS, BACKENDS = "models", "backends"  # of a server's folder
@@ -16,14 +17,25 @@ _RESTRICTED = "shared-memory,model-repository,trace,logging"
 # A request that says so is traced, and of the others, probes among them, one in as many as Triton can count.
 _TRACES = ("mode=opentelemetry", "level=TIMESTAMPS", "rate=2147483647", "opentelemetry,resource=service.name=triton")
 
-# Ten seconds, otherwise, for which a collector that says nothing would hold up the end. (In Python's units it is "2".)
-TRACE_VARIABLES = {"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "2s"}
+# Ten seconds, otherwise, for which a collector that says nothing would hold up the end. (In Python's units it is "4".)
+TRACE_VARIABLES = {"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "4s"}
 
 
-def flags(folder: Path, address: str, ports: Mapping[str, int | None], *, traces: str = "") -> list[str]:
+GRPC_SOCKET, METRICS_SOCKET = "grpc:1", "metrics"  # in a folder of sockets; gRPC's name ends in what is its port
+
+
+def flags(
+    folder: Path,
+    address: str,
+    ports: Mapping[str, int | None],
+    *,
+    sockets: Path | None = None,
+    traces: str = "",
+) -> list[str]:
     """What follows the program's name. `ports` by grpc, http, metrics, at the numeric `address`; no HTTP if None.
 
-    `traces` is the URL of a collector, for OTLP over HTTP.
+    With `sockets`, gRPC and metrics listen in that folder instead, and at no port. `traces` is the URL of a collector,
+    for OTLP over HTTP.
     """
     options = {
         "model-repository": folder / MODELS,
@@ -44,6 +56,10 @@ def flags(folder: Path, address: str, ports: Mapping[str, int | None], *, traces
         "allow-gpu-metrics": "false",
         "metrics-config": "summary_latencies=true",
     }
+    if sockets is not None:
+        place, _, port = GRPC_SOCKET.partition(":")
+        options |= {"grpc-address": f"unix:{sockets / place}", "grpc-port": port}
+        options |= {"metrics-address": f"unix:{sockets / METRICS_SOCKET}"}
     if ports["http"] is not None:
         options |= {"allow-http": "true", "http-address": address, "http-port": ports["http"]}
         options |= {"http-restricted-api": restriction()}
@@ -69,11 +85,16 @@ def collector_url(text: str) -> str:
 
 
 def copy_backend(folder: Path, environment: TritonEnvironment) -> None:
-    """The Python backend with the stub of the environment's Python, into a folder of backends."""
+    """The Python backend with the stub of the environment's Python, into a folder of backends; raises ServerError."""
     backend = folder / "python"
     shutil.copytree(environment.backend, backend, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(environment.stub, backend / environment.stub.name)
     (backend / environment.stub.name).chmod(0o755)  # installers do not always keep the executable bit
+    if not os.access(backend / environment.stub.name, os.X_OK):
+        raise ServerError(
+            f"nothing may be run in {folder.parent.parent}, and Triton runs its workers from there (noexec)",
+            hint="Docker: --tmpfs /tmp:exec. Elsewhere name another folder: TMPDIR=/path",
+        )
 
 
 def restriction() -> str:

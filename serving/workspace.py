@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = "fieldmark-serve-"
@@ -34,6 +35,17 @@ class Workspace:
                 made.pop().rmdir()
         _remove(self.path)
         os.close(self.lock)
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """A folder that nobody but this user enters, while the body runs; one left by a kill is swept."""
+    workspace = Workspace()
+    workspace.note_extras()
+    try:
+        yield workspace.path
+    finally:
+        workspace.remove()
 
 
 def sweep() -> None:

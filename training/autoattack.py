@@ -10,6 +10,12 @@ from torch import Tensor, nn
 from bundle.errors import MissingExtra
 from training.networks import Network
 
+# What of the standard suite runs under a name: all of it, or its two gradient attacks.
+PARTS: dict[str, tuple[str, ...]] = {
+    "autoattack": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "apgd": ("apgd-ce", "apgd-t"),
+}
+
 
 class HeadLogits(nn.Module):
     """One head as other libraries want a model: images [B, 3, H, W] in [0, 1] -> logits [B, K]."""
@@ -23,9 +29,12 @@ class HeadLogits(nn.Module):
         return logits
 
 
-def auto_attack(network: Network, head: str, images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
-    """Adversarial images of the standard suite: APGD-CE, APGD-T, FAB-T and Square, each on what the ones before it left
-    standing; `eps` in [0, 1] pixel units. Targeted attacks try at most nine classes, fewer where there are fewer.
+def auto_attack(
+    network: Network, head: str, images: Tensor, labels: Tensor, *, eps: float, seed: int, name: str = "autoattack"
+) -> Tensor:
+    """Adversarial images of the standard suite: APGD-CE, APGD-T, FAB-T and Square, or of what `name` in PARTS says,
+    each on what the ones before it left standing; `eps` in [0, 1] pixel units. Targeted attacks try at most nine
+    classes, fewer where there are fewer.
     """
     try:
         from pyautoattack import AutoAttack
@@ -35,6 +44,7 @@ def auto_attack(network: Network, head: str, images: Tensor, labels: Tensor, *, 
     if eps == 0:
         return images
     suite = AutoAttack(model, eps=eps, version="standard", device=images.device, seed=seed)
+    suite.attacks_to_run = list(PARTS[name])
     suite.verbose = False
     suite.logger.setLevel(logging.ERROR)
     targets = min(9, network.config.classes - 1)

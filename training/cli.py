@@ -162,7 +162,8 @@ def attack(
     attacks: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: clean, noise, fgsm-8, pgd10-8:dlr, pgd10-8:random, autoattack-8, pgd10-8@SOURCE"
+            help="Comma-separated: clean, noise, fgsm-8, pgd10-8:dlr, pgd10-8:random, apgd-8, autoattack-8, "
+            "pgd10-8@SOURCE"
         ),
     ] = ("clean,noise,fgsm-8,pgd10-2,pgd10-8"),
     source: Annotated[

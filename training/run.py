@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from bundle.errors import CheckpointError, OptionError, first_line
-from bundle.files import atomic_file, lock_for_this_process, write_text
+from bundle.files import atomic_file, lock_for_this_process, sha256_of, write_text
 from bundle.image import ImageSpec
 from bundle.records import RecordError, from_plain, to_plain
 from training.config import TrainingConfig
@@ -84,6 +84,20 @@ class RunRecord:
     dataset: DatasetRecord
     versions: dict[str, str]
     results: dict[str, Any] = field(default_factory=dict)
+
+
+def published_config(config: TrainingConfig) -> dict[str, Any]:
+    """What goes into a bundle, a report and results: of a file or run that it began with, the name alone, and of a file
+    its digest, by which others know it; no path of this machine.
+    """
+    plain: dict[str, Any] = json.loads(json.dumps(to_plain(config)))
+    for key in ("weights", "start"):
+        if plain[key] not in (None, "imagenet"):
+            path = Path(plain[key])
+            plain[key] = path.name
+            if path.is_file():
+                plain[f"{key}_file_sha256"] = sha256_of(path)
+    return plain
 
 
 CELLS = 1  # a prototype's box reaches this many feature-map cells beyond its own

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bundle.console import say
 from bundle.errors import MissingExtra, OptionError
-from bundle.files import atomic_file, check_place
+from bundle.files import atomic_file, check_place, write_text
 from serving.envoy.flags import (
     Binary,
     Burst,
@@ -53,6 +53,10 @@ def envoy(
     stall_seconds: Annotated[float, typer.Option(help="As the gateway's.")] = DEFAULTS["stall_seconds"],
     idle_seconds: Annotated[float, typer.Option(help="As the gateway's.")] = DEFAULTS["idle_seconds"],
     connection_seconds: Annotated[float, typer.Option(help="As the gateway's.")] = DEFAULTS["connection_seconds"],
+    renewals: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write files here, by which Envoy notices renewed certificates."),
+    ] = None,
     health: Health = False,
     reflection: Reflection = False,
     binary: Binary = None,
@@ -64,12 +68,15 @@ def envoy(
     given = locals()
     options = envoy_options({name: given[name] for name in EnvoyOptions.__dataclass_fields__})
     check_place(out)
-    _let_envoy_look(options, binary)
-    from serving.envoy.configuration import configuration
+    _let_envoy_look(options, binary, renewed=renewals is not None)
+    from serving.envoy.configuration import certificates, configuration
 
+    if renewals is not None:
+        for name, document in certificates(options).items():
+            write_text(renewals / name, json.dumps(document, indent=2) + "\n")
     with atomic_file(out) as temporary:
         temporary.touch(mode=0o600)
-        temporary.write_text(json.dumps(configuration(options), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(configuration(options, renewals), indent=2) + "\n", encoding="utf-8")
     say(Console(), f"{out} holds the keys: keep it. Run it: envoy -c {out}")
 
 
@@ -90,8 +97,8 @@ def envoy_options(given: dict[str, object]) -> EnvoyOptions:
         raise OptionError(str(problem)) from None
 
 
-def _let_envoy_look(options: EnvoyOptions, binary: Path | None) -> None:
+def _let_envoy_look(options: EnvoyOptions, binary: Path | None, *, renewed: bool) -> None:
     from serving.envoy.process import find_envoy, validate
 
     with contextlib.suppress(MissingExtra):  # his own Envoy may live elsewhere
-        validate(options, binary or find_envoy())
+        validate(options, binary or find_envoy(), renewed=renewed)

@@ -6,6 +6,7 @@ It has no admin interface. Routes are `serving.envoy.routes`, what a refusal say
 """
 
 import base64
+from pathlib import Path
 from typing import Any
 
 from serving.client import parse_url
@@ -32,10 +33,14 @@ from serving.gateway.options import DEFAULT_PORT, METADATA_BYTES
 from serving.gateway.service import KEY_NAME
 
 _GATEWAY = "gateway"
+_CERTIFICATE, _CLIENT_CA = "certificate", "client_ca"  # Envoy's names of what may be renewed
 _HANDSHAKE_SECONDS = 10.0
 _HEADERS_SECONDS = 10.0
 _ADDED_HEADERS = 2048  # bytes of the gateway's limit that are left for what Envoy adds
 _STREAM_WINDOW, _CONNECTION_WINDOW = 1 << 20, 4 << 20  # bytes in flight
+# From the gateway all callers' answers come on a few connections. Whose answers nobody reads may hold back his own
+# stream and never the connection: so its window is a thousand times as large.
+_ANSWER_WINDOW, _ANSWERS_WINDOW = 256 << 10, 256 << 20
 _CALLS_OF_A_CONNECTION = 128
 _ANSWER_BYTES = 32 << 20  # of a JSON answer with all its pictures
 _BUFFER_BYTES = 1 << 20
@@ -45,16 +50,35 @@ _HEAP_BYTES = 1 << 30
 _FILTERS = "envoy.extensions.filters.http"
 
 
-def configuration(options: EnvoyOptions) -> dict[str, Any]:
-    """The whole document. It holds the keys of all callers."""
+def configuration(options: EnvoyOptions, renewals: Path | None = None) -> dict[str, Any]:
+    """The whole document. It holds the keys of all callers.
+
+    With `renewals`, the folder of the documents of `certificates`, Envoy reads certificates anew when other files take
+    their names; else when it starts.
+    """
     return {
-        "static_resources": {"listeners": [_listener(options)], "clusters": [_cluster(options)]},
+        "node": {"id": "fieldmark", "cluster": "fieldmark"},  # Envoy wants a name where it reads anything anew
+        "static_resources": {"listeners": [_listener(options, renewals)], "clusters": [_cluster(options)]},
         "overload_manager": _overload(options),
         "layered_runtime": {"layers": [{"name": "static", "static_layer": {}}]},
     }
 
 
-def _listener(options: EnvoyOptions) -> dict[str, Any]:
+def certificates(options: EnvoyOptions) -> dict[str, dict[str, Any]]:
+    """The documents by which Envoy is told of certificates while it runs, by the names of their files: they name PEM
+    files, and hold none of them.
+
+    Envoy looks for files that are moved into their folders, and at certificate and private key together: a pair that
+    does not match is not taken.
+    """
+    kind = "envoy.extensions.transport_sockets.tls.v3.Secret"
+    secrets = {_CERTIFICATE: typed(kind, name=_CERTIFICATE, tls_certificate=_pair(options))}
+    if options.client_ca is not None:
+        secrets[_CLIENT_CA] = typed(kind, name=_CLIENT_CA, validation_context=_trusted(options.client_ca))
+    return {_document(name): {"resources": [secret]} for name, secret in secrets.items()}
+
+
+def _listener(options: EnvoyOptions, renewals: Path | None) -> dict[str, Any]:
     manager = {
         "name": "envoy.filters.network.http_connection_manager",
         "typed_config": _connection_manager(options),
@@ -66,31 +90,50 @@ def _listener(options: EnvoyOptions) -> dict[str, Any]:
         "filter_chains": [
             {
                 "filters": [manager],
-                "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": _tls(options)},
+                "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": _tls(options, renewals)},
                 "transport_socket_connect_timeout": seconds(_HANDSHAKE_SECONDS),
             }
         ],
     }
 
 
-def _tls(options: EnvoyOptions) -> dict[str, Any]:
+def _tls(options: EnvoyOptions, renewals: Path | None) -> dict[str, Any]:
     common: dict[str, Any] = {
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
         "alpn_protocols": ["h2", "http/1.1"],
-        "tls_certificates": [
-            {
-                "certificate_chain": {"filename": str(options.certificate.absolute())},
-                "private_key": {"filename": str(options.certificate_key.absolute())},
-            }
-        ],
     }
-    if options.client_ca is not None:
-        common["validation_context"] = {"trusted_ca": {"filename": str(options.client_ca.absolute())}}
+    if renewals is None:
+        common["tls_certificates"] = [_pair(options)]
+    else:
+        common["tls_certificate_sds_secret_configs"] = [_renewed(_CERTIFICATE, renewals)]
+    if options.client_ca is not None and renewals is None:
+        common["validation_context"] = _trusted(options.client_ca)
+    elif options.client_ca is not None and renewals is not None:
+        common["validation_context_sds_secret_config"] = _renewed(_CLIENT_CA, renewals)
     return typed(
         "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         common_tls_context=common,
         require_client_certificate=options.client_ca is not None,
     )
+
+
+def _pair(options: EnvoyOptions) -> dict[str, Any]:
+    return {
+        "certificate_chain": {"filename": str(options.certificate.absolute())},
+        "private_key": {"filename": str(options.certificate_key.absolute())},
+    }
+
+
+def _trusted(client_ca: Path) -> dict[str, Any]:
+    return {"trusted_ca": {"filename": str(client_ca.absolute())}}
+
+
+def _renewed(name: str, folder: Path) -> dict[str, Any]:
+    return {"name": name, "sds_config": {"path_config_source": {"path": str(folder.absolute() / _document(name))}}}
+
+
+def _document(name: str) -> str:
+    return f"{name}.json"
 
 
 def _connection_manager(options: EnvoyOptions) -> dict[str, Any]:
@@ -112,6 +155,7 @@ def _connection_manager(options: EnvoyOptions) -> dict[str, Any]:
         common_http_protocol_options={
             "idle_timeout": seconds(options.idle_seconds),
             "max_connection_duration": seconds(options.connection_seconds),
+            "max_stream_duration": seconds(options.timeout + options.stall_seconds),  # of streams, their routes tell
             "max_headers_count": 64,
             "headers_with_underscores_action": "DROP_HEADER",
         },
@@ -275,6 +319,7 @@ def _cluster(options: EnvoyOptions) -> dict[str, Any]:
     host, _, port = parse_url(options.gateway, port=DEFAULT_PORT).rpartition(":")
     endpoint = {"endpoint": {"address": _address(host.strip("[]"), int(port))}}
     protocol = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    windows = {"initial_stream_window_size": _ANSWER_WINDOW, "initial_connection_window_size": _ANSWERS_WINDOW}
     return {
         "name": _GATEWAY,
         "type": "STRICT_DNS",
@@ -282,7 +327,7 @@ def _cluster(options: EnvoyOptions) -> dict[str, Any]:
         "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
         "load_assignment": {"cluster_name": _GATEWAY, "endpoints": [{"lb_endpoints": [endpoint]}]},
         "typed_extension_protocol_options": {
-            protocol: typed(protocol, explicit_http_config={"http2_protocol_options": {}})
+            protocol: typed(protocol, explicit_http_config={"http2_protocol_options": windows})
         },
         # It tells the truth at HEALTH_PATH and takes no request away: one network may serve while the other does not,
         # and the gateway itself says so best. Envoy goes on to a host that is not healthy when no other is.

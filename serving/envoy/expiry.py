@@ -1,6 +1,15 @@
-"""Until when certificates hold: one that is over shuts the door to everybody."""
+"""Until when certificates hold, for the metrics: one that is over shuts the door to everybody."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+
+def note_expiry(metrics: Any, files: Iterable[Path]) -> None:
+    """Have a gateway's metrics show when each certificate of the Envoy before it is over."""
+    for file in files:
+        if (seconds := expires(file)) is not None:
+            metrics.certificate_expires.labels(file.name).set(seconds)
 
 
 def expires(file: Path) -> float | None:

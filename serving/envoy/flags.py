@@ -22,8 +22,8 @@ Keys = Annotated[Path | None, setting("Keys of callers: a line NAME:KEY for each
 ClientCa = Annotated[
     Path | None, setting("PEM file: callers must show a certificate that it has signed.", metavar="FILE")
 ]
-Rate = Annotated[int, setting("Requests a second of one key; a stream is one.")]
-Burst = Annotated[int, setting("Requests that a key may have saved up.")]
+Rate = Annotated[int, setting("Requests a second of one key; of a stream, images.")]
+Burst = Annotated[int, setting("Requests or images that a key may have saved up.")]
 Connections = Annotated[int, setting("Connections that may be open, of all callers.")]
 Health = Annotated[bool, typer.Option("--health", help="Let anybody ask for health.", rich_help_panel=_PANEL)]
 Reflection = Annotated[

@@ -60,6 +60,11 @@ class EnvoyOptions:
             raise ValueError(f"--image-bytes {self.image_bytes} is more than Envoy can hold")
 
     @property
+    def certificates(self) -> tuple[Path, ...]:
+        """The files whose end shuts the door to everybody."""
+        return (self.certificate,) if self.client_ca is None else (self.certificate, self.client_ca)
+
+    @property
     def message_bytes(self) -> int:
         """The largest body of a gRPC call of one image: the gateway's largest message, and gRPC's 5 bytes before it."""
         return self.image_bytes + MESSAGE_MARGIN + 5

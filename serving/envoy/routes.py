@@ -13,6 +13,7 @@ ADAPTIVE_CONCURRENCY = "envoy.filters.http.adaptive_concurrency"
 BODY = "envoy.filters.http.buffer"
 TRANSCODER = "envoy.filters.http.grpc_json_transcoder"
 HEALTH_PATH = "/healthz"
+_MARGIN_SECONDS = 1.0  # that the gateway has to say itself that time is over
 RATE_KEY = "key"  # of a rate's descriptor
 
 
@@ -76,7 +77,7 @@ def _stream(options: EnvoyOptions, cluster: str, path: str) -> dict[str, Any]:
             "cluster": cluster,
             "timeout": "0s",
             "idle_timeout": seconds(options.idle_seconds),
-            "max_stream_duration": {"grpc_timeout_header_max": "0s"},
+            "max_stream_duration": {"max_stream_duration": "0s"},
         },
         "typed_per_filter_config": _without(ADAPTIVE_CONCURRENCY, BODY),
     }
@@ -91,12 +92,15 @@ def _asked_by_anybody(options: EnvoyOptions, cluster: str, path: str) -> dict[st
 
 
 def _bounded(options: EnvoyOptions, cluster: str) -> dict[str, Any]:
-    """The whole of a request is bounded, its arrival included; the gateway itself ends it after `timeout`."""
+    """The answer is bounded once the request has arrived; the gateway itself ends it after `timeout`.
+
+    The whole, its arrival included, is bounded for all routes by the connection manager: were that said here, Envoy
+    would pass over `timeout`, and a gateway that hangs would be waited for twice as long.
+    """
     return {
         "cluster": cluster,
-        "timeout": seconds(options.timeout),
+        "timeout": seconds(options.timeout + _MARGIN_SECONDS),
         "idle_timeout": seconds(options.stall_seconds),
-        "max_stream_duration": {"max_stream_duration": seconds(options.timeout + options.stall_seconds)},
     }
 
 

@@ -18,6 +18,8 @@ from rich.console import Console
 from bundle import Bundle
 from bundle.console import say
 from bundle.errors import OptionError, ServerError
+from serving.client import UNIX
+from serving.envoy.door import Door, find_door, limits_of
 from serving.envoy.flags import (
     Binary,
     Burst,
@@ -30,7 +32,7 @@ from serving.envoy.flags import (
     Rate,
     Reflection,
 )
-from serving.envoy.options import DEFAULTS, SHARED
+from serving.envoy.options import DEFAULTS
 from serving.gateway.keeping_flags import (
     AUDIT_DEFAULTS,
     QUARANTINE_DEFAULTS,
@@ -43,7 +45,7 @@ from serving.gateway.keeping_flags import (
     Sample,
     keeping_options,
 )
-from serving.gateway.options import GatewayOptions, is_loopback
+from serving.gateway.options import GatewayOptions
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -68,7 +70,10 @@ def gateway(
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = _DEFAULTS.host,
     port: Annotated[int, option("Port of fieldmark.v1; 0 takes any free one.")] = _DEFAULTS.port,
-    metrics_port: Annotated[int, option("Port of Prometheus' endpoint, on loopback; 0: any.")] = _DEFAULTS.metrics_port,
+    metrics_port: Annotated[int, option("Port of Prometheus' endpoint; 0: any.")] = _DEFAULTS.metrics_port,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address of Prometheus' endpoint, which asks nobody who he is.")
+    ] = _DEFAULTS.metrics_host,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen on an address that others reach, without TLS and keys.")
     ] = False,
@@ -125,6 +130,13 @@ def gateway(
     health: Health = False,
     reflection: Reflection = False,
     envoy: Binary = None,
+    expiry: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A certificate of an Envoy before it, for its metrics. Again for each."),
+    ] = None,
+    control: Annotated[
+        Path | None, typer.Option(metavar="SOCKET", help="Where 'fieldmark serve' tells it to move to another Triton.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No log on stderr.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the addresses as one line of JSON when ready.")] = False,
 ) -> None:
@@ -134,13 +146,13 @@ def gateway(
     is started before it listens instead, on any address.
     """
     given = locals()
-    guarded = _check_door(host, insecure, certificate, certificate_key, keys)
     settings = {name: given[name] for name in _DEFAULTS.__dataclass_fields__ if given[name] is not None}
     try:
-        options = GatewayOptions(**settings)
+        ending = tuple(file for file in (certificate, client_ca, *(expiry or ())) if file is not None)
+        options = GatewayOptions(**settings | {"expiry": ending})
     except ValueError as problem:
         raise OptionError(str(problem)) from None
-    front = _front(given, options) if guarded else None
+    door = find_door(given, options.host, options.port, limits_of(options))
     from serving.gateway.server import require_libraries
     from serving.gateway.upstream import TritonAddress
 
@@ -149,7 +161,16 @@ def gateway(
     header, opened = _read_access(triton_header), Bundle.open(bundle) if bundle else None
     with _triton(triton, opened, triton_python) as (url, server, started):
         address = TritonAddress(url=url, header=header, tls=triton_tls)
-        work = _Work(options=options, address=address, bundle=started or opened, server=server, front=front, kept=kept)
+        front = _front(door) if door is not None else None
+        work = _Work(
+            options=options,
+            address=address,
+            bundle=started or opened,
+            server=server,
+            front=front,
+            kept=kept,
+            control=control,
+        )
         asyncio.run(_serve(work, None if quiet else sys.stderr, json))
 
 
@@ -166,44 +187,16 @@ class _Work:
     server: Any
     front: Callable[[Any], Any] | None
     kept: Any
+    control: Path | None
 
 
-def _check_door(host: str, insecure: bool, *needed: Path | None) -> bool:
-    """Whether Envoy is to stand before the gateway; raises OptionError where strangers would find it open."""
-    names = ("--certificate", "--certificate-key", "--keys")
-    missing = [name for name, value in zip(names, needed, strict=True) if value is None]
-    if len(missing) < len(names):
-        if missing:
-            raise OptionError(f"{', '.join(missing)} is missing", hint=f"Envoy needs {', '.join(names)}.")
-        if insecure:
-            raise OptionError("--insecure says that there are no keys, and --keys that there are", hint="Choose.")
-        return True
-    if not insecure and not is_loopback(host):
-        raise OptionError(
-            f"--host {host} can be reached by others, and the gateway asks nobody who they are",
-            hint=f"Give {', '.join(names)}, and Envoy asks them; or say --insecure.",
-        )
-    return False
-
-
-def _front(given: dict[str, Any], options: GatewayOptions) -> Callable[[Any], Any]:
-    """What makes the Envoy before a gateway that runs; everything that can be wrong with it is said here."""
-    from serving.envoy.cli import envoy_options
-    from serving.envoy.process import EnvoyServer, find_envoy
-    from serving.gateway.server import check_port, free_port
-
-    check_port(options.host, options.port)
-    binary = given["envoy"] or find_envoy()
-    port = options.port or free_port(options.host)
-    fields = ("certificate", "certificate_key", "keys", "client_ca", "host", "rate", "burst", "connections")
-    shared = {name: getattr(options, name) for name in SHARED}
-    asked = {name: given[name] for name in (*fields, "health", "reflection")}
-    settings = envoy_options(asked | shared | {"port": port})
+def _front(door: Door) -> Callable[[Any], Any]:
+    """What makes the Envoy before a gateway that runs."""
+    from serving.envoy.process import EnvoyServer
 
     def make(gateway: Any) -> EnvoyServer:
-        gateway.certificates = tuple(file for file in (settings.certificate, settings.client_ca) if file is not None)
-        behind = dataclasses.replace(settings, gateway=gateway.url)
-        return EnvoyServer(behind, binary=binary, on_log=gateway.journal.copy)
+        behind = door.before(gateway.url, limits_of(gateway.options))
+        return EnvoyServer(behind, binary=door.binary, on_log=gateway.journal.copy)
 
     return make
 
@@ -217,20 +210,21 @@ def _read_access(file: Path | None) -> tuple[str, str] | None:
 @contextlib.contextmanager
 def _triton(where: str, insisted: Bundle | None, python: Path | None) -> Iterator[tuple[str, Any, Bundle | None]]:
     """(address, the server if it is ours, its bundle) of a Triton: started here for a folder, else the one named."""
-    if not Path(where).exists() and os.sep not in where:
+    if where.startswith(UNIX) or (not Path(where).exists() and os.sep not in where):
         yield where, None, None
         return
     from serving.server import TritonServer
+    from serving.workspace import private_folder
 
     opened = Bundle.open(Path(where))
     if insisted is not None and insisted.bundle_id != opened.bundle_id:
         raise OptionError(f"--bundle is not the bundle at {where}", hint="Leave --bundle out.")
-    server = TritonServer(opened, grpc_port=0, metrics_port=0, triton_python=python)
-    with server:
+    with private_folder() as folder, TritonServer(opened, sockets=folder, triton_python=python) as server:
         yield server.grpc_url, server, opened
 
 
 async def _serve(work: _Work, log: Any, json: bool) -> None:
+    from serving.gateway.orders import orders
     from serving.gateway.server import Gateway
 
     stop = asyncio.Event()
@@ -244,6 +238,8 @@ async def _serve(work: _Work, log: Any, json: bool) -> None:
     with gateway.journal.libraries(), contextlib.ExitStack() as last:
         async with gateway:  # what it still answers when it drains goes out through Envoy, which ends last
             envoy = last.enter_context(work.front(gateway)) if work.front is not None else None
+            if work.control is not None:
+                last.enter_context(orders(work.control, gateway, asyncio.get_running_loop()))
             _announce(gateway, envoy.url if envoy else gateway.url, json)
             while not stop.is_set():
                 with contextlib.suppress(TimeoutError):
@@ -256,12 +252,15 @@ async def _serve(work: _Work, log: Any, json: bool) -> None:
 
 
 def _announce(gateway: Any, url: str, json: bool) -> None:
+    from serving.gateway.server import address_of
+
     facts = {
         "url": url,
-        "metrics_url": f"http://127.0.0.1:{gateway.metrics_port}/metrics",
+        "metrics_url": f"http://{address_of(gateway.options.metrics_host, gateway.metrics_port)}/metrics",
         "networks": list(gateway.manifest.networks),
         "bundle_id": gateway.manifest.bundle_id,
         "pid": os.getpid(),
+        "limits": limits_of(gateway.options),
     }
     if json:
         print(jsonlib.dumps(facts), flush=True)

@@ -46,9 +46,9 @@ class Keeping:
         self._metrics, self._journal = metrics, journal
         self._quarantine: Quarantine | None = None
         self._audit = AuditLog(options.audit, lost=self._lost) if options.audit else None
+        for reason in (FLAGGED, SAMPLE):
+            metrics.quarantine_written.labels(reason)  # so that a rate sees the first one
         if options.quarantine is not None:
-            for reason in (FLAGGED, SAMPLE):
-                metrics.quarantine_written.labels(reason)
             self._quarantine = Quarantine(options.quarantine, self)
 
     def ended(self, call: "Call", code: str, reason: str, answer: Any) -> None:

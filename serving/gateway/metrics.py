@@ -10,7 +10,6 @@ STAGES = ("queue", "decode", "inference", "total")
 # seconds: from a small network's millisecond to the longest time of a request
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _P_VALUES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_LOOPBACK = "127.0.0.1"
 
 
 class Metrics:
@@ -38,6 +37,13 @@ class Metrics:
         self.streams = make(Gauge, "streams", "Streams open now.")
         self.stalled_streams = make(Gauge, "stalled_streams", "Streams given up that wait for their caller to read.")
         self.serving = make(Gauge, "serving", "1 while the network answers its probes.", ("network",))
+        self.shadow = make(Counter, "shadow", "Answers compared with the shadow's, or not.", ("network", "outcome"))
+        self.shadow_differences = make(
+            Counter, "shadow_differences", "Answers of which the shadow's differed.", ("network", "what")
+        )
+        self.shadow_p_value = make(
+            Histogram, "shadow_p_value", "Differences of the shadow's p-value.", ("network",), buckets=_P_VALUES
+        )
         self.drift = make(Gauge, "drift_log10", "log10 of the drift martingale's capital now.", ("network",))
         self.drift_highest = make(Gauge, "drift_highest_log10", "The highest that it has been.", ("network",))
         self.promises_broken = make(
@@ -50,7 +56,7 @@ class Metrics:
         self.lost_audit_lines = make(Counter, "lost_audit_lines", "Lines of the audit log that were not written.")
         self.spans = make(Counter, "spans", "Spans of traces: made, and sent to the collector.", ("outcome",))
         self.replaced = make(Counter, "replaced", "What 'fieldmark serve' has replaced, over all gateways.", ("who",))
-        text = "Unix time in seconds when a certificate of Envoy's is over, as its file says."
+        text = "Unix time in seconds when a certificate of Envoy's is over."
         self.certificate_expires = make(Gauge, "certificate_expires", text, ("file",))
         self.lost_log_lines = make(Counter, "lost_log_lines", "Log lines dropped because nobody took them.")
 
@@ -60,15 +66,16 @@ class Metrics:
             self.replaced.labels(who).inc(max(0, count - self._replaced.get(who, 0)))
             self._replaced[who] = max(count, self._replaced.get(who, 0))
 
-    def listen(self, port: int) -> int:
-        """Serve the endpoint on loopback; returns the port, and raises ServerError if it is taken."""
+    def listen(self, host: str, port: int) -> int:
+        """Serve the endpoint at an address; returns the port, and raises ServerError if it cannot be used."""
         from prometheus_client import start_http_server
 
         try:
-            self._server = start_http_server(port, addr=_LOOPBACK, registry=self.registry)
-        except OSError as problem:
+            self._server = start_http_server(port, addr=host.strip("[]"), registry=self.registry)
+        except (OSError, UnicodeError) as problem:
+            reason = getattr(problem, "strerror", None) or "no such address"
             raise ServerError(
-                f"port {port} for metrics cannot be used on {_LOOPBACK} ({problem.strerror})",
+                f"port {port} for metrics cannot be used on {host} ({reason})",
                 hint="Choose another one: --metrics-port N (0 takes any free one).",
             ) from None
         return int(self._server[0].server_port)

@@ -14,7 +14,17 @@ MESSAGE_MARGIN = (
 )
 METADATA_BYTES = 8 * 1024
 CLOSE_SECONDS = 5.0  # that a drained gateway takes at most for what is still to be kept of requests
-_UNCHECKED = ("host", "port", "metrics_port", "queue_size", "drain_seconds", "otlp", "replaced")
+_UNCHECKED = (
+    "host",
+    "port",
+    "metrics_port",
+    "metrics_host",
+    "queue_size",
+    "drain_seconds",
+    "otlp",
+    "replaced",
+    "expiry",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +36,8 @@ class GatewayOptions:
 
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
-    metrics_port: int = DEFAULT_METRICS_PORT  # always on loopback
+    metrics_port: int = DEFAULT_METRICS_PORT
+    metrics_host: str = "127.0.0.1"  # where a Prometheus elsewhere reaches it, so does whoever else is let through
     workers: int = field(default_factory=available_cores)  # threads that decode
     concurrency: int = 64  # requests of one network that are decoded or at Triton at a time
     queue_size: int = 256  # requests of one network that wait beyond those
@@ -39,10 +50,13 @@ class GatewayOptions:
     probe_seconds: float = 2.0  # how often every network must answer a probe, and within how long
     stall_seconds: float = 30.0  # how long answers of a stream may lie unread
     idle_seconds: float = 300.0  # how long a stream may be open with nothing to do
+    rate: int = 50  # images a second of one key in streams; where keys have names, which is behind Envoy
+    burst: int = 100  # images that a key may have saved up
     connection_seconds: float = 3600.0  # how long a connection lives; gRPC opens the next one by itself
     drain_seconds: float = 10.0  # how long requests in work may take when the gateway stops
     otlp: str | None = None  # where traces go: HOST:PORT, OTLP over gRPC; None: where OpenTelemetry's variables say
     replaced: Path | None = None  # the file in which `fieldmark serve` counts what it has replaced
+    expiry: tuple[Path, ...] = ()  # certificates of an Envoy before it, whose end the metrics show
 
     def __post_init__(self) -> None:
         for name in ("port", "metrics_port"):

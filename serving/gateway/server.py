@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,20 +18,21 @@ import grpc
 from bundle import Bundle
 from bundle.errors import MissingExtra, ServerError
 from serving.classify import prototype_images
-from serving.client import ServedBundle
-from serving.envoy.expiry import expires
+from serving.envoy.expiry import note_expiry
+from serving.gateway.behind import Behind
 from serving.gateway.handlers import SERVICE, add_service
 from serving.gateway.journal import Journal
 from serving.gateway.keeping import Keeping, KeepingOptions
 from serving.gateway.metrics import Metrics
 from serving.gateway.options import METADATA_BYTES, GatewayOptions
-from serving.gateway.probing import Prober
 from serving.gateway.service import FieldmarkService, Served
-from serving.gateway.tally import Told, read_tally
+from serving.gateway.shadow import Shadow
+from serving.gateway.tally import read_tally
 from serving.gateway.tracing import open_tracing
-from serving.gateway.upstream import Triton, TritonAddress
+from serving.gateway.upstream import TritonAddress
 
 EVERYTHING = ""  # health's name for the server as a whole
+_EXPIRY_SECONDS = 30.0  # between two looks at certificates
 _SPARE_CALLS = 64  # for health, reflection and descriptions, beside what may classify
 _CALLS_OF_A_CONNECTION = 1024
 _NO_COMPRESSION = 1  # of gRPC's algorithms, the first bit alone: images are compressed already, and bombs are
@@ -38,6 +40,9 @@ _NO_COMPRESSION = 1  # of gRPC's algorithms, the first bit alone: images are com
 
 class Gateway:
     """Start it and stop it inside one event loop. `bundle` is where the pictures of prototypes are, if anywhere."""
+
+    _behind: Behind
+    _server: Any
 
     def __init__(
         self,
@@ -51,12 +56,12 @@ class Gateway:
         require_libraries()
         self.options, self.port, self.metrics_port = options, 0, 0
         self.manifest: Any = None
-        self.certificates: tuple[Path, ...] = ()  # PEM files whose end the metrics show
         self.metrics = Metrics()
         self._address, self._bundle, self._kept = triton, bundle, keeping or KeepingOptions()
         self.journal = Journal(log, lost=self.metrics.lost_log_lines.inc)
         self._open = contextlib.AsyncExitStack()
-        self._probing: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._moving = asyncio.Lock()
 
     @property
     def url(self) -> str:
@@ -88,7 +93,55 @@ class Gateway:
     @property
     def dead(self) -> bool:
         """Whether the prober has ended, which it does not: then nothing tells the truth about readiness any more."""
-        return self._probing is not None and self._probing.done()
+        return self._behind.dead
+
+    async def move(self, address: TritonAddress, bundle: Bundle) -> None:
+        """Answer from another Triton from now on; raises EndpointError, and then nothing has changed.
+
+        Every network there has answered a probe. What has begun with the old one ends with it (`settle`).
+        """
+        async with self._moving:
+            behind = self._make_behind(address, bundle)
+            try:
+                await behind.start(ready=True)
+            except BaseException:
+                await behind.retire(0)
+                raise
+            before, self._behind = self._behind, behind
+            await behind.take_over()
+            for network in set(before.manifest.networks) - set(behind.manifest.networks):
+                await self._changed(network, False)
+            task = asyncio.create_task(before.retire(self.options.timeout))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    async def settle(self) -> None:
+        """Wait until no request is in work at a Triton that was moved away from."""
+        await asyncio.gather(*self._retiring)
+
+    async def start_shadow(self, address: TritonAddress, bundle: Bundle, share: float) -> None:
+        """Have another Triton asked the same of a `share` of the requests; raises EndpointError."""
+        async with self._moving:
+            await self.stop_shadow()
+            behind = Behind(address, self.options.probe_seconds, bundle=bundle, on_change=_ignore, on_bundle=_ignore)
+            try:
+                await behind.start(ready=True)
+            except BaseException:
+                await behind.retire(0)
+                raise
+            self._service.shadow = Shadow(behind, share, metrics=self.metrics, journal=self.journal)
+            self.journal.write("shadow_started", bundle_id=bundle.bundle_id, share=share)
+
+    async def stop_shadow(self) -> None:
+        """Compare nothing any more; safe to call twice."""
+        shadow, self._service.shadow = self._service.shadow, None
+        if shadow is not None:
+            await shadow.close()
+
+    def facts(self) -> dict[str, Any]:
+        """What answers, and what has been found of its shadow."""
+        shadow = self._service.shadow
+        return {"bundle_id": self.manifest.bundle_id} | ({"shadow": shadow.facts()} if shadow else {})
 
     async def __aenter__(self) -> "Gateway":
         await self.start()
@@ -101,15 +154,6 @@ class Gateway:
         self._open.callback(self.journal.close)
         keeping = Keeping(self._kept, self.metrics, self.journal)
         self._open.push_async_callback(asyncio.to_thread, keeping.close)
-        triton = Triton(self._address)
-        self._open.push_async_callback(triton.close)
-        self._prober = Prober(
-            triton,
-            self.options.probe_seconds,
-            expect_bundle=self._bundle.bundle_id if self._bundle else None,
-            on_change=self._changed,
-            on_bundle=self._learnt,
-        )
         tracing = open_tracing(
             self.options.otlp,
             os.environ,
@@ -119,24 +163,23 @@ class Gateway:
         if tracing is not None:
             self._open.push_async_callback(asyncio.to_thread, tracing.close)
         self._service = FieldmarkService(
-            self.options,
-            triton,
-            self._prober,
-            metrics=self.metrics,
-            journal=self.journal,
-            keeping=keeping,
-            tracing=tracing,
+            self.options, metrics=self.metrics, journal=self.journal, keeping=keeping, tracing=tracing
         )
         self._open.callback(self._service.close)
+        self._behind = self._make_behind(self._address, self._bundle)
+        self._open.push_async_callback(self._close_behind)
         self._make_server()
-        await self._prober.start()
-        self.metrics_port = self.metrics.listen(self.options.metrics_port)
+        await self._behind.start()
+        self.metrics_port = self.metrics.listen(self.options.metrics_host, self.options.metrics_port)
         self._open.callback(self.metrics.close)
+        await self._behind.take_over()
         await self._server.start()
-        showing = asyncio.create_task(self._show_files())
-        self._open.callback(showing.cancel)
-        self._probing = asyncio.create_task(self._prober.run())
-        self._open.callback(self._probing.cancel)
+        if self.options.replaced is not None:
+            counting = asyncio.create_task(self._count_replaced(self.options.replaced))
+            self._open.callback(counting.cancel)
+        if self.options.expiry:
+            expiring = asyncio.create_task(self._note_expiry(self.options.expiry))
+            self._open.callback(expiring.cancel)
         self.journal.write("started", url=self.url, metrics_port=self.metrics_port, bundle_id=self.manifest.bundle_id)
 
     def _make_server(self) -> None:
@@ -170,37 +213,51 @@ class Gateway:
         self._server = server
         self._open.push_async_callback(server.stop, None)
 
-    def _learnt(self, learnt: ServedBundle) -> None:
-        self.manifest = learnt.manifest
-        self._service.drift.begin(learnt.manifest, self._bundle)
-        look_up = prototype_images(self._bundle, learnt.manifest)
-        self._service.serve(Served(manifest=learnt.manifest, image=learnt.manifest.image, look_up=look_up))
-        self.journal.write("bundle", bundle_id=learnt.manifest.bundle_id, name=learnt.manifest.name)
+    def _make_behind(self, address: TritonAddress, bundle: Bundle | None) -> Behind:
+        return Behind(
+            address, self.options.probe_seconds, bundle=bundle, on_change=self._changed, on_bundle=self._learnt
+        )
+
+    async def _close_behind(self) -> None:
+        await self.stop_shadow()
+        await asyncio.gather(self._behind.retire(0), *self._retiring)
+
+    def _learnt(self, behind: Behind) -> None:
+        self.manifest = behind.manifest
+        self._service.drift.begin(behind.manifest, behind.bundle)
+        look_up = prototype_images(behind.bundle, behind.manifest)
+        self._service.serve(
+            Served(manifest=behind.manifest, image=behind.manifest.image, look_up=look_up, behind=behind)
+        )
+        self.journal.write("bundle", bundle_id=behind.manifest.bundle_id, name=behind.manifest.name)
 
     async def _changed(self, network: str, serving: bool) -> None:
         self.metrics.serving.labels(network).set(int(serving))
         self.journal.write("network", network=network, serving=serving)
         state = self._serving if serving else self._not_serving
-        everything = self._serving if self._prober.ready else self._not_serving
+        everything = self._serving if self._behind.prober.ready else self._not_serving
         await self._health.set(f"{SERVICE}/{network}", state)
         for name in (EVERYTHING, SERVICE):
             await self._health.set(name, everything)
 
-    async def _show_files(self) -> None:
-        """Have the metrics show what stands in files, also when it changes, until cancelled."""
+    async def _count_replaced(self, file: Path) -> None:
+        """Have the metrics show what the supervisor has counted, until cancelled."""
         while True:
-            await asyncio.to_thread(self._read_files)
+            self.metrics.replaced_so_far(read_tally(file))
             await asyncio.sleep(self.options.probe_seconds)
 
-    def _read_files(self) -> None:
-        told = read_tally(self.options.replaced) if self.options.replaced is not None else Told()
-        self.metrics.replaced_so_far(told.replaced)
-        for file in (*self.certificates, *told.certificates):
-            if (end := expires(file)) is not None:
-                self.metrics.certificate_expires.labels(file.name).set(end)
+    async def _note_expiry(self, files: Iterable[Path]) -> None:
+        """Have the metrics show when certificates are over, also renewed ones, until cancelled."""
+        while True:
+            await asyncio.to_thread(note_expiry, self.metrics, files)
+            await asyncio.sleep(_EXPIRY_SECONDS)
 
     def _names(self) -> list[str]:
         return [EVERYTHING, SERVICE, *(f"{SERVICE}/{network}" for network in self.manifest.networks)]
+
+
+async def _ignore(*_: object) -> None:
+    """A shadow's readiness is nobody's."""
 
 
 def require_libraries() -> None:

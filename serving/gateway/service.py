@@ -25,7 +25,8 @@ from bundle.image import FORMATS
 from serving.gateway import failures
 from serving.gateway.admission import Admission, Memory
 from serving.gateway.answer import LookUp, Stages, make_answer, make_explanation
-from serving.gateway.asked import check_request, smallest_alpha
+from serving.gateway.asked import Asked, check_request, smallest_alpha
+from serving.gateway.behind import Behind
 from serving.gateway.drift import DriftMeters
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.handlers import well_formed
@@ -33,7 +34,8 @@ from serving.gateway.journal import Journal
 from serving.gateway.keeping import Keeping
 from serving.gateway.metrics import STAGES, Metrics
 from serving.gateway.options import GatewayOptions
-from serving.gateway.probing import Prober
+from serving.gateway.pace import Pace
+from serving.gateway.shadow import Seen, Shadow
 from serving.gateway.stream import ONE, ClassifyStream
 from serving.gateway.tracing import (
     DECODE,
@@ -46,7 +48,6 @@ from serving.gateway.tracing import (
     Tracing,
     begin_trace,
 )
-from serving.gateway.upstream import Triton
 
 REQUEST_ID = "x-request-id"
 KEY_NAME = "x-fieldmark-key-name"  # the name of the caller's key, from what checked the key; never the key
@@ -63,6 +64,7 @@ class Served:
     manifest: Manifest
     image: ImageSpec
     look_up: LookUp
+    behind: Behind
 
 
 @dataclass(kw_only=True)
@@ -91,17 +93,17 @@ class FieldmarkService:
     def __init__(
         self,
         options: GatewayOptions,
-        triton: Triton,
-        prober: Prober,
         *,
         metrics: Metrics,
         journal: Journal,
         keeping: Keeping,
         tracing: Tracing | None = None,
     ) -> None:
-        self.options, self.prober, self.tracing = options, prober, tracing
+        self.options, self.tracing = options, tracing
         self.metrics, self.journal, self.keeping = metrics, journal, keeping
         self.drift = DriftMeters(metrics, journal)
+        self.shadow: Shadow | None = None
+        self.pace = Pace(options.rate, options.burst)
         self.stopping = asyncio.Event()
         self.open_streams = self.stalled_streams = 0
         self.stream_memory = Memory(options.queue_bytes)
@@ -111,7 +113,6 @@ class FieldmarkService:
             metrics.requests.labels(method, failures.FAILURES[failures.BUG].code, failures.BUG)
         metrics.streams.set_function(lambda: self.open_streams)
         metrics.stalled_streams.set_function(lambda: self.stalled_streams)
-        self._triton = triton
         self._served: Served | None = None
         self.admissions: dict[str, Admission] = {}
         self._decoders = ThreadPoolExecutor(options.workers, thread_name_prefix="decode")
@@ -176,25 +177,31 @@ class FieldmarkService:
     async def classify(self, request: v1.ClassifyRequest, call: Call, *, patient: bool = False) -> v1.ClassifyResponse:
         """The answer to one request; raises RequestRefused. `patient` is for one of a stream (see Admission)."""
         served, request = self._ready(), well_formed(request)
+        if not patient:
+            self.pace.take(call.key_name, single=True)
         call.image = request.image
         asked = check_request(request, served.manifest, served.image.max_bytes)
         call.network = asked.network
-        if not self.prober.serving(asked.network):
+        if not served.behind.prober.serving(asked.network):
             raise RequestRefused(
                 f"the network {asked.network!r} does not answer at the moment",
                 hint="Try again in a moment.",
                 reason=failures.NETWORK_UNAVAILABLE,
-                retry_after=self.prober.seconds,
+                retry_after=served.behind.prober.seconds,
             )
+        with served.behind.used():
+            return await self._answer(served, request, asked, call, patient=patient)
+
+    async def _answer(
+        self, served: Served, request: v1.ClassifyRequest, asked: Asked, call: Call, *, patient: bool
+    ) -> v1.ClassifyResponse:
+        admission = self.admissions[asked.network]
         try:
-            async with (
-                asyncio.timeout(call.left),
-                self.admissions[asked.network].enter(len(call.image), call.left, patient=patient),
-            ):
+            async with asyncio.timeout(call.left), admission.enter(len(call.image), call.left, patient=patient):
                 pixels = await self._beside(_decode, served.image, request.image, call)
                 began = time.monotonic()
                 with call.trace.stage(TRITON) as headers:
-                    outputs = await self._triton.infer(
+                    outputs = await served.behind.triton.infer(
                         pixels,
                         served.manifest,
                         asked.network,
@@ -205,7 +212,7 @@ class FieldmarkService:
                 call.stages.inference = time.monotonic() - began
         except TimeoutError:
             raise RequestRefused("the request was not answered within its time", reason=failures.TOO_LATE) from None
-        self.prober.heard(asked.network)
+        served.behind.prober.heard(asked.network)
         with call.trace.stage(ENCODE):
             answer = make_answer(outputs, served.manifest, asked)
             if asked.explain:
@@ -215,6 +222,9 @@ class FieldmarkService:
         answer.request_id = call.request_id
         answer.times.CopyFrom(call.stages.message())
         self._count(answer)
+        if self.shadow is not None:
+            seen = Seen(data=request.image, pixels=pixels, image=served.image, asked=asked, answer=answer)
+            self.shadow.see(seen, call, busy=admission.waiting > 0)
         return answer
 
     def ended(self, call: Call, problem: BaseException | None, answer: Any = None) -> RequestRefused | None:
@@ -302,7 +312,7 @@ class FieldmarkService:
                 alpha=manifest.networks[name].detector.alpha,
                 smallest_alpha=smallest_alpha(manifest.networks[name]),
                 layers=manifest.networks[name].detector.layers,
-                serving=self.prober.serving(name),
+                serving=served.behind.prober.serving(name),
             )
             for name in first
         ]

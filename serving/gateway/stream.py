@@ -7,6 +7,7 @@ again, hangs up, or its connection has its age.
 """
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -62,6 +63,9 @@ class ClassifyStream:
         """The next request, once there is a place for it; None at the end."""
         await self._window.acquire()
         await self._service.stream_memory.room()
+        if (seconds := self._service.pace.take(self._call.key_name)) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._service.stopping.wait(), seconds)
         read = asyncio.ensure_future(self._context.read())
         stop = asyncio.ensure_future(self._service.stopping.wait())
         try:
@@ -70,6 +74,8 @@ class ClassifyStream:
             )
             if read.done():
                 message = read.result()
+                if message is grpc.aio.EOF:
+                    self._service.pace.give_back(self._call.key_name)
                 return None if message is grpc.aio.EOF else well_formed(message)
             if stop.done():  # what is in work is answered before the stream ends
                 self._stopped = True

@@ -2,13 +2,13 @@
 
 import contextlib
 import json as jsonlib
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,21 +16,36 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from bundle import Bundle
-from bundle.errors import OptionError, printable
+from bundle.errors import printable
+from serving.envoy.door import find_door
+from serving.envoy.flags import (
+    Binary,
+    Burst,
+    Certificate,
+    CertificateKey,
+    ClientCa,
+    Connections,
+    Health,
+    Keys,
+    Rate,
+    Reflection,
+)
+from serving.envoy.options import DEFAULTS
 from serving.gateway.journal import shorten
 from serving.gateway.keeping_flags import AuditFile, Place
+from serving.upkeep.keeper import keep
 from serving.upkeep.notify import ALIVE, READY, STOPPING, notify
+from serving.upkeep.options import ServeOptions
+from serving.upkeep.service import Serving
+from serving.workspace import private_folder
 
-if TYPE_CHECKING:
-    from serving.server import TritonServer
-    from serving.upkeep.gateway import GatewayProcess
-
-Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port.")]
 _SENTENCES = {
     "trouble": "{who}: {cause}; replacing it",
     "replaced": "{who} answers again, after {seconds} s",
     "not_replaced": "{who} could not be replaced: {cause}; another try in {again_seconds:g} s",
+    "rolled": "bundle {bundle_id:.12} answers now, and {before:.12} did before; it took {seconds} s",
+    "refused": "{bundle} is refused: {cause}",
+    "shadow": "bundle {bundle_id:.12} answers {share:.3g} of the requests in the shadow",
 }
 
 
@@ -40,17 +55,39 @@ def serve(
         list[str] | None,
         typer.Argument(metavar="[-- OPTIONS]", help="Of 'fieldmark gateway', such as -- --concurrency 32."),
     ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Move to what BUNDLE becomes: a link set anew, or in a folder of bundles the last by name."
+        ),
+    ] = False,
+    key: Annotated[Path | None, typer.Option(metavar="PUBLIC.pem", help="Every bundle must be signed by it.")] = None,
+    other_labels: Annotated[
+        bool, typer.Option("--other-labels", help="With --watch: also move to other labels, or fewer networks.")
+    ] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of fieldmark.v1; 0 takes any free port.")] = 8010,
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="Of Triton, on loopback. 0: any.")] = 8001,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Open Triton's gRPC to everybody on this machine, here; else it is at a private socket. 0: any.",
+        ),
+    ] = None,
     http_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Of Triton's HTTP, on loopback; off, since a large body ends it."),
+        typer.Option(min=0, max=65535, help="The same of Triton's HTTP; off, since a large body ends it."),
     ] = None,
-    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Of Triton, on loopback. 0: any.")] = 8002,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of Triton's metrics, on loopback. 0: any.")
+    ] = 8002,
     gateway_metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="On loopback. 0: any.")] = 8011,
     host: Annotated[
-        str, typer.Option(help="Address of fieldmark.v1, as for 'fieldmark gateway'. Triton stays on loopback.")
+        str, typer.Option(help="Address of fieldmark.v1, as for 'fieldmark gateway'. Triton stays on this machine.")
     ] = "127.0.0.1",
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen on an address that others reach, without TLS and keys.")
+    ] = False,
     triton_python: Annotated[
         Path | None,
         typer.Option(
@@ -62,6 +99,20 @@ def serve(
     drain_seconds: Annotated[
         float, typer.Option(min=0, max=3600, help="Seconds at the end for what is in work.")
     ] = 10.0,
+    control: Annotated[
+        Path | None,
+        typer.Option(metavar="SOCKET", help="Where 'fieldmark roll' finds it. Default: a place by its --port."),
+    ] = None,
+    certificate: Certificate = None,
+    certificate_key: CertificateKey = None,
+    keys: Keys = None,
+    client_ca: ClientCa = None,
+    rate: Rate = DEFAULTS["rate"],
+    burst: Burst = DEFAULTS["burst"],
+    connections: Connections = DEFAULTS["connections"],
+    health: Health = False,
+    reflection: Reflection = False,
+    envoy: Binary = None,
     quarantine: Place = None,
     audit_log: AuditFile = None,
     no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Triton alone, without fieldmark.v1.")] = False,
@@ -79,17 +130,15 @@ def serve(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the endpoints as one line of JSON when ready.")] = False,
 ) -> None:
-    """Serve a bundle until Ctrl-C or SIGTERM: a real Triton, and fieldmark.v1 before it. Both are kept up.
+    """Serve a bundle until Ctrl-C or SIGTERM: a real Triton, and fieldmark.v1 before it. All of it is kept up.
 
     It is ready when every network has answered. What dies or answers nobody is replaced, and stderr says why.
+    'fieldmark roll' moves it to another bundle and back; --watch does so by itself. An address that others reach takes
+    a certificate and keys, and an Envoy that is started before the gateway, or --insecure.
     """
-    from serving.server import TritonServer
     from serving.triton_command import collector_url
-    from serving.upkeep.counting import counting
-    from serving.upkeep.gateway import GatewayProcess
-    from serving.upkeep.keeper import Service, keep
-    from serving.upkeep.watch import TritonWatch
 
+    given = locals()
     kept = [
         *(("--quarantine", quarantine) if quarantine is not None else ()),
         *(("--audit-log", str(audit_log)) if audit_log is not None else ()),
@@ -98,75 +147,81 @@ def serve(
         from serving.gateway.server import require_libraries
 
         require_libraries()
-    elif asked := [*(gateway_options or ()), *kept]:
-        raise OptionError(f"{asked[0]} is for the gateway, and --no-gateway is given")
-    traces = collector_url(triton_otlp) if triton_otlp else ""
+    options = ServeOptions(
+        path=bundle,
+        door=find_door(given, host, port, {}),
+        gateway=not no_gateway,
+        gateway_options=(*(gateway_options or ()), *kept),
+        start_seconds=start_timeout,
+        traces=collector_url(triton_otlp) if triton_otlp else "",
+        **{name: given[name] for name in _AS_THEY_ARE},
+    )
     talk = Console(stderr=True, soft_wrap=True, highlight=False)
-    opened = Bundle.open(bundle)
-    with asked_to_stop() as signals, counting(opened) as tally:
+    with asked(watch) as heard, private_folder() as folder:
+        serving = Serving(
+            options,
+            folder,
+            lambda event, facts: _tell(event, facts, talk, log),
+            on_log=_listener("gateway", log),
+            on_triton_log=_listener("triton", log) if verbose else None,
+        )
 
         def stopped() -> bool:
             notify(ALIVE)  # asked all the time, whatever is being waited for
-            return bool(signals)
+            if heard.look_at_once and serving.roller is not None:
+                heard.look_at_once = False
+                serving.roller.look_at_once()
+            return bool(heard.signals)
 
-        server = TritonServer(
-            opened,
-            grpc_port=grpc_port,
-            http_port=http_port,
-            metrics_port=metrics_port,
-            triton_python=triton_python,
-            start_seconds=start_timeout,
-            traces=traces,
-            on_log=_listener("triton", log) if verbose else None,
-        )
-        gateway: GatewayProcess | None = None
         try:
-            with talk.status("starting Triton"):
-                server.start(cancelled=stopped)
-            if not no_gateway and not signals:
-                ours = ["--host", host, "--bundle", str(bundle), "--replaced", str(tally.path)]
-                options = [*ours, *kept, *(gateway_options or ())]
-                gateway = GatewayProcess(
-                    server.grpc_url,
-                    options if log else [*options, "--quiet"],
-                    port=port,
-                    metrics_port=gateway_metrics_port,
-                    drain_seconds=drain_seconds,
-                    on_log=_listener("gateway", log),
-                )
-                with talk.status("starting the gateway"):
-                    gateway.start(stopped=stopped)
-            if signals:
+            serving.start(stopped, talk.status)
+            if heard.signals:
                 talk.print("stopped before the server was ready; nothing was left behind")
-                raise typer.Exit(128 + signals[0])
-            _announce(server, gateway, json)
+                raise typer.Exit(128 + heard.signals[0])
+            _announce(serving, json)
             notify(READY)
-            services: list[Service] = [TritonWatch(server), *([gateway] if gateway else [])]
-
-            def tell(event: str, facts: dict[str, object]) -> None:
-                if event == "replaced":
-                    tally.count(str(facts["who"]))
-                _tell(event, facts, talk, log)
-
-            keep(services, stopped, tell)
+            keep(serving.services, stopped, serving.tell)
         finally:
             notify(STOPPING)
             with talk.status("answering what is in work, then stopping"):
-                if gateway is not None:
-                    gateway.stop()  # Triton goes on until it has its last answer
-                server.stop()
+                serving.stop()
+
+
+_AS_THEY_ARE = (
+    *("watch", "key", "other_labels", "host", "port", "insecure", "gateway_metrics_port", "grpc_port", "http_port"),
+    *("metrics_port", "triton_python", "drain_seconds", "control", "log"),
+)
+
+
+@dataclass(kw_only=True)
+class Heard:
+    """What a process was told by signals: to stop, or to look for another bundle."""
+
+    signals: list[int] = field(default_factory=list)
+    look_at_once: bool = False
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM and SIGHUP instead of dying of them, so that starting and stopping end in good order."""
-    signals: list[int] = []
+def asked(watching: bool) -> Iterator[Heard]:
+    """Collects SIGINT, SIGTERM and SIGHUP instead of dying of them, so that starting and stopping end in good order.
+
+    SIGHUP asks who is `watching` to look at once, and everybody else to stop.
+    """
+    heard = Heard()
+
+    def hear(received: int, _: object) -> None:
+        if received == signal.SIGHUP and watching:
+            heard.look_at_once = True
+        else:
+            heard.signals.append(received)
+
     previous: dict[signal.Signals, Any] = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means: stay
-            previous[number] = signal.signal(number, lambda received, _: signals.append(received))
+        # nohup means: stay
+        if number != signal.SIGHUP or watching or signal.getsignal(number) != signal.SIG_IGN:
+            previous[number] = signal.signal(number, hear)
     try:
-        yield signals
+        yield heard
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -201,36 +256,26 @@ def _tell(event: str, facts: dict[str, object], talk: Console, log: bool) -> Non
         talk.print(escape(printable(_SENTENCES[event].format(**facts) + note)))
 
 
-def _announce(server: "TritonServer", gateway: "GatewayProcess | None", json: bool) -> None:
-    facts: dict[str, Any] = {
-        "grpc_url": server.grpc_url,
-        "metrics_url": server.metrics_url,
-        "networks": list(server.bundle.manifest.networks),
-        "bundle_id": server.bundle.bundle_id,
-        "triton_version": server.triton_version,
-        "pid": os.getpid(),
-        "triton_pid": server.pid,
-    }
-    if server.http_url:
-        facts["http_url"] = server.http_url
-    if gateway is not None:
-        facts |= {"url": gateway.facts["url"], "gateway_metrics_url": gateway.facts["metrics_url"]}
-        facts["gateway_pid"] = gateway.pid
+def _announce(serving: Serving, json: bool) -> None:
+    facts, manifest = serving.facts(), serving.server.bundle.manifest
     if json:
         print(jsonlib.dumps(facts), flush=True)
         return
     grid = Table.grid(padding=(0, 2))
-    if gateway is not None:
-        grid.add_row("fieldmark.v1", f"[bold]{escape(facts['url'])}[/]")
-        grid.add_row("metrics", escape(facts["gateway_metrics_url"]))
-    grid.add_row("Triton's gRPC", escape(server.grpc_url))
-    if server.http_url:
-        grid.add_row("Triton's HTTP", escape(server.http_url))
-    grid.add_row("Triton's metrics", escape(server.metrics_url))
-    grid.add_row("networks", ", ".join(server.bundle.manifest.networks))
-    grid.add_row("bundle", server.bundle.bundle_id)
-    grid.add_row("Triton", server.triton_version)
-    name = escape(printable(server.bundle.manifest.name))
+    rows = {
+        "fieldmark.v1": f"[bold]{escape(facts['url'])}[/]" if "url" in facts else None,
+        "metrics": facts.get("gateway_metrics_url"),
+        "Triton's gRPC": facts["grpc_url"],
+        "Triton's HTTP": facts.get("http_url"),
+        "Triton's metrics": facts["metrics_url"],
+        "networks": ", ".join(manifest.networks),
+        "bundle": facts["bundle_id"],
+        "Triton": facts["triton_version"],
+    }
+    for name, value in rows.items():
+        if value is not None:
+            grid.add_row(name, value if name == "fieldmark.v1" else escape(value))
+    name = escape(printable(manifest.name))
     Console(highlight=False).print(
         Panel(grid, title=f"serving [bold]{name}[/]", subtitle="Ctrl-C stops it", title_align="left", expand=False)
     )

@@ -15,8 +15,10 @@ from typing import Any
 
 import grpc
 
-from bundle.errors import FieldmarkError, OptionError, ServerError
+from bundle import Bundle
+from bundle.errors import EndpointError, FieldmarkError, OptionError, ServerError
 from serving.client import channel_options
+from serving.control import tell
 from serving.gateway.options import CLOSE_SECONDS
 from serving.processes import end_group, ending, launch
 from serving.upkeep.keeper import PATIENCE_SECONDS, STEP_SECONDS, Stopped, Trouble
@@ -25,6 +27,8 @@ ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0
 PROBE_SECONDS = 2.0
 MARGIN_SECONDS = CLOSE_SECONDS + 2.0  # that a drained gateway has to end
+MOVE_SECONDS = 20.0  # for every network behind the next Triton to answer a probe
+SETTLE_SECONDS = 60.0
 WHO = "the gateway"
 _SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
@@ -32,24 +36,28 @@ _SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.
 class GatewayProcess:
     """`fieldmark gateway TRITON OPTIONS`, found at the same ports however often it is replaced. It is a `Service`.
 
-    `options` are those of the command line; port 0 becomes the port that the first one took. `on_log` gets each line of
-    its log. Start it from a thread that outlives it.
+    `options` are those of the command line, `ports` its own and that of its metrics; port 0 becomes the port that the
+    first one took. `on_log` gets each line of its log. It is told at the socket `control` to move; whoever replaces it
+    finds the Triton that it was told of last. Start it from a thread that outlives it.
     """
 
     def __init__(
         self,
         triton: str,
+        bundle: Path,
         options: Sequence[str],
         *,
-        port: int,
-        metrics_port: int,
+        control: Path | None,
+        ports: tuple[int, int],
         drain_seconds: float,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
         self.facts: dict[str, Any] = {}  # as it prints them when it is ready
         self.drain_seconds = drain_seconds
-        self._triton, self._options, self._on_log = triton, options, on_log
-        self._ports = (port, metrics_port)
+        self._triton, self._bundle, self._options, self._on_log = triton, bundle, options, on_log
+        self._control = control
+        self._shadow: dict[str, Any] = {}
+        self._ports = ports
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._errors: deque[str] = deque(maxlen=1)
@@ -71,6 +79,9 @@ class GatewayProcess:
         port, metrics_port = self._ports
         ours = ["--port", str(port), "--metrics-port", str(metrics_port), "--drain-seconds", f"{self.drain_seconds:g}"]
         # What is behind counts, so that nobody moves the gateway away from where it is looked after.
+        ours += ["--bundle", str(self._bundle)]
+        if self._control is not None:
+            ours += ["--control", str(self._control)]
         command = [sys.executable, "-m", "fieldmark", "gateway", self._triton, *self._options, *ours, "--json"]
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self._errors.clear()
@@ -91,6 +102,28 @@ class GatewayProcess:
         found = (self.facts["url"], self.facts["metrics_url"].removesuffix("/metrics"))
         self._ports = (int(found[0].rpartition(":")[2]), int(found[1].rpartition(":")[2]))
         self._heard = time.monotonic()
+
+    def move(self, triton: str, bundle: Bundle) -> None:
+        """Have it answer from another Triton; raises ServerError or EndpointError, and then it has not moved."""
+        try:
+            self._tell("move", MOVE_SECONDS, triton=triton, bundle=str(bundle.path))
+        except EndpointError:
+            self.stop(0)  # nobody knows where it is now: the next one is where the last one was
+            raise
+        self._triton, self._bundle = triton, bundle.path
+
+    def settle(self) -> None:
+        """Wait until it has its last answer from where it was before; raises ServerError or EndpointError."""
+        self._tell("settle", SETTLE_SECONDS)
+
+    def shadow(self, triton: str, bundle: Bundle | None, share: float) -> None:
+        """Have it ask another Triton the same of a share of the requests, of none if 0; raises as `move` does."""
+        self._shadow = {"triton": triton, "bundle": str(bundle.path), "share": share} if bundle else {}
+        self._tell("shadow", MOVE_SECONDS, **(self._shadow or {"share": 0}))
+
+    def status(self) -> dict[str, Any]:
+        """What it answers from, and what it has found of the shadow; raises ServerError or EndpointError."""
+        return self._tell("status", PROBE_SECONDS)
 
     def look(self) -> list[Trouble]:
         """Whether it has ended, or does not answer its health check; what that says is not asked."""
@@ -122,7 +155,15 @@ class GatewayProcess:
             self.start(stopped=stopped)
         except FieldmarkError as problem:
             raise ServerError(problem.what) from None
+        if self._shadow and not stopped():
+            with contextlib.suppress(FieldmarkError):  # what cannot answer is not compared with; `status` says so
+                self._tell("shadow", MOVE_SECONDS, **self._shadow)
         return ""
+
+    def _tell(self, verb: str, seconds: float, **facts: Any) -> dict[str, Any]:
+        if self._control is None:
+            raise ServerError(f"{WHO} takes no orders")
+        return tell(self._control, verb, seconds=seconds, **facts)
 
     def _first_line(self, process: "subprocess.Popen[str]", stopped: Stopped) -> str:
         """What it prints when it is ready; empty when `stopped` says so before."""

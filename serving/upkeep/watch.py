@@ -33,8 +33,8 @@ SERVER = "tritonserver"
 class TritonWatch:
     """Looks after a started TritonServer. It is a `Service`."""
 
-    def __init__(self, server: TritonServer) -> None:
-        self.server = server
+    def __init__(self, server: TritonServer, *, of: str = "") -> None:
+        self.server, self._of = server, of  # `of` stands before the names of what is in trouble
         self._networks = tuple(server.bundle.manifest.networks)
         self._connection: TritonInference | None = None
         self._fastest: dict[str, float] = {}  # seconds of the fastest probe
@@ -47,12 +47,12 @@ class TritonWatch:
     def look(self) -> list[Trouble]:
         """The server's trouble, or that of its networks."""
         if cause := self.server.ended():
-            return [Trouble(who=SERVER, cause=cause, mend=self._restart)]
+            return [Trouble(who=self._of + SERVER, cause=cause, mend=self._restart)]
         if not self._lives():
             seconds = time.monotonic() - self._heard[SERVER]
             if seconds < PATIENCE_SECONDS:
                 return []
-            return [Trouble(who=SERVER, cause=f"no answer for {seconds:.0f} s", mend=self._restart)]
+            return [Trouble(who=self._of + SERVER, cause=f"no answer for {seconds:.0f} s", mend=self._restart)]
         self._heard[SERVER] = time.monotonic()
         silent = []
         for network in self._networks:
@@ -63,6 +63,16 @@ class TritonWatch:
                 silent.append(network)
         return [trouble for network in silent if (trouble := self._trouble(network))]
 
+    def move(self, server: TritonServer) -> TritonServer:
+        """Look after another server, every network of which has just answered; returns the one of before."""
+        self.close()
+        before, self.server = self.server, server
+        self._networks = tuple(server.bundle.manifest.networks)
+        for known in (self._fastest, self._late):
+            known.clear()
+        self._forget()
+        return before
+
     def close(self) -> None:
         """Close the connection."""
         if self._connection is not None:
@@ -70,7 +80,7 @@ class TritonWatch:
             self._connection = None
 
     def _trouble(self, network: str) -> Trouble | None:
-        who = network_called(network)
+        who = self._of + network_called(network)
         if cause := self.server.worker_ended(network):
             cause = f"its worker process: {cause}"
             return Trouble(who=who, cause=cause, mend=lambda stopped: self._reload(network, set(), stopped))

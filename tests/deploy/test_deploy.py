@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
+from serving.server import STOP_SECONDS
 from serving.upkeep.cli import serve
+from serving.upkeep.gateway import MARGIN_SECONDS
+from tests.deploy.started import parse
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "fieldmark.service"
@@ -59,51 +63,50 @@ def test_the_unit_restarts_it_and_gives_it_time_to_drain(started: list[str]) -> 
     found = settings(UNIT)
     assert (found["Type"], found["Restart"], found["StartLimitIntervalSec"]) == ("notify", "always", "0")
     drain = float(started[started.index("--drain-seconds") + 1])
-    assert float(found["TimeoutStopSec"]) > drain + 2 + 10  # the gateway's margin, and Triton's own time
+    assert float(found["TimeoutStopSec"]) > drain + MARGIN_SECONDS + 10  # and Triton's own time
     assert float(found["WatchdogSec"]) > 3 * 2 + 10  # the longest look at what hangs, and the longest end of it
 
 
+@pytest.fixture
 def compose() -> dict[str, Any]:
-    """What the file holds: maps, lists and plain words, by their indentation; anything else of YAML fails here."""
-    lines = [line for line in COMPOSE.read_text(encoding="utf-8").splitlines() if line.split("#")[0].strip()]
-    found: dict[str, Any] = read(lines)
+    """What the file holds."""
+    found: dict[str, Any] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
     return found
 
 
-def read(lines: list[str]) -> Any:
-    """The value of a block of lines."""
-    if not lines:
-        return None
-    depth = len(lines[0]) - len(lines[0].lstrip())
-    starts = [number for number, line in enumerate(lines) if len(line) - len(line.lstrip()) == depth]
-    blocks = [lines[start:end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
-    if lines[0].lstrip().startswith("- "):
-        return [read_item([block[0].replace("- ", "  ", 1), *block[1:]]) for block in blocks]
-    pairs = [(*block[0].strip().partition(":")[::2], block[1:]) for block in blocks]
-    assert all(re.fullmatch(r"[a-z_-]+", name) for name, _, _ in pairs), pairs
-    assert len({name for name, _, _ in pairs}) == len(pairs)
-    return {name: value.strip().strip('"') or read(rest) for name, value, rest in pairs}
+def test_compose_restarts_it_and_opens_nothing_to_others(compose: dict[str, Any]) -> None:
+    assert set(compose["services"]) == {"serve", "triton", "gateway"}
+    for service in compose["services"].values():
+        assert service["restart"] == "always"
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+        assert service["read_only"] is True
+        assert service["tmpfs"] == ["/tmp:exec"]  # else no worker can be started
+        assert service["volumes"][0]["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+    assert "ports" not in compose["services"]["triton"]
+    assert compose["services"]["triton"]["networks"] == ["inside"]
+    assert compose["networks"]["inside"] == {"internal": True}
 
 
-def read_item(lines: list[str]) -> Any:
-    """One item of a list: a map, or a word."""
-    return read(lines) if re.match(r" *[a-z_]+: ", lines[0]) else lines[0].strip()
+def test_compose_starts_commands_that_there_are(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    seconds = float(re.fullmatch(r"(\d+)s", services["serve"]["stop_grace_period"])[1])  # type: ignore[index]
+    assert parse(services["serve"]["command"]).drain_seconds + MARGIN_SECONDS + STOP_SECONDS < seconds
+    assert services["gateway"]["entrypoint"] == ["python3", "-m", "fieldmark"]
+    asked = parse(services["gateway"]["command"])
+    assert (asked.host, asked.metrics_host) == ("0.0.0.0", "0.0.0.0")
+    assert services["gateway"]["command"][1].partition(":")[0] in services
 
 
-def test_compose_restarts_it_and_opens_nothing_to_others() -> None:
-    assert set(compose()) == {"name", "services"}
-    service = compose()["services"]["triton"]
-    assert service["restart"] == "always"
-    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-    assert not any(port.endswith(":8000") for port in service["ports"])  # HTTP: a large body ends it
-    assert service["read_only"] == "true"
-    assert service["volumes"][0]["read_only"] == "true"
-    assert service["cap_drop"] == ["ALL"]
-
-
-def test_compose_fits_the_image() -> None:
+def test_compose_fits_the_images(compose: dict[str, Any]) -> None:
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    service = compose()["services"]["triton"]
-    assert f'CMD ["{service["volumes"][0]["target"]}"]' in dockerfile
-    exposed = re.findall(r"^EXPOSE (.*)$", dockerfile, re.MULTILINE)[0].split()
-    assert {port.rpartition(":")[2] for port in service["ports"]} <= set(exposed)
+    targets = re.findall(r"^FROM .* AS (\w+)$", dockerfile, re.MULTILINE)
+    exposed = set(re.findall(r"^EXPOSE (.*)$", dockerfile, re.MULTILINE)[0].split())
+    for service in compose["services"].values():
+        name, _, tag = service["image"].partition(":")
+        assert name == "fieldmark"
+        assert tag in targets
+        assert f"docker build -t {service['image']} --target {tag} ." in dockerfile
+        assert {port.rpartition(":")[2] for port in service.get("ports", ())} <= exposed
+    assert 'CMD ["serve", "/bundle"]' in dockerfile
+    assert 'CMD ["/bundle"]' in dockerfile

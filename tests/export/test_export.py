@@ -16,6 +16,7 @@ from rich.console import Console
 from bundle import Bundle, tensors
 from bundle.errors import CheckpointError, DetectorError, ExportError, OptionError
 from bundle.image import ImageSpec
+from calibration.recalibration import recalibrate
 from detector.model import Detector
 from export.bundling import _prototype_files, better_head, export_run
 from export.graph import GraphSession, to_onnx
@@ -138,6 +139,25 @@ def test_p_values_per_class_compare_with_the_same_answer_alone(per_class, parts,
     detector = Detector.load(per_class.file(f"detector/{served}.npz"))
     np.testing.assert_array_equal(answers[tensors.P_VALUE], detector.p_values(answers[tensors.INSTANCE_SCORE], asked))
     assert per_class.manifest.training["detector"]["attacks"] == []
+
+
+def test_recalibrated_p_values_per_class_compare_with_the_same_answer_alone(per_class, parts, tmp_path):
+    """On the training part, of which each image is one that the graph has scored before."""
+    images = parts["train"][0]
+    paths = [tmp_path / f"{index:04d}.png" for index in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    made = recalibrate(per_class, paths, tmp_path / "made", source="x").bundle
+    for served, info in made.manifest.networks.items():
+        session, detector = GraphSession(onnx.load(made.model(served))), Detector.load(made.file(info.detector.file))
+        answers = session.run(parts["test"][0])
+        asked = answers[tensors.PROBABILITIES].argmax(1)
+        expected = detector.p_values(answers[tensors.INSTANCE_SCORE], asked)
+        np.testing.assert_array_equal(answers[tensors.P_VALUE], expected)
+        counts = np.bincount(detector.calibration_classes, minlength=3)
+        assert info.detector.calibration_n == counts.min() < len(paths) == counts.sum()
+    with pytest.raises(DetectorError, match="calibration images are classified as"):
+        recalibrate(per_class, paths[:4], tmp_path / "few", source="x")
 
 
 def test_a_marginal_graph_knows_nothing_of_classes(exported):

@@ -11,13 +11,15 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
+from PIL import Image
 from rich.console import Console
 from scipy.stats import betabinom
 
 from bundle import Bundle, tensors
-from bundle.errors import ExportError, OptionError
+from bundle.errors import BundleUnsupported, ExportError, OptionError
 from bundle.image import ImageSpec
 from bundle.manifest import Quality
+from calibration.recalibration import recalibrate
 from detector.model import Detector
 from export import quality
 from export.bundling import export_run
@@ -26,6 +28,7 @@ from export.precision import backbone, emulated, narrowed, signed
 from export.served import ServedNetwork
 from export.staging import GraphSettings
 from robustness.fitting import DetectorSettings
+from robustness.metrics import flagged_interval, fooled
 from training.data import open_dataset
 from training.data.loading import images_array
 from training.run import Run
@@ -99,13 +102,35 @@ def test_every_precision_carries_its_own_calibration_and_parity(bundles, parts, 
     assert info.parity.images == 64
     assert set(info.quality) == (set() if precision == "fp32" else {"fp32", precision})
     for found in info.quality.values():
-        assert found.images == len(parts["test"][0])
-        assert set(found.auroc) == {"fgsm-8"}
+        assert found.images == len(parts["validation"][0])
+        assert set(found.auroc) <= {"fgsm-8"}
+
+
+@pytest.mark.parametrize("precision", NARROW)
+def test_a_narrow_bundle_is_recalibrated_on_its_own_answers(bundles, parts, precision, tmp_path):
+    """Beside float32, on the same images: other scores, so other calibrations; bf16 has no kernels on a processor."""
+    paths = [tmp_path / f"{index:04d}.png" for index in range(len(parts["train"][0]))]
+    for path, image in zip(paths, parts["train"][0], strict=True):
+        Image.fromarray(image).save(path)
+    if precision == "bf16":
+        with pytest.raises(BundleUnsupported, match="computes in bf16, which no processor runs here"):
+            recalibrate(bundles[precision], paths, tmp_path / "out", source="x")
+        return
+    made = recalibrate(bundles[precision], paths, tmp_path / "out", source="x").bundle
+    wide = recalibrate(bundles["fp32"], paths, tmp_path / "wide", source="x").bundle
+    for served, info in made.manifest.networks.items():
+        before = bundles[precision].manifest.networks[served]
+        assert (info.precision, info.quality, info.model) == (precision, before.quality, before.model)
+        detector, other = (Detector.load(each.file(info.detector.file)) for each in (made, wide))
+        assert not np.array_equal(detector.calibration, other.calibration)
+        answers = GraphSession(graph(made, served)).run(parts["test"][0])
+        expected = detector.p_values(answers[tensors.INSTANCE_SCORE], answers[tensors.PROBABILITIES].argmax(1))
+        np.testing.assert_array_equal(answers[tensors.P_VALUE], expected)
 
 
 @pytest.mark.parametrize("served", tensors.NETWORKS)
 def test_what_is_measured_is_what_the_graphs_answer(bundles, parts, served):
-    images, labels = parts["test"]
+    images, labels = parts["validation"]  # the test part accepts no export
     for precision in ("fp32", "int8"):
         answers = session(bundles[precision], served, precision).answers(images)
         found = bundles["int8"].manifest.networks[served].quality[precision]
@@ -279,6 +304,43 @@ def test_a_layer_that_cannot_be_exported_is_named(bundles, tiny_run, kind, capfd
     assert capfd.readouterr() == ("", "")
 
 
+class Said:
+    """A graph that answers as it is told: class 1 where the pixel is above 100, and the pixel as score."""
+
+    def answers(self, images):
+        scores, predicted = self.scores(images)
+        flags = scores > 200
+        return {
+            tensors.PROBABILITIES: np.eye(2)[predicted],
+            tensors.INSTANCE_SCORE: scores,
+            tensors.IS_ADVERSARIAL: flags,
+        }
+
+    def scores(self, images):
+        values = images[:, 0, 0, 0].astype(np.float32)
+        return values, (values > 100).astype(np.int64)
+
+
+def test_the_positives_of_an_auroc_are_images_that_fool():
+    """Of four images three are right when clean; of these the attack turns one, which scores above two of the four."""
+
+    def image(*values):
+        return np.array(values, np.uint8)[:, None, None, None]
+
+    trial = quality.Trial(
+        clean=image(10, 90, 150, 95),
+        labels=np.array([0, 1, 1, 0]),
+        picked=np.array([0, 1, 2]),
+        attacked={"turns one": image(120, 99, 150), "turns none": image(20, 90, 255)},
+    )
+    found = trial.quality(Said())
+    assert found.auroc == {"turns one": 0.75}
+    assert (found.accuracy, found.images) == (0.75, 4)
+    np.testing.assert_array_equal(
+        fooled(np.array([True, True, False]), np.array([False, True, False])), [True, False, False]
+    )
+
+
 # What is refused
 
 
@@ -287,7 +349,9 @@ def test_what_costs_too_much_accuracy_is_refused_with_the_numbers(bundles):
     wide = Quality(images=200, accuracy=0.90, flagged=0.1, auroc={})
     narrow = Quality(images=200, accuracy=0.89, flagged=0.1, auroc={})
     quality.check("full", "int8", {"fp32": wide, "int8": narrow}, detector, 1.0)
-    with pytest.raises(ExportError, match=r"full in int8 loses 1\.00 points.*200 test.*0\.5 are.*90\.00 % in fp32"):
+    with pytest.raises(
+        ExportError, match=r"full in int8 loses 1\.00 points.*200 validation.*0\.5 are.*90\.00 % in fp32"
+    ):
         quality.check("full", "int8", {"fp32": wide, "int8": narrow}, detector, 0.5)
 
 
@@ -306,7 +370,7 @@ def test_the_interval_of_flags_covers_what_calibration_gives():
     known, fresh = generator.normal(size=(draws, n)), generator.normal(size=(draws, m))
     values = (1 + (known[:, None, :] >= fresh[:, :, None]).sum(2)) / (n + 1)
     shares = (values <= alpha).mean(1)
-    low, high = quality.flagged_interval(m, n, alpha)
+    low, high = flagged_interval(m, n, alpha)
     outside = ((shares < low) | (shares > high)).mean()
     assert outside <= 0.01 + 3 * np.sqrt(0.01 / draws)
     assert np.abs(shares.mean() - betabinom(m, 6, 55).mean() / m) < 0.005

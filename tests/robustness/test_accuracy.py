@@ -139,6 +139,7 @@ def test_autoattack_stays_in_the_ball_and_leaves_less_standing_than_nothing(untr
         ("pgd10-8@nowhere", r"source 'nowhere'.*Sources: twin"),
         ("autoattack", "unknown attack"),
         ("autoattack-8", "at least 4 classes"),
+        ("apgd-8", "at least 4 classes"),
         ("autoattack-8@twin", "at least 4 classes"),
         ("pgd-", "METHOD"),
         ("pgd10-8@", "source ''"),
@@ -159,6 +160,27 @@ def test_names_that_mean_nothing_are_one_sentence(tiny_run, substitute, name, me
 def test_eps_is_a_plain_number_up_to_255(untrained, name):
     with pytest.raises(OptionError, match=r"outside \[0, 1\]|unknown attack"):
         check_attacks((name,), {}, untrained)
+
+
+def test_apgd_runs_the_two_gradient_attacks_of_the_suite_and_nothing_else(untrained, monkeypatch):
+    import pyautoattack.autoattack as library
+
+    def never(*_, **__):
+        raise AssertionError("not one of the two")
+
+    monkeypatch.setattr(library.FABAttack_PT, "perturb", never)
+    monkeypatch.setattr(library.SquareAttack, "perturb", never)
+    torch.manual_seed(1)
+    pixels = torch.rand(2, 3, 32, 32)
+    labels = untrained(pixels).logits["attention"].argmax(1)
+    made = attack_pixels("apgd-8", untrained, "attention", pixels, labels, torch.Generator().manual_seed(0))
+    assert ((made - pixels).abs() <= 8 / 255 + 1e-7).all()
+    plain = attack_pixels("pgd10-8", untrained, "attention", pixels, labels, torch.Generator().manual_seed(0))
+    judge = judge_of(untrained, "attention")
+    with torch.no_grad():
+        assert judge(made, labels).sum() <= judge(plain, labels).sum()
+    with pytest.raises(AssertionError, match="not one of the two"):
+        attack_pixels("autoattack-1", untrained, "attention", pixels, labels, torch.Generator())
 
 
 def test_autoattack_hands_out_no_clean_image_as_attacked(untrained):

@@ -92,7 +92,7 @@ def test_a_weak_detector_that_flags_plain_attacks_is_broken_and_a_perfect_one_is
         answer = defended(plain)
         assert (answer.logits.argmax(1) == 1).all()
         assert defended.flags(answer, 0.05).all()  # of use against who does not aim at it
-        attack = AdaptiveAttack(name="both", method=method, eps=8 / 255, steps=100, weight=weight)
+        attack = AdaptiveAttack(name="both", alpha=0.05, method=method, eps=8 / 255, steps=100, weight=weight)
         found = attack_both(attack, defended, pixels, labels, torch.Generator().manual_seed(0))
         assert found.fooled.sum() >= 3 if broken else not found.fooled.any()
 
@@ -102,7 +102,7 @@ def test_a_gated_head_is_attacked_by_its_own_loss_or_by_all_of_them(network, ima
     defended = Defended(network, "full", weak(network, pixels)).eval()
     steps = {}
     for own in (False, True):
-        attack = AdaptiveAttack(name="o", method="selective", eps=0.1, steps=1, own=own)
+        attack = AdaptiveAttack(name="o", alpha=0.05, method="selective", eps=0.1, steps=1, own=own)
         steps[own] = METHODS["selective"](defended, pixels, labels, attack)
         leaves = pixels.clone().requires_grad_()
         answer = defended(leaves)
@@ -118,7 +118,7 @@ def test_a_gated_head_is_attacked_by_its_own_loss_or_by_all_of_them(network, ima
 def test_inside_the_ball_in_whole_levels_and_true_to_what_is_claimed(network, images, method, level, steps, seed):
     pixels, labels = images
     defended = Defended(network, "full", weak(network, pixels)).eval()
-    attack = AdaptiveAttack(name="any", method=method, eps=level / 255, steps=steps)
+    attack = AdaptiveAttack(name="any", alpha=0.05, method=method, eps=level / 255, steps=steps)
     found = attack_both(attack, defended, pixels, labels, torch.Generator().manual_seed(seed))
     moved = (found.images * 255 - pixels * 255).abs()
     assert moved.max() <= level + 1e-3
@@ -143,7 +143,7 @@ def test_the_orthogonal_step_leaves_the_other_side_as_it_is(network, images):
     pixels, labels = images
     defended = Defended(network, "full", weak(network, pixels)).eval()
     step = METHODS["orthogonal"](
-        defended, pixels, labels, AdaptiveAttack(name="o", method="orthogonal", eps=0.1, steps=1)
+        defended, pixels, labels, AdaptiveAttack(name="o", alpha=0.05, method="orthogonal", eps=0.1, steps=1)
     ).flatten(1)
     leaves = pixels.clone().requires_grad_()
     (hiding,) = torch.autograd.grad(-defended(leaves).score.sum(), leaves)
@@ -163,4 +163,4 @@ def test_the_orthogonal_step_leaves_the_other_side_as_it_is(network, images):
 )
 def test_numbers_that_mean_nothing(changes, message):
     with pytest.raises(OptionError, match=message):
-        AdaptiveAttack(**{"name": "x", "method": "joint", "eps": 0.1, "steps": 3, **changes})
+        AdaptiveAttack(**{"name": "x", "method": "joint", "eps": 0.1, "steps": 3, "alpha": 0.05, **changes})

@@ -29,6 +29,7 @@ def costs(seconds: float, classes: int = 20) -> Costs:
         ("pgd100x10-8", 1, 1010),
         ("pgd10-8@twin", 1, 11),
         ("autoattack-8", 1, 4000),
+        ("apgd-8", 1, 1000),
     ],
 )
 def test_an_attack_costs_its_steps_its_restarts_and_its_losses(name, losses, expected):

@@ -15,14 +15,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bundle.errors import OptionError
+from calibration.recalibration import recalibrate
 from detector.combination import fit_combination
 from export.bundling import export_run
 from robustness.cli import app, show_report
 from robustness.defended import Defended
+from robustness.families import FAMILIES, family, strangers
 from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_and_calibrate, lessons_of
+from robustness.journal import Journal
 from robustness.limits import limits
 from robustness.measure import _Bench, measure
-from robustness.metrics import auroc
+from robustness.metrics import auroc, flagged_interval, share
 from robustness.report import headlines, make_report, render, summary_table
 from robustness.suites import SUITES, Suite, suite_named
 from training.adversaries import run_dataset, spread
@@ -97,7 +100,7 @@ def test_left_out_attacks_are_judged_by_weights_that_never_saw_them(tiny_run, pa
     """Against weights learnt by hand from what the validation part says of the other attack."""
     record, network, dataset, images = parts
     detector, lessons = fit_and_calibrate(network, "full", images, SETTINGS, record.labels)
-    bench = _Bench(Defended(network, "full", detector).eval(), lessons, {}, SMALL, 0)
+    bench = _Bench(Defended(network, "full", detector).eval(), lessons, {}, SMALL, 0, Journal())
     chosen, labels = images_array(spread(dataset.parts["test"], SMALL.count), image_spec(record.config))
     clean = bench.see(chosen, labels)
     attacked = bench.see(bench.attacked("fgsm-8", chosen, labels), labels)
@@ -110,6 +113,88 @@ def test_left_out_attacks_are_judged_by_weights_that_never_saw_them(tiny_run, pa
     assert found["fooled"] == fooled.sum()
     assert found["left_out"]["auroc"] == (None if np.isnan(expected) else pytest.approx(expected, abs=1e-4))
     assert report.document["heads"]["full"]["left_out"]["pgd4-8"]["taught"] == ["fgsm-8", "pgd2-8"]
+
+
+def test_a_family_that_is_left_out_leaves_no_relative_among_the_lessons(report):
+    for measured in report.document["heads"].values():
+        found = measured["left_out"]
+        assert (found["fgsm-8"]["family"], found["fgsm-8"]["taught_without_family"]) == ("single step", ["pgd2-8"])
+        assert (found["pgd4-8"]["family"], found["pgd4-8"]["taught_without_family"]) == ("iterated", ["fgsm-8"])
+        assert found["pgd4-8"]["taught"] == ["fgsm-8", "pgd2-8"]  # by name alone, a relative stays
+        # PGD's own lessons are one attack, so leaving it out by name or by family is the same.
+        assert found["pgd2-8"]["left_out"] == found["pgd2-8"]["family_left_out"]
+    assert "<th>no relative</th>" in report.page
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("fgsm-2", "single step"),
+        ("rfgsm-8", "single step"),
+        ("bim10-2", "iterated"),
+        ("pgd100x10-8", "iterated"),
+        ("mim10-8", "iterated"),
+        ("pgd10-8:margin", "margin or target"),
+        ("pgd100-8:least-likely", "margin or target"),
+        ("pgd10-8@twin", "transfer"),
+        ("fgsm-8:dlr@twin", "transfer"),
+        ("autoattack-8", "AutoAttack"),
+        ("apgd-8", "AutoAttack"),
+        ("clean", None),
+        ("noise", None),
+    ],
+)
+def test_the_family_of_an_attack(name, expected):
+    assert family(name) == expected
+    assert expected in (*FAMILIES, None)
+    assert strangers("fgsm-8", [name]) == (() if expected == "single step" else (name,))
+
+
+def test_p_values_of_clean_images_are_held_against_what_chance_allows(report):
+    """Shares at every alpha, of right and of wrong answers, from the p-values beside them."""
+    for head, measured in report.document["heads"].items():
+        clean, own = measured["clean"], report.document["detectors"][head]
+        values = np.array(clean["p_values"], np.float32)
+        assert [point["alpha"] for point in clean["coverage"]] == [0.01, 0.02, 0.05, 0.1, 0.2]
+        for point in clean["coverage"]:
+            assert point["flagged"]["count"] == (values <= np.float32(point["alpha"])).sum()
+            low, high = flagged_interval(len(values), own["calibration_n"], point["alpha"], 0.95)
+            assert point["expected"] == pytest.approx([low, high], abs=1e-4)
+        right, wrong = clean["flagged_of_right"], clean["flagged_of_wrong"]
+        assert right["count"] + wrong["count"] == clean["flagged"]["count"]
+        assert (right["of"], wrong["of"]) == (clean["right"]["count"], clean["right"]["of"] - clean["right"]["count"])
+        assert clean["median_p_value"] == pytest.approx(np.median(values), abs=1e-4)
+        assert measured["adaptive"]["alpha"] == own["alpha"] == SETTINGS.alpha
+
+
+def test_a_detector_of_mistakes_is_called_one(report):
+    document = json.loads(json.dumps(report.document))
+    assert not any("a detector of mistakes" in each for each in limits(document))
+    document["heads"]["full"]["clean"]["flagged_of_right"] = share(1, 1000)
+    document["heads"]["full"]["clean"]["flagged_of_wrong"] = share(98, 1000)
+    words = "full: of clean images 0.1 % of those answered rightly are flagged and 9.8 % of those answered wrongly"
+    assert any(each.startswith(words) for each in limits(document))
+
+
+def test_it_says_which_calibration_and_how_fine_it_is(bundle, tiny_run, tiny_birds, report, tmp_path):
+    """Of a run its own part; of a bundle that was calibrated elsewhere those images, and their own alpha and n."""
+    own = report.document["detectors"]["full"]
+    assert own["calibration"]["source"] == "the calibration part of tiny"
+    assert own["calibration"]["smallest_p_value"] == pytest.approx(1 / (own["calibration_n"] + 1), abs=1e-6)
+    words = f"full: with {own['calibration_n']} calibration images no p-value is below"
+    assert any(each.startswith(words) for each in report.document["limits"])
+    paths = [sample for sample in sorted(tiny_birds.rglob("*.*")) if sample.suffix in (".jpg", ".png")][:60]
+    recalibrate(bundle, paths, tmp_path / "other", source="a garden", alpha=0.05)
+    words = ["evaluate", str(tmp_path / "other"), "--run", str(tiny_run), "--data", str(tiny_birds), "--count", "4"]
+    words += ["--suite", "adaptive", "--quick", "--attacks", "fgsm-8", "--out", str(tmp_path / "report"), "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    document = json.loads((tmp_path / "report" / "report.json").read_text())
+    found = document["detectors"]["full"]
+    assert (found["calibration"]["source"], found["calibration_n"], found["alpha"]) == ("a garden", 60, 0.05)
+    assert found["calibration"]["sha256"] is not None
+    assert document["heads"]["full"]["adaptive"]["alpha"] == 0.05
+    assert "a garden" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_the_bundle_carries_it_and_says_what_its_graph_says(bundle, parts):

@@ -207,7 +207,7 @@ def test_too_many_images_for_a_picture(classify: Callable[..., Run], birds: list
 def test_no_server(classify: Callable[..., Run], birds: list[Path]) -> None:
     run = classify(birds[0], url="localhost:1")
     assert run.code == 1
-    assert run.err == "error: no server answers at localhost:1. Start one: fieldmark serve BUNDLE\n"
+    assert run.err == "error: no server answers at localhost:1. Start one: fieldmark serve BUNDLE --grpc-port 8001\n"
 
 
 def test_a_bundle_that_is_not_the_served_one(

@@ -90,7 +90,8 @@ def test_no_server() -> None:
         port = unused.getsockname()[1]
     with pytest.raises(EndpointError) as problem:
         TritonInference.connect(f"127.0.0.1:{port}", timeout=5)
-    assert sentence(problem) == f"no server answers at 127.0.0.1:{port}. Start one: fieldmark serve BUNDLE"
+    start = "Start one: fieldmark serve BUNDLE --grpc-port 8001"
+    assert sentence(problem) == f"no server answers at 127.0.0.1:{port}. {start}"
 
 
 def test_a_server_that_comes_back_is_seen_at_once(played: PlayedTriton) -> None:

@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,7 @@ def test_the_entry_point_becomes_tritonserver(toy_bundle: Bundle, tmp_path: Path
     (models,) = (tmp_path / "tmp").iterdir()
     assert f"--model-repository={models}" in lines
     assert "--model-control-mode=none" in lines
+    assert {"--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1", "--allow-http=false"} <= set(lines)
     assert any(re.fullmatch(r"--grpc-restricted-protocol=[a-z,-]+:Fieldmark-Key=\S{32}", line) for line in lines)
 
 
@@ -126,7 +129,7 @@ def test_a_real_tritonserver_knows_every_flag_and_every_field(flavour: str, toy_
     command = container.command(models)
     command[0] = str(environment.binary)
     # It loads its models before it opens a port, so none is ever taken here.
-    command += ["--http-port=39000", "--grpc-port=39001", "--metrics-port=39002", f"--backend-directory={tmp_path}"]
+    command += ["--grpc-port=39001", "--metrics-port=39002", f"--backend-directory={tmp_path}"]
     run = subprocess.run(
         command, capture_output=True, text=True, timeout=60, env=environment.variables(), check=False, cwd=tmp_path
     )
@@ -214,3 +217,46 @@ def test_every_network_is_asked(toy_bundle: Bundle, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(TritonInference, "connect", lambda *_, **__: inference)
     assert probe.main([]) == 0
     assert sorted(inference.asked) == sorted(tensors.NETWORKS)
+
+
+@pytest.mark.parametrize(("verb", "room"), [("train", "training"), ("export", "export"), ("score", "scoring")])
+def test_a_verb_that_the_images_leave_out(verb: str, room: str, tmp_path: Path) -> None:
+    for name in ("bundle", "serving"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "fieldmark.py", tmp_path)
+    # Without site, so that this folder's own installation is not found; the libraries are.
+    path = [str(tmp_path), sysconfig.get_path("purelib")]
+    words = ["-I", "-S", "-c", f"import sys; sys.path[:0] = {path}; import fieldmark; fieldmark.main()", verb, "x"]
+    run = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout) == (2, "")
+    sentence = f"'fieldmark {verb}' is not installed here. A whole installation has it, in {room}/."
+    assert run.stderr == f"error: {sentence}\n"
+
+
+# The folder that Triton's workers run from
+
+
+def test_a_folder_where_nothing_may_run_is_named(tmp_path: Path) -> None:
+    """As Docker's own --tmpfs makes one."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("only root mounts a file system here")
+    script = f"mount -t tmpfs -o noexec,size=64m tmp {tmp_path} && exec {sys.executable} -c '{_COPY}' {tmp_path}"
+    run = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    if "permission denied" in run.stderr.lower():
+        pytest.skip("nothing may be mounted here")
+    assert run.stdout.startswith(f"nothing may be run in {tmp_path}, and Triton runs its workers from there (noexec)")
+    assert "--tmpfs /tmp:exec" in run.stdout
+
+
+_COPY = """
+import sys
+import sysconfig
+from pathlib import Path
+from bundle.errors import ServerError
+from serving.environment import find_environment
+from serving.triton_command import copy_backend
+try: copy_backend(Path(sys.argv[1]) / "server" / "backends", find_environment())
+except ServerError as problem: print(problem)
+"""

@@ -55,7 +55,7 @@ def inference(toy_server: TritonServer) -> Iterator[TritonInference]:
 @pytest.fixture
 def private_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for temporary files of this test alone, so that whatever stays behind in it is ours."""
-    folder = tmp_path / "temporary"
+    folder = tmp_path / "t"  # short: there are sockets in it
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -355,14 +355,14 @@ def test_serve_runs_and_stops_without_a_trace(toy_bundle: Bundle, private_temp: 
         with TritonInference.connect(facts["grpc_url"], expect_bundle=toy_bundle.bundle_id) as client:
             assert client.infer(noise(3), "attention")["p_value"].shape == (3,)
         assert urllib.request.urlopen(facts["metrics_url"], timeout=10).status == 200
-        (folder,) = private_temp.iterdir()
-        assert len(traces(private_temp)) >= 3  # the folder, tritonserver, a stub for each network
+        folders = [each.name for each in private_temp.iterdir()]
+        assert len(traces(private_temp)) >= 4  # folders of serve and Triton, the server, a stub for each network
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 0
         assert errors == ""
     assert traces(private_temp) == []
-    assert not list(Path("/dev/shm").glob(f"{folder.name}*"))
+    assert not [each for name in folders for each in Path("/dev/shm").glob(f"{name}*")]
 
 
 def test_serve_killed_outright_leaves_no_process_and_its_folder_is_swept(
@@ -370,16 +370,16 @@ def test_serve_killed_outright_leaves_no_process_and_its_folder_is_swept(
 ) -> None:
     with serve(toy_bundle.path, private_temp) as process:
         ready(process)
-        (folder,) = private_temp.iterdir()
+        folders = sorted(private_temp.iterdir())
         sweep()
-        assert folder.exists(), "a living server's folder was swept"
+        assert all(folder.exists() for folder in folders), "a living server's folder was swept"
         process.kill()
         process.wait()
-        wait_for(lambda: traces(private_temp) == [str(folder)])
+        wait_for(lambda: sorted(traces(private_temp)) == [str(folder) for folder in folders])
         # An exiting process loses its command line a moment before its descriptors, and with them the lock.
-        wait_for(lambda: sweep() is None and not folder.exists())
+        wait_for(lambda: sweep() is None and not any(folder.exists() for folder in folders))
         assert traces(private_temp) == []
-        assert not list(Path("/dev/shm").glob(f"{folder.name}*"))
+        assert not [each for folder in folders for each in Path("/dev/shm").glob(f"{folder.name}*")]
 
 
 def test_serve_interrupted_while_starting(toy_bundle: Bundle, private_temp: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from bundle.errors import DatasetError, OptionError
 from training.data.index import Index, Sample
 
 PARTS = ("train", "validation", "calibration", "test")
-ALPHA = 0.05  # the false-positive rate that an export asks for by default
 Targets = dict[str, dict[int, int]]
 """Images by part and class."""
 

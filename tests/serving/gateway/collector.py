@@ -72,14 +72,27 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         """Those of this name so far."""
         return [span for span in self.spans if span.name == name]
 
-    def wait_for(self, name: str, count: int = 1, seconds: float = 20.0) -> list[Span]:
-        """Those of this name, once there are so many; they come in batches, after their calls."""
+    def wait_for(
+        self, name: str, count: int = 1, *, where: Callable[[Span], bool] = lambda span: True, seconds: float = 30.0
+    ) -> list[Span]:
+        """Those of this name and of `where`, once there are so many; they come in batches, after their calls."""
         deadline = time.monotonic() + seconds
-        while len(found := self.named(name)) < count:
+        while len(found := [span for span in self.named(name) if where(span)]) < count:
             if time.monotonic() > deadline:
-                pytest.fail(f"no span {name}; there are {[span.name for span in self.spans]}")
+                pytest.fail(f"no such span {name}; there are {[span.name for span in self.spans]}")
             time.sleep(0.05)
         return found
+
+    def insist(self, ask: Callable[[], str]) -> str:
+        """`ask`, which makes a call and returns its trace, until Triton has told of one: its exporter tries once, and
+        on a busy machine that may be too late."""
+        for _ in range(10):
+            trace, deadline = ask(), time.monotonic() + 10
+            while time.monotonic() < deadline:
+                if {"InferRequest", "compute"} <= {span.name for span in self.spans if span.trace == trace}:
+                    return trace
+                time.sleep(0.05)
+        pytest.fail(f"Triton tells nothing; there are {[span.name for span in self.spans]}")
 
 
 @contextlib.contextmanager

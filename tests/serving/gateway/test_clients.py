@@ -18,7 +18,8 @@ from serving.gateway.calls import Budget, Retries, Tls
 from serving.gateway.client import FieldmarkClient
 from serving.gateway.failures import DETAILS, FAILURES, details
 from serving.gateway.generated import fieldmark_pb2 as v1
-from serving.gateway.handlers import SERVICE, add_service
+from serving.gateway.generated.fieldmark_pb2_grpc import add_FieldmarkServicer_to_server
+from serving.gateway.handlers import SERVICE
 from serving.gateway.server import Gateway
 from tests.conftest import LABELS
 from tests.serving.gateway.certificates import make_certificate
@@ -60,7 +61,7 @@ def service() -> Played:
 
 def listen(service: Played, credentials: Any = None) -> tuple[Any, int]:
     server = grpc.server(ThreadPoolExecutor(4))
-    add_service(service, server)
+    add_FieldmarkServicer_to_server(service, server)
     port = (
         server.add_secure_port("127.0.0.1:0", credentials) if credentials else server.add_insecure_port("127.0.0.1:0")
     )

@@ -16,7 +16,7 @@ from bundle.errors import OptionError, QuarantineError
 from serving.quarantine.entry import Entry
 from serving.quarantine.options import QuarantineOptions
 from serving.quarantine.reader import entries, read_image
-from serving.quarantine.store import LEFT_SECONDS
+from serving.quarantine.store import LEFT_SECONDS, Folder
 from serving.quarantine.writer import Quarantine
 from tests.serving.disks import fill
 from tests.serving.quarantine.cases import CASE, NOON, Told, case, picture, wait_for
@@ -102,6 +102,25 @@ def test_the_sample_does_not_look_at_the_flag(tmp_path: Path) -> None:
     assert 80 < len(drawn) < 165  # 120 expected; six standard deviations are 55
     assert 25 < flagged < len(drawn) - 25
     assert sum(entry.flagged for entry in held(tmp_path)) == 200, "and every flagged one is kept"
+
+
+def test_a_record_is_written_last_and_removed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, str]] = []
+
+    def note(verb: str) -> None:
+        real = getattr(Folder, verb)
+
+        def noted(self: Folder, folder: str, name: str, *more: Any) -> None:
+            done.append((verb, name[-4:]))
+            real(self, folder, name, *more)
+
+        monkeypatch.setattr(Folder, verb, noted)
+
+    note("write")
+    note("remove")
+    keep(tmp_path, (CASE, picture()))
+    keep(tmp_path, days=1.0)
+    assert done == [("write", ".png"), ("write", "json"), ("remove", "json"), ("remove", ".png")]
 
 
 # bounds

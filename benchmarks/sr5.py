@@ -1,0 +1,177 @@
+"""`python -m benchmarks sr5 RUN...`: how often an attacker who knows the detector gets past it at 5 % false alarms.
+
+SR@5 is what the field judges detectors by (Bryniarski et al. 2021): orthogonal and selective PGD and the joint loss,
+1,000 steps each, on network and detector together. The detector is fitted on the run as `fieldmark export` would. It
+says how long it will take before it begins; stopped, it goes on with the batch that it was at, and every run is saved
+as soon as it is measured.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.page import ORDER, put, table_head, table_row
+from benchmarks.record import save
+from bundle import tensors
+from bundle.console import say
+from bundle.errors import OptionError
+from bundle.files import sha256_of
+from bundle.progress import Work, duration
+from bundle.resolution import ALPHA
+from robustness.budget import Costs, on_both
+from robustness.defended import Defended
+from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate
+from robustness.journal import Journal, success
+from robustness.measure import EPS
+from robustness.metrics import share
+from robustness.suites import attacks_on_both
+from training.adversaries import run_dataset, spread
+from training.data.loading import images_array
+from training.run import Run, image_spec
+
+ANY = "any"
+
+
+def bench(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs, named ROW-SEED as `make study` names them.")],
+    data: Annotated[Path | None, typer.Option(help="The dataset, if it has moved since training.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of every attack.")] = 1000,
+    count: Annotated[int, typer.Option(min=1, help="Test images, spread over the classes.")] = 100,
+    attacks: Annotated[
+        str, typer.Option(help="Comma-separated beginnings of their names.")
+    ] = "orthogonal,selective,joint",
+    estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long it would take.")] = False,
+    name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json, and the mark in docs/results.md.")] = "sr5",
+    write: Annotated[bool, typer.Option("--page/--no-page", help="Put the table into docs/results.md.")] = True,
+    progress: Annotated[Path, typer.Option(help="Where finished batches are kept.")] = Path("build/sr5.progress.json"),
+) -> None:
+    """Measure SR@5 of every run and head, and write the table."""
+    console, wanted = Console(), tuple(each.strip() for each in attacks.split(",") if each.strip())
+    costs = {run: _costs(run, data, wanted, count * steps) for run in runs}
+    for run, seconds in costs.items():
+        say(console, f"{run.name}: at most {duration(seconds)}")
+    say(console, f"together at most {duration(sum(costs.values()))}; images that have got past drop out of it")
+    if estimate:
+        return
+    progress.parent.mkdir(parents=True, exist_ok=True)
+    journal, rows = Journal(progress), []
+    for run in runs:
+        rows += measure(run, data, wanted, steps, count, journal)
+        result = {"alpha": ALPHA, "eps": EPS, "steps": steps, "rows": rows}
+        path = save(name, result)
+    console.print(_table(rows))
+    say(console, f"-> {path}")
+    if write:
+        put(name, page(result))
+    journal.close()
+
+
+def measure(
+    path: Path, data: Path | None, wanted: Sequence[str], steps: int, count: int, journal: Journal
+) -> list[dict[str, Any]]:
+    """One entry a head: success of each attack and of any of them, of all images and of those answered rightly when
+    clean.
+    """
+    record, network = Run(path).load_network()
+    dataset, spec = run_dataset(record, data or Path(record.dataset.root)), image_spec(record.config)
+    parts, seed = Parts.of(dataset, spec), record.config.seed
+    test, rows = images_array(spread(dataset.parts["test"], count), spec), []
+    for head in _served(network.config.heads, path):
+        settings = DetectorSettings(seed=seed)
+        detector, _ = fit_and_calibrate(network, head, parts, settings, record.labels)
+        defended = Defended(network, head, detector).eval()
+        chosen = _chosen(network, head, wanted, steps)
+        with Work(f"{path.name}, {head}", len(chosen) * len(test[1])) as work:
+            found = {each.name: success(each, defended, test, seed, journal, work) for each in chosen}
+        found[ANY] = np.any(list(found.values()), axis=0)
+        rows.append(
+            {
+                "row": re.sub(r"-\d+$", "", path.resolve().name),
+                "seed": seed,
+                "head": head,
+                "weights_sha256": sha256_of(path / "model.pt"),
+                "dataset": record.dataset.name,
+                "images": len(test[1]),
+                "calibration_n": detector.calibration_n,
+                "success": {attack: share(each.sum(), len(each)) for attack, each in found.items()},
+            }
+        )
+    return rows
+
+
+def _chosen(network: Any, head: str, wanted: Sequence[str], steps: int) -> list[Any]:
+    known = attacks_on_both(network, head, eps=EPS, steps=steps, alpha=ALPHA)
+    chosen = [attack for attack in known if attack.name.startswith(tuple(wanted))]
+    if not chosen:
+        raise OptionError(
+            f"no attack is named {', '.join(wanted) or 'by nothing'}",
+            hint=f"There are: {'; '.join(attack.name for attack in known)}.",
+        )
+    return chosen
+
+
+def _costs(path: Path, data: Path | None, wanted: Sequence[str], image_steps: int) -> float:
+    """Seconds of one run, at most."""
+    record, network = Run(path).load_network()
+    dataset, spec = run_dataset(record, data or Path(record.dataset.root)), image_spec(record.config)
+    heads = _served(network.config.heads, path)
+    probe = images_array(spread(dataset.parts["validation"], 16), spec)[0]
+    costs = Costs.measured(network, heads, probe)
+    names = {head: [attack.name for attack in _chosen(network, head, wanted, 1)] for head in heads}
+    return sum(image_steps * on_both(names[head]) * costs.seconds[head] for head in heads)
+
+
+def _served(heads: Sequence[str], path: Path) -> list[str]:
+    found = [head for head in heads if head in tensors.NETWORKS]
+    if not found:
+        raise OptionError(f"{path} is a substitute to attack from; it has no detector", hint="Name other runs.")
+    return found
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The table in Markdown; seeds of a row one after the other."""
+    names = list(dict.fromkeys(attack for row in result["rows"] for attack in row["success"]))
+    first = result["rows"][0]
+    lines = [
+        f"### SR@5: wrong and not flagged at {100 * result['alpha']:g} % false alarms, by who knows the detector: "
+        f"{result['steps']:,} steps at eps {255 * result['eps']:g}/255",
+        "",
+        f"{first['dataset']}; percent of {first['images']} test images, with 95 % intervals (Wilson); lower is better.",
+        "",
+        *table_head(["run", "head", *names]),
+    ]
+    for row in result["rows"]:
+        cells = [_label(row["row"], row["head"]), *(_cell(row, name) for name in names)]
+        lines.append(table_row(f"{row['row']}, seed {row['seed']}", cells))
+    return "\n".join(lines) + "\n\n"
+
+
+def _label(row: str, head: str) -> str:
+    """What the paper calls it: of the systems that a run's name begins with, the longest, `ap-pcl` before `ap`."""
+    fitting = [(name, label) for name, of, label in ORDER if of == head and row.startswith(f"{name}-")]
+    return max(fitting, key=lambda each: len(each[0]))[1] if fitting else head
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    names = list(dict.fromkeys(attack for row in rows for attack in row["success"]))
+    shown = Table("run", "head", *names, box=SIMPLE_HEAD, caption="percent of images; intervals stand on the page")
+    for row in rows:
+        shares = (row["success"][name]["share"] if name in row["success"] else None for name in names)
+        cells = ("–" if each is None else f"{100 * each:.1f}" for each in shares)
+        shown.add_row(f"{row['row']}-{row['seed']}", row["head"], *cells)
+    return shown
+
+
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    if name not in row["success"]:
+        return "–"
+    found = row["success"][name]
+    low, high = found["interval"]
+    return f"{100 * found['share']:.1f} ({100 * low:.0f} to {100 * high:.0f})"

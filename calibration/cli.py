@@ -1,0 +1,105 @@
+"""`fieldmark calibrate`."""
+
+import json as jsonlib
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bundle.console import say
+from bundle.errors import DatasetError, OptionError
+from bundle.files import check_free
+from bundle.folder import Bundle
+from bundle.formats import passed_over
+from bundle.manifest import MANIFEST
+from bundle.resolution import resolution
+
+if TYPE_CHECKING:
+    from calibration.recalibration import Recalibration
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _root() -> None:
+    """Keep `calibrate` a named verb."""
+
+
+@app.command()
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle; it stays as it is.")],
+    images: Annotated[
+        Path,
+        typer.Option(
+            "--with",
+            metavar="FOLDER",
+            help="Clean images from where the bundle will work: a folder (recursive), or a text file with a path a "
+            "line. No labels; none that it was trained on.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
+    alpha: Annotated[
+        float | None, typer.Option(help="Default false-positive rate of is_adversarial, instead of the bundle's.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on without images that are damaged or there twice.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what the calibration was made with as JSON.")] = False,
+) -> None:
+    """Count p-values from clean images of your own: another bundle of the same weights, without labels or PyTorch."""
+    from calibration.recalibration import recalibrate
+    from scoring.sources import Source
+
+    if alpha is not None and not 0 < alpha < 1:
+        raise OptionError(f"--alpha {alpha:g} is not between 0 and 1")
+    check_free(out, replace=force, marker=MANIFEST)
+    opened = Bundle.open(bundle)
+    source, passed = Source.open(images), Counter[str]()
+    source.check_any()
+    files = list(source.files(passed))
+    if unread := [file.problem for file in files if file.problem]:
+        raise DatasetError(unread[0], hint="Calibrate with images that can be read.")
+    made = recalibrate(
+        opened,
+        [Path(file.location) for file in files],
+        out,
+        source=images.resolve().name,
+        alpha=alpha,
+        skip_bad=skip_bad,
+        replace=force,
+    )
+    if json:
+        document = {"bundle_id": made.bundle.bundle_id, "skipped": list(made.left_out), **asdict(made.provenance)}
+        sys.stdout.write(jsonlib.dumps(document) + "\n")
+        return
+    console = Console()
+    _show(made, console)
+    if words := passed_over(passed):
+        say(console, words)
+    if opened.signed:
+        say(console, f"the signature of {bundle} does not hold for it: fieldmark bundle sign {out} --key PRIVATE.pem")
+    say(
+        console,
+        f"{out}: bundle {made.bundle.bundle_id}",
+        "engines and scores of the old bundle are not its own: build and score them again",
+        f"next: fieldmark serve {out}",
+    )
+
+
+def _show(made: "Recalibration", console: Console) -> None:
+    told = made.provenance
+    for sentence in made.left_out:
+        say(console, f"left out: {sentence}")
+    table = Table("network", "alpha", "images", "flagged before", "smallest p-value")
+    for name, each in told.networks.items():
+        before = f"{each.flagged_before:,} ({each.flagged_before / told.images:.1%})"
+        table.add_row(name, f"{each.alpha:g}", f"{told.images:,}", before, f"{each.smallest_p_value:.2g}")
+    console.print(table)
+    for name, each in told.networks.items():
+        say(console, f"{name}: {resolution(each.n, each.alpha)}")

@@ -1,0 +1,100 @@
+"""How far attacks that take hours have come, on disk: a run that is killed goes on with the batch that it was at.
+
+Every batch of images is attacked from a random start of its own, so that what is done does not depend on when it was
+stopped.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bundle.errors import OptionError
+from bundle.files import write_text
+from bundle.manifest import canonical_json
+from bundle.progress import Work
+from robustness.adaptive import AdaptiveAttack, attack_both
+from robustness.defended import Defended
+from training.attacks import from_bytes
+
+BATCH = 16  # images; what a kill costs at most
+Success = npt.NDArray[np.bool_]
+
+
+class Journal:
+    """Outcomes of finished batches, by whatever decides them. Without a path it lasts as long as the process."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.done: dict[str, str] = {}
+        if path is None or not path.is_file():
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            self.done = {str(key): str(bits) for key, bits in found.items()}
+            if any(set(bits) - set("01") for bits in self.done.values()):
+                raise ValueError("outcomes are no text of 0 and 1")
+        except (OSError, ValueError, AttributeError) as problem:
+            raise OptionError(f"the progress in {path} cannot be read ({problem})", hint="Remove it.") from None
+
+    def close(self) -> None:
+        """All is told elsewhere by now."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def outcome(self, key: str, count: int) -> Success | None:
+        """Of a batch of so many images, (count,), or None where it is not finished."""
+        bits = self.done.get(key, "")
+        return np.array([bit == "1" for bit in bits]) if len(bits) == count else None
+
+    def note(self, key: str, outcome: Success) -> None:
+        """A finished batch, on disk at once."""
+        self.done[key] = "".join("01"[int(each)] for each in outcome)
+        if self.path is not None:
+            write_text(self.path, json.dumps(self.done, indent=0) + "\n")
+
+
+def success(
+    attack: AdaptiveAttack,
+    defended: Defended,
+    part: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]],
+    seed: int,
+    journal: Journal,
+    work: Work | None = None,
+) -> Success:
+    """Which images (n, H, W, 3) with labels (n,) the attack gets past network and detector: (n,)."""
+    images, labels = part
+    device, found = next(defended.parameters()).device, []
+    state = _digest(defended)
+    for start in range(0, len(labels), BATCH):
+        batch, known = images[start : start + BATCH], labels[start : start + BATCH]
+        told = {**asdict(attack), "seed": seed, "batch": start, "defended": state}
+        pictures = hashlib.sha256(batch.tobytes() + known.tobytes()).hexdigest()
+        key = hashlib.sha256(canonical_json({**told, "images": pictures}).encode()).hexdigest()
+        outcome = journal.outcome(key, len(known))
+        if outcome is None:
+            generator = torch.Generator().manual_seed(seed + start)
+            pixels, truth = from_bytes(torch.from_numpy(batch).to(device)), torch.from_numpy(known).to(device)
+            outcome = attack_both(attack, defended, pixels, truth, generator).fooled.cpu().numpy()
+            journal.note(key, outcome)
+        found.append(outcome)
+        if work is not None:
+            work.advance(len(known))
+    return np.concatenate(found)
+
+
+def _digest(defended: Defended) -> str:
+    """Of weights and detector, whose least change makes another measurement."""
+    digest = hashlib.sha256(defended.head.encode())
+    tensors: Mapping[str, Any] = defended.state_dict()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    for name, rows in defended.detector.calibration_rows.items():
+        digest.update(name.encode() + rows.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,104 @@
+"""How one process of ours tells another what to do: a line of JSON each way, over a socket in a private folder.
+
+Who may reach the socket is a matter of the folder's permissions, so nothing else is asked. The listener has a thread
+for each call; `handle` gets the request and returns the answer, and a FieldmarkError of it is told as one.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import socketserver
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bundle.errors import EndpointError, FieldmarkError, OptionError, ServerError
+
+MAX_BYTES = 1 << 16  # of a line
+LONGEST_PATH = 107  # bytes of a socket's path, as the kernel takes them
+Handle = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Control:
+    """Listens at `path` from `open` until `close`."""
+
+    def __init__(self, path: Path, handle: Handle) -> None:
+        self.path, self._handle = path, handle
+        self._server: socketserver.BaseServer | None = None
+
+    def open(self) -> None:
+        """Listen; raises OptionError where no socket can be."""
+        check_socket(self.path)
+        handle = self._handle
+
+        class Call(socketserver.StreamRequestHandler):
+            timeout = 10  # seconds for the request to arrive
+
+            def handle(self) -> None:
+                with contextlib.suppress(OSError):  # whoever asked has gone, or never asked
+                    self.wfile.write(_answer(handle, self.rfile.readline(MAX_BYTES)))
+
+        class Server(socketserver.ThreadingUnixStreamServer):
+            daemon_threads = True
+            block_on_close = False
+
+        self.path.unlink(missing_ok=True)  # of one that was killed
+        before = os.umask(0o177)
+        try:
+            self._server = Server(str(self.path), Call)
+        except OSError as problem:
+            raise OptionError(f"no socket can be made at {self.path} ({problem.strerror})") from None
+        finally:
+            os.umask(before)
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening; safe to call twice."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+            self.path.unlink(missing_ok=True)
+
+
+def tell(path: Path, verb: str, /, *, seconds: float, **facts: Any) -> dict[str, Any]:
+    """What the process that listens at `path` answers; raises ServerError in its words, EndpointError for no answer."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(seconds)
+            connection.connect(str(path))
+            connection.sendall(json.dumps({"verb": verb, **facts}).encode() + b"\n")
+            with connection.makefile("rb") as lines:
+                line = lines.readline(MAX_BYTES)
+    except TimeoutError:
+        raise EndpointError(f"no answer at {path} within {seconds:g} seconds") from None
+    except OSError as problem:
+        reason = (problem.strerror or str(problem)).lower()
+        raise EndpointError(f"nobody listens at {path} ({reason})", hint="Is it running? See its log.") from None
+    if not line.endswith(b"\n"):
+        raise EndpointError(f"what listened at {path} ended before it answered", hint="See its log.")
+    answer: dict[str, Any] = json.loads(line)
+    if "error" in answer:
+        raise ServerError(str(answer["error"]), hint=str(answer.get("hint", "")))
+    return answer
+
+
+def check_socket(path: Path) -> None:
+    """Raise OptionError where a socket's path would be too long for the kernel."""
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise OptionError(
+            f"{path} is too long for a socket: {len(os.fsencode(path))} bytes, and the most is {LONGEST_PATH}",
+            hint="Name a shorter place; TMPDIR says where temporary ones are.",
+        )
+
+
+def _answer(handle: Handle, line: bytes) -> bytes:
+    try:
+        answer = handle(json.loads(line))
+    except FieldmarkError as problem:
+        answer = {"error": problem.what, "hint": problem.hint}
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        answer = {"error": f"no such order ({type(problem).__name__})"}
+    return json.dumps(answer).encode() + b"\n"

@@ -1,0 +1,157 @@
+"""Attacks that take hours: stopped anywhere, they go on and find what an undisturbed run finds."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import sr5
+from bundle.errors import OptionError
+from robustness import journal as journals
+from robustness.adaptive import AdaptiveAttack
+from robustness.cli import app
+from robustness.defended import Defended
+from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate
+from robustness.journal import BATCH, Journal, success
+from training.adversaries import run_dataset
+from training.data.loading import images_array
+from training.run import Run, image_spec
+
+ATTACK = AdaptiveAttack(name="selective PGD", method="selective", eps=8 / 255, steps=2, alpha=0.05)
+
+
+@pytest.fixture(scope="module")
+def defended(tiny_run, tiny_birds):
+    record, network = Run(tiny_run).load_network()
+    parts = Parts.of(run_dataset(record, tiny_birds), image_spec(record.config))
+    detector, _ = fit_and_calibrate(network, "full", parts, DetectorSettings(attacks=()), record.labels)
+    return Defended(network, "full", detector).eval()
+
+
+@pytest.fixture(scope="module")
+def part(tiny_run, tiny_birds):
+    """Two batches and a half."""
+    record, _ = Run(tiny_run).load_network()
+    images, labels = images_array(run_dataset(record, tiny_birds).parts["train"], image_spec(record.config))
+    count = 2 * BATCH + BATCH // 2
+    return images[:count], labels[:count]
+
+
+class Killed(Exception):
+    """What a kill is to the process that goes on."""
+
+
+def killed_after(monkeypatch, batches):
+    """Let so many batches be attacked; returns how many were."""
+    made, attack_both = [], journals.attack_both
+
+    def counted(*arguments):
+        if len(made) == batches:
+            raise Killed
+        made.append(1)
+        return attack_both(*arguments)
+
+    monkeypatch.setattr(journals, "attack_both", counted)
+    return made
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_batch_it_was_at(defended, part, tmp_path, monkeypatch):
+    expected = success(ATTACK, defended, part, 0, Journal())
+    path = tmp_path / "progress.json"
+    with monkeypatch.context() as patch:
+        killed_after(patch, 2)
+        with pytest.raises(Killed):
+            success(ATTACK, defended, part, 0, Journal(path))
+    with monkeypatch.context() as patch:
+        made = killed_after(patch, 99)
+        again = Journal(path)
+        np.testing.assert_array_equal(success(ATTACK, defended, part, 0, again), expected)
+        assert len(made) == 1  # of three batches
+        np.testing.assert_array_equal(success(ATTACK, defended, part, 0, Journal(path)), expected)
+        assert len(made) == 1
+    again.close()
+    assert not path.exists()
+
+
+def test_nothing_else_is_taken_for_the_same(defended, part, tmp_path, monkeypatch):
+    """Another attack, seed, image, label, weight or calibration is attacked anew."""
+    path = tmp_path / "progress.json"
+    images, labels = part[0][:BATCH], part[1][:BATCH]
+    success(ATTACK, defended, (images, labels), 0, Journal(path))
+    made = killed_after(monkeypatch, 99)
+    for attack in (replace(ATTACK, steps=3), replace(ATTACK, alpha=0.1), replace(ATTACK, own=True)):
+        success(attack, defended, (images, labels), 0, Journal(path))
+    success(ATTACK, defended, (images, labels), 1, Journal(path))
+    success(ATTACK, defended, (images[::-1].copy(), labels), 0, Journal(path))
+    success(ATTACK, defended, (images, (labels + 1) % 3), 0, Journal(path))
+    calibration = defended.detector.calibration + np.float32(0.5)
+    other = Defended(defended.network, "full", replace(defended.detector, calibration=calibration)).eval()
+    success(ATTACK, other, (images, labels), 0, Journal(path))
+    with torch.no_grad():
+        weight = next(defended.network.parameters())
+        weight += 1e-3
+        success(ATTACK, defended, (images, labels), 0, Journal(path))
+        weight -= 1e-3
+    assert len(made) == 8
+    assert len(json.loads(path.read_text())) == 9
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": "012"}', "\x00", "3"])
+def test_damaged_progress_is_one_sentence(text, tmp_path):
+    path = tmp_path / "progress.json"
+    path.write_text(text)
+    with pytest.raises(OptionError, match=r"the progress in .* cannot be read .*Remove it"):
+        Journal(path)
+
+
+def test_evaluate_keeps_its_progress_beside_the_report_and_removes_it(tiny_run, tiny_birds, tmp_path, monkeypatch):
+    words = ["evaluate", str(tiny_run), "--suite", "adaptive", "--quick", "--data", str(tiny_birds), "--count", "6"]
+    words += ["--attacks", "fgsm-8", "--adaptive-steps", "2", "--out", str(tmp_path / "report"), "--json"]
+    progress = tmp_path / "report.progress.json"
+    with monkeypatch.context() as patch:
+        killed_after(patch, 3)
+        assert isinstance(CliRunner().invoke(app, words).exception, Killed)
+        assert len(json.loads(progress.read_text())) == 3
+    made = killed_after(monkeypatch, 99)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert not progress.exists()
+    document = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert document["suite"]["adaptive_steps"] == 2
+    attacks = [name for head in document["heads"].values() for name in head["adaptive"]["success"]]
+    assert len(made) == len([name for name in attacks if name not in ("any", "attacks above")]) - 3
+    wrong = CliRunner().invoke(app, ["evaluate", str(tiny_run), "--adaptive-steps", "5"])
+    assert "--adaptive-steps goes with a report" in str(wrong.exception)
+
+
+def test_sr5_is_of_every_head_and_says_its_time_first(tiny_run, tiny_birds, tmp_path, monkeypatch, capsys):
+    saved = {}
+    monkeypatch.setattr(sr5, "save", lambda name, result: saved.setdefault(name, result))
+    monkeypatch.setattr(sr5, "put", lambda name, block: saved.setdefault(f"{name} page", block))
+    given = {"data": tiny_birds, "steps": 2, "count": 6, "name": "x", "write": True, "progress": tmp_path / "p.json"}
+    sr5.bench([tiny_run], **given, attacks="orth", estimate=True)
+    assert not saved
+    assert "together at most" in capsys.readouterr().out
+    sr5.bench([tiny_run], **given, attacks="orthogonal,selective", estimate=False)
+    rows = saved["x"]["rows"]
+    assert [row["head"] for row in rows] == ["full", "attention"]
+    assert list(rows[0]["success"]) == ["selective PGD", "orthogonal PGD", "selective PGD, own head", "any"]
+    assert list(rows[1]["success"]) == ["selective PGD", "orthogonal PGD", "any"]
+    for row in rows:
+        counts = {name: found["count"] for name, found in row["success"].items()}
+        assert max(counts.values()) == counts["any"] <= sum(counts.values()) - counts["any"]
+        assert row["success"]["any"]["of"] == 6
+    assert "| tiny, seed 3 | full |" in saved["x page"]
+    assert str(tmp_path) not in json.dumps(saved)
+    with pytest.raises(OptionError, match=r"no attack is named nonsense\. There are: joint, weight 0.03"):
+        sr5.bench([tiny_run], **given, attacks="nonsense", estimate=True)
+
+
+def test_a_row_is_called_by_its_longest_system():
+    assert sr5._label("ap-small-fast", "attention") == "AP"
+    assert sr5._label("ap-pcl-small", "attention") == "AP + PCL"
+    assert sr5._label("maxsep-small", "full") == "**Ours-FR**"
+    assert sr5._label("tiny", "full") == "full"
