@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "score": ("scoring.cli", "Score images into Parquet shards, or a bucket of them into a Delta table."),
     "flags": ("scoring.cli", "List what looks tampered with in a table of scores, at a false discovery rate."),
     "drift": ("scoring.cli", "Compare scored images with clean data: an attack, a broken camera?"),
+    "review": ("review.cli", "Look at what was flagged, decide, and make the next calibration better."),
 }
 # library -> the extra that brings it; the base install has none of them
 EXTRAS: dict[str, str] = {
@@ -47,6 +48,8 @@ EXTRAS: dict[str, str] = {
     "sklearn": "training",
     "scipy": "training",
     "jinja2": "training",
+    "starlette": "review",
+    "uvicorn": "review",
     "onnx": "export",
     "onnxscript": "export",
     "tensorrt": "gpu",

@@ -22,6 +22,7 @@ from benchmarks import (
     gateway,
     gateway_page,
     regulariser,
+    review,
     runtime,
     scoring,
     training,
@@ -107,6 +108,7 @@ MEASURES = {
     "training": alone(training.measure),
     "regulariser": alone(regulariser.measure),
     "attacks": alone(attacks.measure),
+    "review": review.measure,
 }
 # A few seconds each, to see that a measurement works before it is given its minutes.
 REHEARSALS = {"gateway": beside(partial(gateway.measure, plan=gateway.REHEARSAL), "resnet34")}

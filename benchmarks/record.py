@@ -48,8 +48,8 @@ def paired(first: Callable[[], Any], second: Callable[[], Any], *, rounds: int, 
     times = _turns((first, second), rounds, warmup)
     return {
         "rounds": rounds,
-        "first_ms": _percentiles(times[:, 0]),
-        "second_ms": _percentiles(times[:, 1]),
+        "first_ms": percentiles(times[:, 0]),
+        "second_ms": percentiles(times[:, 1]),
         **_ratio(times[:, 1], times[:, 0]),
     }
 
@@ -62,7 +62,7 @@ def side_by_side(calls: Mapping[str, Callable[[], Any]], *, rounds: int, warmup:
     return {
         "rounds": rounds,
         **{
-            name: {"ms": _percentiles(times[:, column]), **_ratio(times[:, 0], times[:, column])}
+            name: {"ms": percentiles(times[:, column]), **_ratio(times[:, 0], times[:, column])}
             for column, name in enumerate(calls)
         },
     }
@@ -91,7 +91,8 @@ def _ratio(above: npt.NDArray[np.float64], below: npt.NDArray[np.float64]) -> di
     }
 
 
-def _percentiles(values: Any) -> dict[str, float]:
+def percentiles(values: Any) -> dict[str, float]:
+    """The median and the worst of some times."""
     return {f"p{q}": round(float(np.percentile(values, q)), 4) for q in (50, 90, 95, 99)}
 
 

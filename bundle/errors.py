@@ -21,6 +21,8 @@ FieldmarkError                what was wrong, where, what to do; the CLI prints 
 ├── QuarantineError           a quarantine that cannot be written or read, or an entry of it that is damaged
 ├── DiskFull                  no space left; nothing half-written stays behind
 ├── ScoringError              offline scoring cannot go on (disk full, output of another bundle)
+├── ReviewError               a review that cannot go on; what was decided stays decided
+│   └── ImageGone             the source no longer has an image, or never let it be read
 ├── Interrupted               a person stopped it; says how to go on                              -> exit 130
 └── MissingExtra              an optional dependency is not installed; names the extra
 """
@@ -164,6 +166,14 @@ class DiskFull(FieldmarkError):
 
 class ScoringError(FieldmarkError):
     """Offline scoring cannot go on; what was written stays valid."""
+
+
+class ReviewError(FieldmarkError):
+    """A review's source or its database cannot be used; what was decided stays decided."""
+
+
+class ImageGone(ReviewError):
+    """The source no longer has an image (it was deleted by age), or does not let it be read."""
 
 
 class Terminated(SystemExit):

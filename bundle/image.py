@@ -205,6 +205,17 @@ def upright_size(path: Path) -> tuple[int, int]:
         raise ImageError(f"{path}: the size of the image cannot be read ({first_line(problem)})") from None
 
 
+def upright_size_of(data: bytes) -> tuple[int, int]:
+    """The same of an encoded image; raises ImageError."""
+    try:
+        with open_image(io.BytesIO(data)) as image:
+            return _upright(image)
+    except ImageError:
+        raise
+    except Exception as problem:  # decoders raise whatever their library raises on damaged data
+        raise ImageError(f"the size of the image cannot be read ({first_line(problem)})") from None
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if (turn := TURNS.get(_orientation(image))) is not None:

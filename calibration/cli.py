@@ -1,9 +1,11 @@
 """`fieldmark calibrate`."""
 
+import contextlib
 import json as jsonlib
 import sys
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,16 +35,24 @@ def _root() -> None:
 @app.command()
 def calibrate(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle; it stays as it is.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
     images: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--with",
             metavar="FOLDER",
             help="Clean images from where the bundle will work: a folder (recursive), or a text file with a path a "
             "line. No labels; none that it was trained on.",
         ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
+    ] = None,
+    review: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-review",
+            metavar="DB",
+            help="Instead of a folder: what 'fieldmark review' found clean of a random sample that was decided whole.",
+        ),
+    ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="Default false-positive rate of is_adversarial, instead of the bundle's.")
     ] = None,
@@ -54,34 +64,24 @@ def calibrate(
 ) -> None:
     """Count p-values from clean images of your own: another bundle of the same weights, without labels or PyTorch."""
     from calibration.recalibration import recalibrate
-    from scoring.sources import Source
 
+    if (images is None) == (review is None):
+        raise OptionError("one of --with and --from-review says which images are clean")
     if alpha is not None and not 0 < alpha < 1:
         raise OptionError(f"--alpha {alpha:g} is not between 0 and 1")
     check_free(out, replace=force, marker=MANIFEST)
     opened = Bundle.open(bundle)
-    source, passed = Source.open(images), Counter[str]()
-    source.check_any()
-    files = list(source.files(passed))
-    if unread := [file.problem for file in files if file.problem]:
-        raise DatasetError(unread[0], hint="Calibrate with images that can be read.")
-    made = recalibrate(
-        opened,
-        [Path(file.location) for file in files],
-        out,
-        source=images.resolve().name,
-        alpha=alpha,
-        skip_bad=skip_bad,
-        replace=force,
-    )
+    with _clean(opened, images, review) as clean:
+        made = recalibrate(opened, clean.paths, out, source=clean.name, alpha=alpha, skip_bad=skip_bad, replace=force)
+        clean.taken(made.bundle.bundle_id)
     if json:
         document = {"bundle_id": made.bundle.bundle_id, "skipped": list(made.left_out), **asdict(made.provenance)}
         sys.stdout.write(jsonlib.dumps(document) + "\n")
         return
     console = Console()
     _show(made, console)
-    if words := passed_over(passed):
-        say(console, words)
+    if clean.words:
+        say(console, clean.words)
     if opened.signed:
         say(console, f"the signature of {bundle} does not hold for it: fieldmark bundle sign {out} --key PRIVATE.pem")
     say(
@@ -90,6 +90,37 @@ def calibrate(
         "engines and scores of the old bundle are not its own: build and score them again",
         f"next: fieldmark serve {out}",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Clean:
+    """Clean images, what people call them, what is to be said of others; `taken` hears which bundle they made."""
+
+    paths: list[Path]
+    name: str
+    words: str
+    taken: Callable[[str], object] = lambda _: None
+
+
+@contextlib.contextmanager
+def _clean(bundle: Bundle, images: Path | None, review: Path | None) -> Iterator[_Clean]:
+    if review is not None:
+        from review.handover import clean_files
+
+        with clean_files(review, bundle) as handed:
+            words = f"of the sample left out: {handed.left_out}" if handed.left_out else ""
+            yield _Clean(paths=list(handed.paths), name=handed.name, words=words, taken=handed.taken)
+        return
+    if images is None:
+        raise ValueError("there are no images")
+    from scoring.sources import Source
+
+    source, passed = Source.open(images), Counter[str]()
+    source.check_any()
+    files = list(source.files(passed))
+    if unread := [file.problem for file in files if file.problem]:
+        raise DatasetError(unread[0], hint="Calibrate with images that can be read.")
+    yield _Clean(paths=[Path(file.location) for file in files], name=images.resolve().name, words=passed_over(passed))
 
 
 def _show(made: "Recalibration", console: Console) -> None:

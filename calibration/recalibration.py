@@ -132,7 +132,8 @@ def _calibrated(bundle: Bundle, network: str, seen: Seen, alpha: float | None) -
     labels = bundle.manifest.labels
     if detector.columns != info.layers or len(detector.gaussians[0].means) != len(labels):
         raise BundleCorrupt(f"{bundle.path / info.file} is not the detector of {network!r}", hint=AGAIN)
-    return detector.calibrated(seen.scores, seen.predicted, info.alpha if alpha is None else alpha, labels)
+    rate = info.alpha if alpha is None else alpha
+    return detector.calibrated(seen.scores, seen.predicted, rate, labels, layers=seen.layers)
 
 
 def _provenance(

@@ -25,11 +25,12 @@ Images = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What one network says of n images: `scores` (n,), `predicted` classes (n,), and how many of them it `flagged` by
-    the calibration that it has.
+    """What one network says of n images: `scores` (n,), `layers` (n, columns), `predicted` classes (n,), and how many
+    of them it `flagged` by the calibration that it has.
     """
 
     scores: npt.NDArray[np.float32]
+    layers: npt.NDArray[np.float32]
     predicted: npt.NDArray[np.int64]
     flagged: int
 
@@ -54,7 +55,7 @@ def look(inference: Inference, paths: Sequence[Path], *, skip_bad: bool) -> Samp
     files: dict[Path, str] = {}  # SHA-256
     known: dict[bytes, Path] = {}  # by the digest of what the networks see
     left_out: list[str] = []
-    asked: dict[str, list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int]]] = {each: [] for each in networks}
+    asked: dict[str, list[Seen]] = {each: [] for each in networks}
     batch: list[Images] = []
 
     def ask() -> None:
@@ -98,16 +99,23 @@ def look(inference: Inference, paths: Sequence[Path], *, skip_bad: bool) -> Samp
     )
 
 
-def _ask(
-    inference: Inference, network: str, images: Images
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int]:
+def _ask(inference: Inference, network: str, images: Images) -> Seen:
     found = inference.infer(images, network)
-    predicted: npt.NDArray[np.int64] = found[tensors.PROBABILITIES].argmax(1)
-    return found[tensors.INSTANCE_SCORE], predicted, int(found[tensors.IS_ADVERSARIAL].sum())
+    return Seen(
+        scores=found[tensors.INSTANCE_SCORE],
+        layers=found[tensors.LAYER_SCORES],
+        predicted=found[tensors.PROBABILITIES].argmax(1),
+        flagged=int(found[tensors.IS_ADVERSARIAL].sum()),
+    )
 
 
-def _joined(parts: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int]]) -> Seen:
+def _joined(parts: Sequence[Seen]) -> Seen:
     if not parts:
-        return Seen(scores=np.zeros(0, np.float32), predicted=np.zeros(0, np.int64), flagged=0)
-    scores, predicted, flagged = zip(*parts, strict=True)
-    return Seen(scores=np.concatenate(scores), predicted=np.concatenate(predicted), flagged=sum(flagged))
+        none = np.zeros(0, np.float32)
+        return Seen(scores=none, layers=none[:, None], predicted=np.zeros(0, np.int64), flagged=0)
+    return Seen(
+        scores=np.concatenate([part.scores for part in parts]),
+        layers=np.concatenate([part.layers for part in parts]),
+        predicted=np.concatenate([part.predicted for part in parts]),
+        flagged=sum(part.flagged for part in parts),
+    )

@@ -108,6 +108,7 @@ def demo(
         f"picture  {out / 'demo.png'}",
         f"report   {bundle_path / 'report' / 'report.html'}: gates, attackers who know the detector, limits",
         f"bundle   {bundle_path}   serve it: fieldmark serve {bundle_path}",
+        f"console  look at what was flagged, and decide: fieldmark review {out / 'scores'} --bundle {bundle_path}",
     )
 
 

@@ -29,6 +29,7 @@ DISTANCES = ("nearest", "predicted", "overall")
 class Detector:
     """`calibration` : (n,) ascending scores of clean held-out images; `alpha` is the default decision. With
     `calibration_classes` : (n,), the predicted classes of these images, p-values are per predicted class.
+    `calibration_layers` : (n, columns) are their layer scores, for whoever asks which layer is unusual and how much.
 
     Layer scores are (n, 3 * layers), in the order of `columns`.
     """
@@ -39,6 +40,7 @@ class Detector:
     calibration: Float32
     alpha: float
     calibration_classes: npt.NDArray[np.int64] | None = None
+    calibration_layers: Float32 | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -75,10 +77,18 @@ class Detector:
             return p_values(scores, self.calibration)
         return p_values_per_class(scores, predicted, self.calibration, self.calibration_classes)
 
-    def calibrated(self, scores: Float32, predicted: Classes, alpha: float, labels: Sequence[str]) -> "Detector":
+    def calibrated(
+        self,
+        scores: Float32,
+        predicted: Classes,
+        alpha: float,
+        labels: Sequence[str],
+        *,
+        layers: Float32 | None = None,
+    ) -> "Detector":
         """The same detector, calibrated on `scores` : (n,) of clean held-out images, answered with `predicted` : (n,).
 
-        `labels` are the names of all classes.
+        `labels` are the names of all classes, `layers` : (n, columns) the layer scores of the images, where known.
         """
         check_calibration_size(len(scores), alpha)
         if not np.isfinite(scores).all():
@@ -89,7 +99,10 @@ class Detector:
             check_class_sizes(predicted, alpha, labels)
             classes = predicted[order].astype(np.int64)
         calibration = scores[order].astype(np.float32)
-        return replace(self, calibration=calibration, calibration_classes=classes, alpha=alpha)
+        layers = None if layers is None else layers[order].astype(np.float32)
+        return replace(
+            self, calibration=calibration, calibration_classes=classes, calibration_layers=layers, alpha=alpha
+        )
 
     def save(self, path: Path) -> None:
         """Write an .npz without pickled objects."""
@@ -102,6 +115,8 @@ class Detector:
         }
         if self.calibration_classes is not None:
             arrays["calibration_classes"] = self.calibration_classes
+        if self.calibration_layers is not None:
+            arrays["calibration_layers"] = self.calibration_layers
         for layer, gaussians in zip(self.layers, self.gaussians, strict=True):
             arrays[f"{layer}/whitening"] = gaussians.whitening
             arrays[f"{layer}/center"] = gaussians.center
@@ -133,6 +148,7 @@ class Detector:
                 calibration=arrays["calibration"],
                 alpha=float(arrays["alpha"]),
                 calibration_classes=arrays.get("calibration_classes"),
+                calibration_layers=arrays.get("calibration_layers"),
             )
             _check(loaded)
         except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -162,6 +178,8 @@ def _check(detector: Detector) -> None:
         answers.dtype.kind != "i" or answers.shape != detector.calibration.shape or not _within(answers, classes)
     ):
         raise ValueError("its calibration_classes are not the position of a class for each score")
+    if (rows := detector.calibration_layers) is not None:
+        _check_numbers("calibration_layers", rows, (detector.calibration.size, len(detector.columns)))
 
 
 def _check_numbers(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:

@@ -116,8 +116,10 @@ def _calibrated(
     """`detector` and `model` calibrated on the scores that `runs` gives (`model` itself, or what stands for it where no
     kernel can run it), and a session that answers so.
     """
-    scores, predicted = GraphSession(runs, device).scores(calibration)
-    detector = detector.calibrated(scores, predicted, detector.alpha, labels)
+    said = GraphSession(runs, device).answers(calibration)
+    scores, predicted = said[tensors.INSTANCE_SCORE], said[tensors.PROBABILITIES].argmax(1)
+    layers = said[tensors.LAYER_SCORES]
+    detector = detector.calibrated(scores, predicted, detector.alpha, labels, layers=layers)
     for graph in {id(graph): graph for graph in (model, runs)}.values():
         set_calibration(graph, detector)
     return detector, GraphSession(runs, device)

@@ -22,6 +22,7 @@ from benchmarks import (
     pointing,
     record,
     regulariser,
+    review,
     rivals,
     runtime,
     scoring,
@@ -559,6 +560,15 @@ def test_the_scoring_table_stands_between_its_marks(monkeypatch: pytest.MonkeyPa
     assert "| `--out`, of the limit | 0.93 (210) | 0.90 |" in text
     assert "| 1.90x | 1.8x |" in text
     assert "20.0 s; 19.0 s; 18.0 s; 400 MB" in text
+
+
+def test_the_review_console_is_measured_beside_a_file_server(toy_bundle: Any) -> None:
+    found = review.measure(toy_bundle.path, items=201)
+    assert set(found["answers"]) == {
+        "rounds", "file_server", "first_page", "later_rows", "groups", "figures", "one_image", "thumbnail",
+    }  # fmt: skip
+    assert found["first_page_bytes"] > 50_000
+    assert set(found["decision_ms"]) == {"p50", "p90", "p95", "p99"}
 
 
 # What needs a GPU

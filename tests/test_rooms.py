@@ -45,12 +45,17 @@ WALLS = {
     ),
     "serving": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS, not_at_import=DRAWING),
     "calibration": Wall(
-        rooms={"bundle", "detector", "serving", "scoring"},
+        rooms={"bundle", "detector", "serving", "scoring", "review"},
         never=TORCH | FITTING | GRAPHS | DRAWING,
         not_at_import=CALLS | ENGINES,
     ),
     "scoring": Wall(
         rooms={"bundle", "serving"},
+        never=TORCH | GRAPHS | {"sklearn", "grpc", "tritonclient", "pytriton"},
+        not_at_import=DRAWING | ENGINES | {"scipy", "pyarrow", "onnxruntime"},
+    ),
+    "review": Wall(
+        rooms={"bundle", "serving", "scoring"},
         never=TORCH | GRAPHS | {"sklearn", "grpc", "tritonclient", "pytriton"},
         not_at_import=DRAWING | ENGINES | {"scipy", "pyarrow", "onnxruntime"},
     ),

@@ -1,7 +1,7 @@
 """Reading a quarantine that others write, prune and may have tampered with, without waiting for any of them."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from bundle.errors import QuarantineError, printable
@@ -18,13 +18,14 @@ class Found:
     problem: str = ""
 
 
-def entries(root: str, *, newest_first: bool = False) -> Iterator[Found]:
-    """What a quarantine holds, a folder's path or a URL, oldest first, read as it is asked for.
+def entries(root: str, *, newest_first: bool = False, known: Container[str] = ()) -> Iterator[Found]:
+    """What a quarantine holds, a folder's path or a URL, oldest first, read as it is asked for; `known` places are not
+    read again.
 
     Images without a record are still being written, or being removed, and are passed over. Raises OptionError for a
     place that can be none, at once, and QuarantineError where the store does not answer.
     """
-    return _walk(open_store(root), newest_first)
+    return _walk(open_store(root), newest_first, known)
 
 
 def read_image(root: str, entry: Entry) -> bytes:
@@ -39,11 +40,11 @@ def read_image(root: str, entry: Entry) -> bytes:
     return data
 
 
-def _walk(store: Store, newest_first: bool) -> Iterator[Found]:
+def _walk(store: Store, newest_first: bool, known: Container[str]) -> Iterator[Found]:
     for day in sorted(filter(is_day, store.folders()), reverse=newest_first):
         files = store.files(day)
         for name in sorted(files, reverse=newest_first):
-            if name.endswith(RECORD) and not name.startswith("."):
+            if name.endswith(RECORD) and not name.startswith(".") and f"{day}/{printable(name)}" not in known:
                 found = _find(store, day, name, files)
                 if found is not None:
                     yield found

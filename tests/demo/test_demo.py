@@ -1,6 +1,7 @@
 """The whole job on a tiny set, every step real: train, export, attack, Triton, gRPC, Parquet, report, picture."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -29,6 +30,12 @@ def test_the_whole_job_and_a_second_run_that_reuses_it(tiny_birds, tmp_path):
     assert {"train", "export", "attack", "serve", "classify", "score"} <= set(report["seconds"])
     with Image.open(tmp_path / "demo" / "demo.png") as picture:
         assert picture.width > 800
+    last = done.stdout.strip().splitlines()[-1]
+    review = shlex.split(last[last.index("fieldmark review") :])
+    words = [sys.executable, "-m", *review, "--db", tmp_path / "r.db", "--export", "csv", "--out", tmp_path / "r.csv"]
+    exported = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "r.csv").read_text().startswith("key,")
     again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert again.returncode == 0, again.stderr
     second = json.loads((tmp_path / "demo" / "report.json").read_text())

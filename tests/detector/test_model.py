@@ -167,3 +167,17 @@ def test_without_attacks_each_standard_deviation_of_a_ratio_counts_alike():
     np.testing.assert_allclose(combination.score(clean), expected, atol=1e-2)
     np.testing.assert_allclose(combination.score(clean * 7), expected, atol=1e-2)
     assert combination.score(clean * [5, 5, 1, 5, 5, 1]).min() > combination.score(clean).min()
+
+
+def test_layer_scores_of_the_calibration_are_kept_beside_its_scores_and_never_go_stale(detector, tmp_path):
+    fitted, features, labels = detector
+    scores, layers = fitted.score(features, labels), fitted.layer_scores(features, labels)
+    kept = fitted.calibrated(scores, labels, 0.05, NAMES, layers=layers)
+    kept.save(tmp_path / "detector.npz")
+    loaded = Detector.load(tmp_path / "detector.npz")
+    np.testing.assert_array_equal(loaded.calibration_layers, layers[np.argsort(scores, kind="stable")])
+    np.testing.assert_allclose(loaded.combination.score(loaded.calibration_layers), loaded.calibration, rtol=1e-4)
+    assert loaded.calibrated(scores, labels, 0.05, NAMES).calibration_layers is None
+    replace(kept, calibration_layers=layers[:-1]).save(tmp_path / "detector.npz")
+    with pytest.raises(BundleCorrupt, match="calibration_layers"):
+        Detector.load(tmp_path / "detector.npz")

@@ -1,0 +1,147 @@
+"""Who may look: whoever has the token that the verb printed, or whom an Envoy has let in by his key.
+
+Every answer forbids what a page of ours never does: scripts and styles of others or inside the page, frames, guesses at
+types. Only a page of ours may change anything: the cookie stays on this site, the request must come from it, and it
+must bring what only our forms hold.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import quote, unquote, urlencode, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from review.store.verdicts import LONGEST_NAME
+
+TOKEN, CSRF = "token", "csrf"
+KEY_NAME = "x-fieldmark-key-name"  # whose key Envoy has checked; it removes what a caller sends under this name
+SAFE = ("GET", "HEAD")
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """How people come in. `hosts` are the names, with ports, that the console answers to: others are attempts to reach
+    it through a foreign name. `keyed` says that an Envoy stands before it and names the reviewer.
+    """
+
+    hosts: frozenset[str]
+    port: int
+    reviewer: str
+    keyed: bool = False
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+
+    @property
+    def cookie(self) -> str:
+        """Cookies know hosts and no ports, and there may be two consoles on one."""
+        return f"fieldmark_review_{self.port}"
+
+    def csrf(self) -> str:
+        """What our forms hold and nobody else's."""
+        return hmac.new(self.secret, b"csrf", hashlib.sha256).hexdigest()
+
+    def admits(self, token: str) -> bool:
+        """Whether somebody has shown the token."""
+        return hmac.compare_digest(token.encode(), self.token.encode())
+
+
+class Access:
+    """Stands before every page: refuses with a sentence, or lets a request through."""
+
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self.app, self.door = app, door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("cache-control", "no-store")
+            await send(message)
+
+        refusal = self._refusal(scope)
+        await (refusal or self.app)(scope, receive, send_guarded)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers, query = Headers(scope=scope), QueryParams(scope["query_string"])
+        if headers.get("host", "") not in self.door.hosts:
+            return _sentence("This console does not answer to that name: use the address that it printed.", 421)
+        if scope["method"] not in SAFE and not self._is_ours(headers):
+            return _sentence("This request comes from another site, and nothing was changed.", 403)
+        if self.door.keyed:
+            if not headers.get(KEY_NAME):
+                return _sentence("Nobody said whose key this is: come in through Envoy.", 401)
+            return None
+        if TOKEN in query and scope["method"] in SAFE and self.door.admits(query[TOKEN]):
+            return self._let_in(scope, query)
+        if not self.door.admits(_cookies(headers).get(self.door.cookie, "")):
+            return _sentence("Open the address that 'fieldmark review' printed: it ends in a token.", 401)
+        return None
+
+    def _let_in(self, scope: Scope, query: QueryParams) -> Response:
+        """Into a cookie with the token, out of the address, which stays in histories."""
+        rest = urlencode([(name, value) for name, value in query.multi_items() if name != TOKEN])
+        answer = RedirectResponse(quote(scope["path"]) + (f"?{rest}" if rest else ""), status_code=303)
+        answer.set_cookie(self.door.cookie, self.door.token, httponly=True, samesite="strict", path="/")
+        return answer
+
+    def _is_ours(self, headers: Headers) -> bool:
+        if (site := headers.get("sec-fetch-site")) is not None and site != "same-origin":
+            return False
+        origin = headers.get("origin")
+        return origin is None or urlsplit(origin).netloc == headers.get("host")
+
+
+def reviewer_of(request: Request, door: Door) -> str:
+    """Who decides: the name of the key, or what was written into the page, or who started the console."""
+    if door.keyed:
+        return clean_name(request.headers.get(KEY_NAME, "")) or "?"
+    return clean_name(unquote(request.cookies.get(f"{door.cookie}_name", ""))) or door.reviewer
+
+
+def clean_name(name: str) -> str:
+    """A name as it is kept: one line, not too long."""
+    return " ".join("".join(each if each.isprintable() else " " for each in name).split())[:LONGEST_NAME]
+
+
+def hosts_of(host: str, port: int, others: Iterable[str]) -> frozenset[str]:
+    """The names that a console on this address answers to."""
+    names = {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host}
+    return frozenset({f"{name}:{port}" for name in names} | set(others))
+
+
+def _cookies(headers: Headers) -> dict[str, str]:
+    found = SimpleCookie()
+    try:
+        found.load(headers.get("cookie", ""))
+    except CookieError:
+        return {}
+    return {name: morsel.value for name, morsel in found.items()}
+
+
+def _sentence(text: str, status: int) -> Response:
+    return Response(f"{text}\n", status_code=status, media_type="text/plain")

@@ -1,0 +1,60 @@
+"""Groups: campaigns, bursts and near copies, each decided in one stroke; and a page of one for whoever must be told."""
+
+import json
+from collections import Counter
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bundle.errors import OptionError
+from review.pages.page import console_of, render
+from review.store.groups import BURSTS, KINDS, groups
+from review.store.queue import ANY, Filter, window
+from review.store.verdicts import STATES, WAITING
+
+MOST = 100
+SHOWN = 24  # pictures on an incident's page
+FIRST = (-1.0, float("-inf"), 0)  # before every place in the order
+
+
+def groups_page(request: Request) -> Response:
+    """The groups of a kind of which some wait, or are decided as asked."""
+    kind, state = request.query_params.get("kind", BURSTS), request.query_params.get("state", WAITING)
+    if kind not in KINDS or state not in STATES:
+        raise OptionError("there are no such groups", hint=f"Choose from: {', '.join(KINDS)}.")
+    found = groups(console_of(request).database, kind, state=state, most=MOST)
+    return render(request, "groups.html.j2", kind=kind, kinds=KINDS, state=state, groups=found)
+
+
+def incident(request: Request) -> Response:
+    """One group on paper: what, when, from whom, how sure, who decided."""
+    console = console_of(request)
+    wanted = Filter.of({**request.query_params, "state": request.query_params.get("state", ANY)})
+    rows = window(console.database, wanted, FIRST, rows=5000)
+    if not rows:
+        raise OptionError("nothing belongs to this group", hint="Go back to the groups.")
+    with console.database.reading() as connection:
+        marks = ",".join(str(row["id"]) for row in rows)  # numbers of ours
+        decisions = connection.execute(
+            "SELECT decisions.* FROM standing JOIN decisions ON decisions.id = standing.decision"
+            f" WHERE standing.item IN ({marks}) ORDER BY decisions.id"
+        ).fetchall()
+    said = Counter((row["reviewer"], row["verdict"]) for row in decisions)
+    return render(
+        request,
+        "incident.html.j2",
+        wanted=wanted,
+        rows=rows,
+        shown=rows[:SHOWN],
+        labels=Counter(row["label"] for row in rows).most_common(8),
+        origins=Counter(row["origin"] for row in rows).most_common(8),
+        layers=Counter(row["layer"] for row in rows if row["layer"]).most_common(4),
+        states=Counter(row["state"] for row in rows),
+        said=sorted(said.items()),
+        notes=list(dict.fromkeys((row["reviewer"], row["note"]) for row in decisions if row["note"])),
+        bundles=sorted({row["bundle_id"] for row in rows}),
+        first=min(row["received"] for row in rows),
+        last=max(row["received"] for row in rows),
+        expected=sum(row["alpha"] for row in rows) / len(rows),
+        requests=json.dumps([row["request_id"] for row in rows if row["request_id"]][:8]),
+    )

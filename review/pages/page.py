@@ -1,0 +1,179 @@
+"""What every page needs: the console behind it, its template, its form, its sentence when something is wrong."""
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from bundle import Bundle
+from bundle.errors import DiskFull, FieldmarkError, ImageGone, InputError, printable
+from review.evidence.look import Looker
+from review.keeper import Keeper
+from review.pages.access import CSRF, Door, reviewer_of
+from review.sources.source import Source
+from review.store.database import Database
+from review.store.queue import Filter, counts
+from review.store.verdicts import ATTACK, CLEAN, DISPUTED, FAULT, UNSURE, WAITING, newest
+
+FOLDER = Path(__file__).parent
+MOST_FORM = 64 * 1024  # bytes
+WORDS = {
+    WAITING: "waiting",
+    ATTACK: "attack",
+    CLEAN: "clean",
+    FAULT: "camera fault",
+    UNSURE: "unsure",
+    DISPUTED: "disputed",
+}
+KEYS = {ATTACK: "a", CLEAN: "c", FAULT: "f", UNSURE: "u"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Console:
+    """Everything that the pages show. `alone` is False where another console has the same database open."""
+
+    database: Database
+    source: Source
+    keeper: Keeper
+    looker: Looker
+    door: Door
+    alone: bool = True
+    templates: jinja2.Environment = field(default_factory=lambda: _templates())
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that answers for single images."""
+        return self.looker.bundle
+
+    @property
+    def notices(self) -> list[str]:
+        """What is not as it should be, a sentence each."""
+        found = [self.keeper.problem] if self.keeper.problem else []
+        if not self.alone:
+            found.append("Another console has this review open, too. Both write into it, and nothing is lost.")
+        return found + self.source.notices
+
+
+class NotFound(FieldmarkError):
+    """A page of something that is not there."""
+
+
+def console_of(request: Request) -> Console:
+    """The console that a request came to."""
+    found: Console = request.app.state.console
+    return found
+
+
+def render(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page, or a part of one, from its template."""
+    console = console_of(request)
+    with console.database.reading() as connection:
+        seen = newest(connection)
+    known = {
+        "reviewer": reviewer_of(request, console.door),
+        "csrf": console.door.csrf(),
+        "keyed": console.door.keyed,
+        "seen": seen,
+        "path": request.url.path,
+        "notices": console.notices,
+        "busy": console.keeper.busy,
+        "counts": counts(console.database),
+        "bundle": console.bundle,
+        "said": request.query_params.get("said", "")[:300],
+        "undoable": request.query_params.get("stroke", "")[:32],
+    }
+    text = console.templates.get_template(template).render({**known, **values})
+    return HTMLResponse(text, status_code=status)
+
+
+def is_part(request: Request) -> bool:
+    """Whether htmx asks for a part of a page."""
+    return request.headers.get("hx-request") == "true"
+
+
+def back(address: str) -> RedirectResponse:
+    """To another page of ours after something was done; a foreign address leads to the queue."""
+    own = address.startswith("/") and not address.startswith(("//", "/\\"))
+    return RedirectResponse(address if own else "/", status_code=303)
+
+
+Handler = Callable[[Request], Response]
+FormHandler = Callable[[Request, FormData], Response]
+
+
+def acts(handler: FormHandler) -> Callable[[Request], Awaitable[Response]]:
+    """A handler of a form of ours: it is read, and refused where it is not ours, before the handler sees it."""
+
+    async def handle(request: Request) -> Response:
+        if int(request.headers.get("content-length", MOST_FORM)) > MOST_FORM:
+            return sentence(request, "The form is too large, and nothing was recorded.", 413)
+        async with request.form(max_files=0, max_fields=100, max_part_size=MOST_FORM) as form:
+            if str(form.get(CSRF, "")) != console_of(request).door.csrf():
+                return sentence(
+                    request,
+                    "This form is of an earlier run of the console: nothing was recorded. Load the page again.",
+                    403,
+                )
+            return await run_in_threadpool(handler, request, form)
+
+    return handle
+
+
+def sentence(request: Request, text: str, status: int) -> Response:
+    """One sentence instead of a page, or of a part of one."""
+    template = "sentence_part.html.j2" if is_part(request) else "sentence.html.j2"
+    console = console_of(request)
+    values = {"sentence": text, "status": status, "bundle": console.bundle}
+    return HTMLResponse(console.templates.get_template(template).render(values), status_code=status)
+
+
+def failed(request: Request, problem: Exception) -> Response:
+    """The sentence of an error of ours, with its status."""
+    if isinstance(problem, DiskFull):
+        status = 507
+    elif isinstance(problem, (NotFound, ImageGone)):
+        status = 404
+    else:
+        status = 400 if isinstance(problem, InputError) else 503
+    return sentence(request, printable(str(problem)), status)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people."""
+    if value is None or math.isnan(value):
+        return "–"
+    return "∞" if math.isinf(value) else f"{value:.{digits}g}"
+
+
+def percent(value: float) -> str:
+    """A share for people."""
+    return f"{100 * value:.1f} %"
+
+
+def moment(text: str) -> str:
+    """A time for people, in UTC: `24 Nov 2026, 13:05`; the text as it is where it is none."""
+    try:
+        return datetime.fromisoformat(text).strftime("%-d %b %Y, %H:%M")
+    except ValueError:
+        return text[:30]
+
+
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "percent": percent, "moment": moment, "printable": printable}
+    environment.globals |= {"WORDS": WORDS, "KEYS": KEYS, "fresh": Filter()}
+    return environment

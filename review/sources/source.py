@@ -1,0 +1,83 @@
+"""Where the items come from: something that tells of images again and again, and lets each be read."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from bundle import Bundle
+from bundle.errors import ImageGone, ReviewError
+from bundle.files import open_regular
+from review.store.item import Item
+
+DAY = re.compile(r"\d{4}-\d\d-\d\d")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+
+
+class Source(Protocol):
+    """A quarantine, a score folder or a table. `place` names it for good."""
+
+    place: str
+    notices: list[str]  # sentences for the page: what could not be read
+    totals: dict[str, int]  # images that each network answered in all, where the source knows
+
+    def news(self) -> Iterator[Item]:
+        """What it has not told yet; raises ReviewError when it cannot be reached now."""
+        ...
+
+    def read(self, image: str, most: int) -> bytes:
+        """The bytes of an image as they were sent, at most one more than `most`; raises ImageGone."""
+        ...
+
+
+def open_source(given: str, bundle: Bundle, *, images: Path | None = None) -> Source:
+    """What lies at `given`; raises ReviewError, or what its reader raises on a source of another bundle.
+
+    `images` is where a scored folder lies now.
+    """
+    if not _URL.match(given):
+        path = Path(given)
+        if not path.is_dir():
+            raise ReviewError(
+                f"there is no folder at {given}",
+                hint="Give a quarantine, a folder that 'fieldmark score' wrote, or a Delta table.",
+            )
+        if (path / "_fieldmark.json").exists():
+            from review.sources.scores import ScoreSource
+
+            return ScoreSource(path, bundle, images)
+        if (path / "_delta_log").is_dir():
+            from review.sources.table import TableSource
+
+            return TableSource(given, bundle, images)
+        names = [name for name in os.listdir(path) if not name.startswith(".")]
+        if names and not any(DAY.fullmatch(name) for name in names):
+            raise ReviewError(
+                f"{given} is neither a quarantine, nor scores, nor a Delta table",
+                hint="A quarantine holds a folder for each day, scores hold _fieldmark.json, a table _delta_log.",
+            )
+    else:
+        from scoring.table.current import is_table
+
+        if is_table(given):
+            from review.sources.table import TableSource
+
+            return TableSource(given, bundle, images)
+    from review.sources.quarantine import QuarantineSource
+
+    return QuarantineSource(given)
+
+
+def read_file(path: Path, most: int, *, inside: Path | None = None) -> bytes:
+    """The bytes of a regular file; raises ImageGone for what is not there, or not below `inside` in the end."""
+    try:
+        if inside is not None and not path.resolve().is_relative_to(inside.resolve()):
+            raise ImageGone("the image lies outside its source's folder, so it is not opened")
+        with open_regular(path) as stream:
+            return stream.read(most + 1)
+    except FileNotFoundError:
+        raise ImageGone("the image is gone: it was deleted, or moved") from None
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise ImageGone(f"the image cannot be read ({reason.lower()})") from None

@@ -1,0 +1,60 @@
+"""A Delta table of scores: of the rows that hold, those flagged and some others; told again after another run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bundle import Bundle
+from bundle.errors import FieldmarkError, ReviewError
+from review.sources.scores import COLUMNS, Images, kept
+from review.store.item import Item
+from scoring.rows import arrow
+from scoring.table.current import Current, last_begun
+from scoring.table.delta import ScoreTable
+from scoring.table.place import Place
+from scoring.table.runs import Begun
+
+
+class TableSource:
+    """Tells of a table whose last run was made with this bundle."""
+
+    def __init__(self, given: str, bundle: Bundle, images: Path | None) -> None:
+        self.given, self.bundle = given, bundle
+        self.place = Place(given).url
+        self.totals: dict[str, int] = {}
+        self.notices: list[str] = []
+        self._run = 0
+        self._images = Images(self._last().source, images)
+
+    def news(self) -> Iterator[Item]:
+        """Every row that holds, if the table has had another run since the last time."""
+        last = self._last()
+        if last.number == self._run:
+            return
+        current = Current.read(self.given)
+        self.totals = {last.network: len(current.ids)}
+        found = [table for _, table in current.batches(COLUMNS)]
+        yield from kept(arrow().concat_tables(found), current.begun, self._images)
+        self._run = last.number
+
+    def read(self, image: str, most: int) -> bytes:
+        """The file's bytes as they are now."""
+        return self._images.read(image, most)
+
+    def _last(self) -> Begun:
+        """The last run; raises ReviewError for a table of another bundle, or that cannot be reached."""
+        try:
+            table = ScoreTable(Place(self.given))
+            last = last_begun(table) if table.exists() else None
+        except FieldmarkError as problem:
+            raise ReviewError(problem.what, hint=problem.hint or "What was decided is safe. Bring it back.") from None
+        if last is None:
+            raise ReviewError(
+                f"{self.given} is a table of something else", hint="Give one that 'fieldmark score' made."
+            )
+        if last.bundle_id != self.bundle.bundle_id:
+            raise ReviewError(
+                f"{self.given} was scored with bundle {last.bundle_id[:12]}, and {self.bundle.path} is "
+                f"{self.bundle.bundle_id[:12]}",
+                hint="Give the bundle that scored it.",
+            )
+        return last

@@ -1,0 +1,82 @@
+"""What belongs together: near copies of one picture, and what looks like one campaign.
+
+A campaign is what one caller sent within one hour, was answered with one label, and is conspicuous in one layer: the
+features that an attack moves are those that it has to move.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+
+from review.store.database import Database
+from review.store.item import FLAGGED
+from review.store.queue import Filter
+from review.store.verdicts import WAITING
+
+COPIES, CAMPAIGNS, BURSTS = "copies", "campaigns", "bursts"
+KINDS = (BURSTS, CAMPAIGNS, COPIES)
+SMALLEST = 2
+_KEYS = {
+    COPIES: ("copies",),
+    CAMPAIGNS: ("origin", "label", "hour", "layer"),
+    BURSTS: ("origin", "hour"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Items that belong together: how they are found again, how many they are, how many wait, the smallest p-value, the
+    numbers of the first few, most suspicious first.
+    """
+
+    kind: str
+    wanted: Filter
+    items: int
+    waiting: int
+    smallest: float
+    shown: tuple[int, ...]
+
+
+def groups(database: Database, kind: str, *, state: str = WAITING, most: int = 100, shown: int = 8) -> list[Group]:
+    """The groups of two and more flagged items of which some are in this state, the largest first."""
+    keys = _KEYS[kind]
+    named = ", ".join(keys)
+    known = "copies IS NOT NULL" if kind == COPIES else "layer <> ''" if kind == CAMPAIGNS else "1"
+    flagged = "1" if kind == COPIES else f"reason = '{FLAGGED}'"
+    with database.reading() as connection:
+        rows = connection.execute(
+            f"SELECT {named}, count(*) AS items, sum(state = ?) AS waiting, min(p_value) AS smallest FROM items"
+            f" WHERE {known} AND {flagged} GROUP BY {named} HAVING items >= ? AND waiting > 0"
+            " ORDER BY waiting DESC, smallest, min(id) LIMIT ?",
+            [state, SMALLEST, most],
+        ).fetchall()
+        return [_group(connection, kind, {key: row[key] for key in keys}, row, shown) for row in rows]
+
+
+def filter_of(kind: str, values: dict[str, object], *, state: str) -> Filter:
+    """How a group's items are found in the queue."""
+    reason = "" if kind == COPIES else FLAGGED
+    return Filter(state=state, reason=reason, **values)  # type: ignore[arg-type]
+
+
+def members(database: Database, wanted: Filter) -> list[int]:
+    """The numbers of all items that are wanted, most suspicious first."""
+    condition, values = wanted.where()
+    with database.reading() as connection:
+        rows = connection.execute(f"SELECT id FROM items WHERE {condition} ORDER BY p_value, calm, id", values)
+        return [row["id"] for row in rows]
+
+
+def _group(connection: sqlite3.Connection, kind: str, values: dict[str, object], row: sqlite3.Row, shown: int) -> Group:
+    wanted = filter_of(kind, values, state="any")
+    condition, bound = wanted.where()
+    first = connection.execute(
+        f"SELECT id FROM items WHERE {condition} ORDER BY p_value, calm, id LIMIT ?", [*bound, shown]
+    )
+    return Group(
+        kind=kind,
+        wanted=wanted,
+        items=row["items"],
+        waiting=row["waiting"],
+        smallest=row["smallest"],
+        shown=tuple(found["id"] for found in first),
+    )

@@ -1,0 +1,168 @@
+"""A random sample of everything that came in, to be decided whole: what a calibration can be made of.
+
+A p-value holds for images that are exchangeable with those behind it. Images that were looked at because their p-value
+was small are not; nor are the unflagged alone, among which the large scores are missing. So a source draws some of all
+images, flagged or not, and a sample is drawn of these, by their names. All of it must be decided, for whoever leaves
+out the hard ones chooses by score again; those that are clean are the calibration.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+
+from bundle.errors import ReviewError
+from review.store.database import Database
+from review.store.item import chance
+from review.store.verdicts import ATTACK, CLEAN, DISPUTED, FAULT, UNSURE, WAITING, now
+
+DEFAULT, LARGEST = 200, 5000
+CALIBRATION = "calibration"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A drawn sample: each item that the source drew is in it with probability `rate`; how many have which state."""
+
+    number: int
+    rate: float
+    reviewer: str
+    at: str
+    by_state: dict[str, int]
+
+    @property
+    def size(self) -> int:
+        """How many items it has."""
+        return sum(self.by_state.values())
+
+    @property
+    def open(self) -> int:
+        """How many of them nobody has decided for sure."""
+        return sum(self.by_state.get(state, 0) for state in (WAITING, UNSURE, DISPUTED))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanImages:
+    """What a calibration is made of: the clean items of a sample that was decided whole, equal ones once.
+
+    `left_out` says in words what was not taken.
+    """
+
+    sample: Sample
+    items: tuple[sqlite3.Row, ...]
+    left_out: str
+
+
+def drawable(database: Database) -> int:
+    """How many items are of the source's own random sample."""
+    with database.reading() as connection:
+        return int(connection.execute("SELECT count(*) FROM items WHERE drawn").fetchone()[0])
+
+
+def draw(database: Database, wanted: int, reviewer: str) -> Sample:
+    """Draw about `wanted` of the items that the source has drawn so far; raises ReviewError."""
+    if not 1 <= wanted <= LARGEST:
+        raise ReviewError(f"a sample of {wanted:,} cannot be drawn", hint=f"Between 1 and {LARGEST:,} can.")
+    if not (there := drawable(database)):
+        raise ReviewError(
+            "no random sample can be drawn: the source keeps what was flagged and nothing else",
+            hint="Let the gateway keep some of all images: --quarantine-sample 0.01.",
+        )
+    rate = min(1.0, wanted / there)
+    with database.writing() as connection:
+        number = connection.execute(
+            "INSERT INTO samples (rate, reviewer, at) VALUES (?, ?, ?)", [rate, reviewer, now()]
+        ).lastrowid
+        rows = connection.execute("SELECT id, key FROM items WHERE drawn").fetchall()
+        purpose = f"sample {number}"
+        chosen = [
+            (chance(row["key"], f"{purpose} order"), row["id"]) for row in rows if chance(row["key"], purpose) < rate
+        ]
+        if not chosen:
+            raise ReviewError("the sample came out empty", hint="Draw a larger one.")
+        connection.executemany(
+            "INSERT INTO sampled VALUES (?, ?, ?)",
+            [(number, place, item) for place, (_, item) in enumerate(sorted(chosen))],
+        )
+    return samples(database)[0]
+
+
+def samples(database: Database) -> list[Sample]:
+    """All that were drawn, the latest first."""
+    with database.reading() as connection:
+        found = connection.execute("SELECT * FROM samples ORDER BY id DESC").fetchall()
+        states = connection.execute(
+            "SELECT sample, state, count(*) FROM sampled JOIN items ON items.id = sampled.item GROUP BY 1, 2"
+        ).fetchall()
+    return [
+        Sample(
+            number=row["id"],
+            rate=row["rate"],
+            reviewer=row["reviewer"],
+            at=row["at"],
+            by_state={state: count for sample, state, count in map(tuple, states) if sample == row["id"]},
+        )
+        for row in found
+    ]
+
+
+def next_open(database: Database, number: int, reviewer: str, *, past: int | None = None) -> int | None:
+    """The id of the sample's first item, in its order, that this reviewer has to decide; after item `past`, if any."""
+    with database.reading() as connection:
+        found = connection.execute(
+            "SELECT item FROM sampled JOIN items ON items.id = sampled.item WHERE sample = ?1 AND place >"
+            " coalesce((SELECT place FROM sampled WHERE sample = ?1 AND item = ?3), -1)"
+            " AND (state = 'waiting' OR (state IN ('unsure', 'disputed') AND item NOT IN"
+            " (SELECT item FROM standing WHERE reviewer = ?2))) ORDER BY place LIMIT 1",
+            [number, reviewer, past],
+        ).fetchone()
+    return None if found is None else int(found["item"])
+
+
+def clean_images(database: Database) -> CleanImages:
+    """The clean images of the latest sample that is decided whole; raises ReviewError where there is none."""
+    drawn = samples(database)
+    if not drawn:
+        with database.reading() as connection:
+            clean = connection.execute("SELECT count(*) FROM items WHERE state = ?", [CLEAN]).fetchone()[0]
+        raise ReviewError(
+            f"{clean:,} images were decided to be clean, and none of them was drawn at random: they were looked at "
+            "because of their p-values, and a calibration of such images promises nothing",
+            hint="Draw a random sample on the console's page 'Sample' and decide all of it.",
+        )
+    whole = [sample for sample in drawn if not sample.open]
+    if not whole:
+        latest = drawn[0]
+        raise ReviewError(
+            f"of the random sample of {latest.size:,} images {latest.open:,} are not decided, unsure or disputed, and "
+            "leaving out the hard ones would choose by score again",
+            hint="Decide them on the console's page 'Sample'; a second reviewer helps with the unsure ones.",
+        )
+    sample = whole[0]
+    with database.reading() as connection:
+        rows = connection.execute(
+            "SELECT items.* FROM sampled JOIN items ON items.id = sampled.item WHERE sample = ? AND state = ?"
+            " AND items.id NOT IN (SELECT item FROM uses WHERE purpose <> ?) ORDER BY place",
+            [sample.number, CLEAN, CALIBRATION],
+        ).fetchall()
+    once = {(row["sha256"] or row["key"]): row for row in rows}
+    spent = sample.by_state.get(CLEAN, 0) - len(rows)
+    words = [
+        f"{count:,} {what}"
+        for count, what in (
+            (sample.by_state.get(ATTACK, 0), "attacks"),
+            (sample.by_state.get(FAULT, 0), "camera faults"),
+            (spent, "that taught something else"),
+            (len(rows) - len(once), "with the bytes of another"),
+        )
+        if count
+    ]
+    return CleanImages(sample=sample, items=tuple(once.values()), left_out=", ".join(words))
+
+
+def use(database: Database, items: tuple[int, ...], purpose: str, made: str) -> None:
+    """Note what items were taken for, and the id of what was made of them."""
+    with database.writing() as connection:
+        at = now()
+        connection.executemany(
+            "INSERT INTO uses (item, purpose, made, at) VALUES (?, ?, ?, ?)",
+            [(item, purpose, made, at) for item in items],
+        )

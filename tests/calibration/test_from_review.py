@@ -1,0 +1,59 @@
+"""What reviewers found clean of a random sample becomes the calibration: from another camera's scores to a bundle."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fieldmark
+from bundle import Bundle
+from bundle.arrays import read_arrays
+from review.evidence.layers import calibrated
+from review.keeper import Keeper
+from review.sources.source import open_source
+from review.store.database import Database
+from review.store.queue import counts
+from review.store.sample import draw
+from review.store.verdicts import decide
+from scoring.local.score import ScoreOptions, score_source
+from serving.local import LocalInference
+
+
+def test_a_decided_sample_makes_another_bundle(
+    bundle: Bundle, other_camera: dict[str, list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in other_camera["calibrate"]:
+        shutil.copy(path, photos)
+    score_source(photos, LocalInference(bundle), tmp_path / "scores", ScoreOptions(network="full"))
+    source = open_source(str(tmp_path / "scores"), bundle)
+    review = Database.open(tmp_path / "review.db", source=source.place, bundle_id=bundle.bundle_id)
+    Keeper(review, source, bundle).turn()
+    drawn = draw(review, 60, "ada")
+    with review.reading() as connection:
+        rows = connection.execute(
+            "SELECT items.id, image FROM sampled JOIN items ON id = item WHERE sample = ?", [drawn.number]
+        ).fetchall()
+    decide(review, [row["id"] for row in rows[3:]], "clean", "ada")
+    decide(review, [row["id"] for row in rows[:3]], "attack", "ada")
+    command: list[Any] = ["calibrate", bundle.path, "--from-review", review.path, "--out", tmp_path / "here"]
+    with pytest.raises(SystemExit) as ended:
+        fieldmark.main([str(word) for word in command])
+    assert ended.value.code == 0
+    assert "of the sample left out: 3 attacks" in capsys.readouterr().out
+    made = Bundle.open(tmp_path / "here")
+    assert made.bundle_id != bundle.bundle_id
+    assert made.manifest.training["calibration"]["source"] == "review review.db, sample 1"
+    pixels = np.stack([bundle.manifest.image.read(Path(row["image"].decode())) for row in rows[3:]])
+    scores = np.sort(LocalInference(bundle).infer(pixels, "full")["instance_score"])
+    assert np.array_equal(read_arrays(made.file("detector/full.npz"))["calibration"], scores)
+    assert counts(review).by_state["clean"] == len(rows) - 3
+    known = calibrated(made, "full")
+    assert known is not None
+    assert known.of == "calibration images"
+    assert known.distances.shape == (len(rows) - 3, len(made.manifest.networks["full"].detector.layers))
+    with review.reading() as connection:
+        assert connection.execute("SELECT DISTINCT made FROM uses").fetchall()[0][0] == made.bundle_id

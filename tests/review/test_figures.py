@@ -1,0 +1,131 @@
+"""Figures: from what a source keeps to what came in, against simulation and against scipy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from bundle import Bundle
+from review import figures
+from review.figures import BINS, FDR
+from review.pages import charts
+from review.store.agreement import precisions
+from review.store.database import Database
+from review.store.queue import add
+from review.store.verdicts import decide
+from scoring.drift.scored import read_calibration
+from tests.review.items import make_item
+
+ALPHA, SHARE = 0.05, 0.25
+
+
+def fill(tmp_path: Path, bundle: Bundle, *, attacks: int = 0, share: float = SHARE) -> Database:
+    """4,000 clean images whose scores are drawn from the calibration's, and attacks above it, as they are kept."""
+    random = np.random.default_rng(5)
+    calibration = read_calibration(bundle, "full").scores
+    n = len(calibration)
+    scores = np.concatenate([random.choice(calibration, 4000) + random.normal(0, 1e-4, 4000), np.full(attacks, 1e6)])
+    p_values = (1 + n - np.searchsorted(calibration, scores)) / (n + 1)
+    when = [f"2026-11-24T{int(hour):02d}:00:00.000+00:00" for hour in random.uniform(0, 12, 4000)]
+    when += ["2026-11-24T13:00:00.000+00:00"] * attacks
+    drawn = random.random(4000 + attacks) < share
+    opened = Database.open(tmp_path / "review.db", source="here", bundle_id="b")
+    add(
+        opened,
+        [
+            make_item(
+                number,
+                p_value=float(p),
+                score=float(score),
+                reason="flagged" if p <= ALPHA else "sample",
+                drawn=bool(drawn[number - 1]),
+                bundle_id=bundle.bundle_id,
+                received=time,
+            )
+            for number, (p, score, time) in enumerate(zip(p_values, scores, when, strict=True), start=1)
+            if p <= ALPHA or drawn[number - 1]
+        ],
+    )
+    return opened
+
+
+def test_clean_images_look_clean(tmp_path: Path, toy_bundle: Bundle) -> None:
+    database = fill(tmp_path, toy_bundle)
+    found = figures.rows(database, toy_bundle, "full")
+    histogram, shares = figures.histogram(found), figures.shares(found)
+    stream, listed = figures.stream(found, toy_bundle, "full"), figures.discoveries(found, toy_bundle, "full")
+    assert histogram is not None
+    assert shares is not None
+    assert stream is not None
+    assert listed is not None
+    assert histogram.images == found.drawn.sum()
+    assert found.images == pytest.approx(4000, rel=0.3)
+    assert figures.rows(database, toy_bundle, "full", 4000).images == 4000
+    outside = (histogram.heights < histogram.bounds[:, 0]) | (histogram.heights > histogram.bounds[:, 1])
+    assert outside.sum() <= 4  # 20 bins at 95 %
+    assert float(np.average(shares.shares)) == pytest.approx(ALPHA, abs=0.02)
+    assert len(shares.times) == 12
+    assert stream.highest < 2
+    assert stream.ks.p_value > 0.001
+    assert listed.listed == 0
+    assert listed.smallest == 1 / 100
+
+
+def test_an_attack_stands_out_everywhere(tmp_path: Path, toy_bundle: Bundle) -> None:
+    review = fill(tmp_path, toy_bundle, attacks=600)
+    decide(review, list(range(1, 20)), "clean", "ada")
+    found = figures.rows(review, toy_bundle, "full")
+    histogram, shares = figures.histogram(found), figures.shares(found)
+    stream, listed = figures.stream(found, toy_bundle, "full"), figures.discoveries(found, toy_bundle, "full")
+    assert histogram is not None
+    assert shares is not None
+    assert stream is not None
+    assert listed is not None
+    assert histogram.heights[0] > histogram.bounds[0, 1] * 2
+    assert shares.times[-1] == "2026-11-24T13"
+    assert shares.shares[-1] == 1
+    assert stream.highest > 2
+    assert listed.listed >= 600
+    for drawn in (
+        charts.p_values(histogram, ALPHA),
+        charts.flagged(shares, ALPHA),
+        charts.drift(stream),
+        charts.precision(precisions(review), listed),
+    ):
+        assert drawn.startswith("<svg")
+        assert " style=" not in drawn
+        assert "nan" not in drawn
+
+
+def test_the_list_is_that_of_benjamini_and_hochberg(tmp_path: Path, toy_bundle: Bundle) -> None:
+    review = fill(tmp_path, toy_bundle, attacks=700)
+    found = figures.rows(review, toy_bundle, "full")
+    listed = figures.discoveries(found, toy_bundle, "full")
+    assert listed is not None
+    images = round(found.images or 0)
+    others = np.linspace(0.06, 1, images - int(found.flags.sum()))  # the unflagged, wherever they lie above alpha
+    p_values = np.concatenate([found.p_values[found.flags], others])
+    expected = scipy.stats.false_discovery_control(p_values) <= FDR
+    assert listed.listed == int(expected.sum()) > 0
+
+
+def test_without_a_sample_nothing_is_said_of_what_came_in(tmp_path: Path, toy_bundle: Bundle) -> None:
+    found = figures.rows(fill(tmp_path, toy_bundle, share=0.0), toy_bundle, "full")
+    assert figures.histogram(found) is figures.shares(found) is None
+    assert figures.stream(found, toy_bundle, "full") is figures.discoveries(found, toy_bundle, "full") is None
+
+
+def test_nothing_came_in(tmp_path: Path, toy_bundle: Bundle) -> None:
+    review = Database.open(tmp_path / "review.db", source="here", bundle_id="b")
+    found = figures.rows(review, toy_bundle, "full")
+    assert figures.histogram(found) is figures.shares(found) is None
+
+
+def test_a_p_value_on_a_border_falls_below_it(tmp_path: Path, toy_bundle: Bundle) -> None:
+    review = Database.open(tmp_path / "review.db", source="here", bundle_id="b")
+    add(review, [make_item(1, p_value=0.05, bundle_id=toy_bundle.bundle_id)])
+    add(review, [make_item(2, p_value=1.0, reason="sample", bundle_id=toy_bundle.bundle_id)])
+    histogram = figures.histogram(figures.rows(review, toy_bundle, "full"))
+    assert histogram is not None
+    assert np.flatnonzero(histogram.heights).tolist() == [0, BINS - 1]
