@@ -25,9 +25,10 @@ def manifest_rows(name: str) -> Iterator[dict[str, Any]]:
         ids.append(np.array(batch.column("id").to_numpy()))  # a copy: a view would keep the whole batch
         yield from batch.to_pylist()
     every = np.concatenate(ids) if ids else np.zeros(0, np.int64)
-    values, counts = np.unique(every, return_counts=True)
-    if len(values) < len(every):
-        raise InputError(f"{name} has the id {values[counts > 1][0]} more than once", hint=NEEDED)
+    ids.clear()
+    every.sort()
+    if (doubled := every[1:][every[1:] == every[:-1]]).size:
+        raise InputError(f"{name} has the id {doubled[0]} more than once", hint=NEEDED)
 
 
 def _batches(name: str) -> Iterator[Any]:
