@@ -25,6 +25,7 @@ from benchmarks import (
     review,
     rivals,
     runtime,
+    scoring,
     training,
 )
 from bundle.errors import OptionError, TrainingError
@@ -534,6 +535,31 @@ def test_a_rehearsal_of_the_runtime_benchmark(monkeypatch: pytest.MonkeyPatch) -
         assert found[name]["gflops"] == pytest.approx(rate, rel=0.05)
     assert set(result["small"]["heads"]["batch2"]) == {"rounds", "full", "attention"}
     assert set(result["classes"]) == {"4"}
+
+
+def test_the_scoring_table_stands_between_its_marks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    many = scoring.MANY
+    rates = {"decode": 900.0, "inference": 300.0, "shards": 210.0, "table": 205.0, "one worker": 100.0, many: 190.0}
+    result = {
+        "cores": 2,
+        "network": "full",
+        "images_per_second": rates,
+        "limit": 225.0,
+        "share_of_limit": {"shards": 0.93, "table": 0.91, many: 0.84},
+        "all_workers_against_one": 1.9,
+        "rows": {"1000000": {"seconds": {"list": 20.0, "resume": 19.0, "nothing new": 18.0}, "peak_mb": 400.0}},
+    }
+    page = tmp_path / "benchmarks.md"
+    page.write_text("before\n\n<!-- begin: scoring -->\nold\n<!-- end: scoring -->\n\nafter\n")
+    monkeypatch.setattr(scoring, "PAGE", page)
+    scoring.write_page(result)
+    text = page.read_text()
+    assert "old" not in text
+    assert text.startswith("before")
+    assert text.endswith("after\n")
+    assert "| `--out`, of the limit | 0.93 (210) | 0.90 |" in text
+    assert "| 1.90x | 1.8x |" in text
+    assert "20.0 s; 19.0 s; 18.0 s; 400 MB" in text
 
 
 def test_the_review_console_is_measured_beside_a_file_server(toy_bundle: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from benchmarks.reliability.deployment import ENVOY, GATEWAY, TRITON, guards_itself, wait_until
+from benchmarks.reliability.deployment import ENVOY, GATEWAY, TRITON, wait_until
 from benchmarks.reliability.neighbours import neighbours
 from benchmarks.reliability.rows import RECOVERY_SECONDS, Ground, Outcome, Row, Skipped, tally, whole
 from benchmarks.reliability.wire import Heard, outcome
@@ -70,12 +70,6 @@ def strike(ground: Ground, who: str, number: signal.Signals) -> Outcome:
     return Outcome(happened=happened, held=held, numbers=numbers)
 
 
-def _envoy(ground: Ground, number: signal.Signals) -> Outcome:
-    if not guards_itself():
-        raise Skipped("'fieldmark serve' starts no Envoy here; who runs his own keeps it up")
-    return strike(ground, ENVOY, number)
-
-
 def _after_a_bad_request(ground: Ground) -> Outcome:
     deployment, heard = ground.deployment, Heard()
     with deployment.gateway.channel() as channel:
@@ -93,7 +87,7 @@ def _after_a_bad_request(ground: Ground) -> Outcome:
 
 def _supervisor_killed(ground: Ground) -> Outcome:
     deployment = ground.deployment
-    pids = {name: pid for name, pid in deployment.pids().items() if name != ENVOY or guards_itself()}
+    pids = deployment.pids()
     commands = {pid: command_of(pid) for pid in pids.values()}
     os.kill(deployment.pid, signal.SIGKILL)
     gone = wait_until(lambda: not any(command_of(pid) == commands[pid] for pid in pids.values()), 30)
@@ -136,7 +130,7 @@ def _blows() -> list[Row]:
         "worker": ("one network's worker", lambda ground, number: strike(ground, "worker full", number)),
         "tritonserver": ("tritonserver", lambda ground, number: strike(ground, TRITON, number)),
         "gateway": ("the gateway", lambda ground, number: strike(ground, GATEWAY, number)),
-        "envoy": ("Envoy", _envoy),
+        "envoy": ("Envoy", lambda ground, number: strike(ground, ENVOY, number)),
     }
     for name, (who, run) in struck.items():
         for number, verb in _STRUCK.items():

@@ -1,7 +1,6 @@
 """What is attacked: `fieldmark serve` as anybody starts it, and an Envoy before its gateway as strangers meet it."""
 
 import contextlib
-import inspect
 import json
 import os
 import signal
@@ -87,13 +86,12 @@ class Deployment:
         self._options = (*_PATIENCE, *options)
         self._open = contextlib.ExitStack()
         self._process: subprocess.Popen[str] | None = None
-        self._envoy: EnvoyServer | None = None
 
     def start(self) -> None:
         """Start both and wait until every network has answered; raises ServerError with its last words."""
         command = [sys.executable, "-m", "fieldmark", "serve", str(self.bundle), "--json", "--log", *_FREE]
         pair = ("--certificate", f"{self.folder / 'server.pem'}", "--certificate-key", f"{self.folder / 'server.key'}")
-        guard = (*pair, "--keys", f"{self.folder / 'keys'}", *_OPEN) if guards_itself() else ("--grpc-port", "0")
+        guard = (*pair, "--keys", f"{self.folder / 'keys'}", *_OPEN)
         process = subprocess.Popen(
             [*command, "--drain-seconds", "2", *guard, "--", *map(str, self._options)],
             stdout=subprocess.PIPE,
@@ -110,13 +108,11 @@ class Deployment:
             reader.join(timeout=5)
             raise ServerError(f"the service did not start: {' '.join(self.lines[-3:])}")
         self.facts = json.loads(line)
-        if not guards_itself():
-            self._envoy = self._open.enter_context(EnvoyServer(self._envoy_options({}), on_log=self.lines.append))
 
     def stop(self) -> None:
         """End all of it; safe to call twice."""
         self._open.close()
-        self._process = self._envoy = None
+        self._process = None
 
     def __enter__(self) -> "Deployment":
         try:
@@ -137,7 +133,7 @@ class Deployment:
     @property
     def envoy(self) -> Door:
         """Where strangers come in."""
-        return self._guarded(self.facts["url"] if self._envoy is None else self._envoy.url)
+        return self._guarded(self.facts["url"])
 
     @contextlib.contextmanager
     def another_envoy(self, **changes: Any) -> Iterator[Door]:
@@ -175,7 +171,7 @@ class Deployment:
                 found[GATEWAY] = pid
             elif Path(command.split(" ")[0]).name == "envoy":
                 found[ENVOY] = pid
-        return found | ({ENVOY: self._envoy.pid} if self._envoy else {})
+        return found
 
     def memory(self) -> dict[str, float]:
         """Resident megabytes by name."""
@@ -225,13 +221,6 @@ class Deployment:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def guards_itself() -> bool:
-    """Whether `fieldmark serve` starts an Envoy before its gateway, and keeps it up."""
-    from serving.upkeep.cli import serve
-
-    return "certificate" in inspect.signature(serve).parameters
 
 
 def make_certificates(folder: Path) -> None:

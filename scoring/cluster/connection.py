@@ -12,13 +12,13 @@ from bundle.errors import EndpointError, MissingExtra, OptionError, ScoringError
 LOCAL = "local"
 CONNECT_SECONDS = 10.0
 # Read by Ray when it is imported. It must not report its use to its makers, nor take this program for one of uv's, nor
-# wait for minutes where nobody answers, nor print what its threads think of that beside our one sentence.
+# wait for minutes where nobody answers; and its workers on this machine are what the person waits for, so not nice.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_NUM_REDIS_GET_RETRIES": "3",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_worker_niceness": "0",
 }
 # What HTTP/2 begins with: a fixed text, and a frame of settings, which has a length, a kind, flags and a stream.
 SETTINGS_FRAME = 4

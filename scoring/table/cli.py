@@ -40,22 +40,10 @@ def score_table(
 
 def _show(summary: TableSummary) -> None:
     console = Console()
-    if not summary.rows:
+    if summary.rows:
+        console.print(_lines(summary))
+    else:
         console.print(f"Nothing is new or has changed: all {summary.objects:,} files are in the table as they are.")
-    ok = summary.rows - summary.errors - summary.gone
-    lines = Table("in the source", "written", "ok", "errors", "gone", "flagged", "images/s", "seconds", "data files")
-    lines.add_row(
-        f"{summary.objects:,}",
-        f"{summary.rows:,}",
-        f"{ok:,}",
-        f"{summary.errors:,}",
-        f"{summary.gone:,}",
-        f"{summary.flagged / ok:.1%}" if ok else "-",
-        f"{summary.images_per_second:,.1f}" if summary.scored else "-",
-        f"{summary.seconds:,.1f}",
-        f"{summary.chunks:,}",
-    )
-    console.print(lines)
     if words := passed_over(summary.passed_over):
         say(console, words)
     say(console, f"table: {readable(summary.table)}")
@@ -65,6 +53,22 @@ def _show(summary: TableSummary) -> None:
     if summary.failed_list is not None:
         more = f" and {summary.errors - len(summary.failed):,} more" if summary.errors > len(summary.failed) else ""
         say(errors, f"these{more} could not be scored; all are listed in {readable(summary.failed_list)}")
+
+
+def _lines(summary: TableSummary) -> Table:
+    ok = summary.rows - summary.errors - summary.gone
+    lines = Table("files", "written", "ok", "errors", "gone", "flagged", "images/s", "seconds")
+    lines.add_row(
+        f"{summary.objects:,}",
+        f"{summary.rows:,}",
+        f"{ok:,}",
+        f"{summary.errors:,}",
+        f"{summary.gone:,}",
+        f"{summary.flagged / ok:.1%}" if ok else "-",
+        f"{summary.images_per_second:,.1f}" if summary.scored else "-",
+        f"{summary.seconds:,.1f}",
+    )
+    return lines
 
 
 def _record(summary: TableSummary) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 A job that compares this night's objects with last night's reads both streams side by side, so both must come in one
 order, and neither is ever held as a whole: a folder costs the names of the directories that are open, a prefix of S3 a
-page of a thousand keys, a list or a manifest two hundred thousand lines (what is more is sorted on the disk).
+page of a thousand keys, a list or a manifest a hundred thousand lines (what is more is sorted on the disk).
 
 A manifest is a CSV or Parquet file with the columns `id` (int64, each once) and `path`, and, where they are known,
 `size`, `mtime_ns` and `etag`: they save a question for every object. Other columns are ignored.
@@ -28,7 +28,7 @@ from scoring.sources import Source, SourceFile
 from scoring.table.listed import manifest_rows
 from scoring.table.place import filesystem, local_path, reached, scheme_of
 
-SORTED_ROWS = 200_000  # of an unsorted source are in memory at a time
+SORTED_ROWS = 100_000  # of an unsorted source are in memory at a time
 PAGE = 1000  # keys that S3 gives at a time; files that are looked at together
 LOOKERS = 32  # threads that ask an object store about single objects
 MANIFESTS = (".csv", ".parquet")

@@ -52,8 +52,8 @@ def title(pid: int) -> bytes:
 
 
 @contextmanager
-def ray_cluster() -> Iterator[RayProcess]:
-    """A head of two cores on free ports, until the end of the `with` statement."""
+def ray_cluster(**environment: str) -> Iterator[RayProcess]:
+    """A head of two cores on free ports, until the end of the `with` statement; `environment` is its workers' too."""
     port, client, agent = free_port(), free_port(), free_port()
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
@@ -69,7 +69,7 @@ def ray_cluster() -> Iterator[RayProcess]:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env={**os.environ, **SETTINGS, **token},
+            env={**os.environ, **SETTINGS, **token, **environment},
         )
         try:
             assert process.stdout is not None
