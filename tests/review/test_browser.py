@@ -250,11 +250,11 @@ def test_filters_and_a_name_are_kept(served: Console, open_page: Open) -> None:
     page.get_by_label("From").select_option("partner-x")
     page.get_by_label("Why here").select_option("flagged")
     page.get_by_role("button", name="Show").click()
-    assert "origin=partner-x" in page.url
+    page.wait_for_url("**origin=partner-x**")
     assert page.locator(".row").count() == int(page.locator(".count").text_content())
     page.get_by_label("You are").fill("Grace <b>Hopper</b>")
-    page.get_by_role("button", name="Change").click()
-    page.wait_for_load_state()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Change").click()
     assert page.get_by_label("You are").input_value() == "Grace <b>Hopper</b>"
     page.goto(page.url.split("?")[0].rstrip("/") + "/items/41")
     page.keyboard.press("a")

@@ -43,6 +43,13 @@ def test_it_is_read_as_it_is_asked_for(quarantine: Path) -> None:
     assert [each.entry for each in found] == [third], "what was removed meanwhile is passed over"
 
 
+def test_what_is_known_is_not_read_again(quarantine: Path) -> None:
+    places = [found.place for found in entries(str(quarantine))]
+    for place in places[:2]:
+        (quarantine / place).write_bytes(b"read, it would be a problem")
+    assert [found.place for found in entries(str(quarantine), known=set(places[:2]))] == places[2:]
+
+
 def test_what_is_half_written_or_half_removed_is_passed_over(quarantine: Path) -> None:
     first, *others = held(quarantine)
     (quarantine / first.day / first.record).unlink()
