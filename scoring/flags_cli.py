@@ -94,7 +94,7 @@ def _show(current: "Current", flagged: "Flagged") -> None:
     console = Console(soft_wrap=True, highlight=False)
     rows, begun = len(current.ids), current.begun
     console.print(
-        f"[bold]{flagged.count:,}[/] of {rows:,} rows flagged by {METHODS[flagged.method]} at {flagged.fdr:g}"
+        f"[bold]{flagged.count:,}[/] of {rows:,} rows flagged by {escape(METHODS[flagged.method])} at {flagged.fdr:g}"
     )
     lines = Table.grid(padding=(0, 2))
     if flagged.false_share is not None:

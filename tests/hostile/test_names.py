@@ -16,7 +16,7 @@ from tests.keys import write_keys
 pytestmark = pytest.mark.hostile
 
 ROOT = Path(__file__).parent.parent.parent
-ROOMS = ("serving", "export", "robustness", "demo", "bundle", "training")
+ROOMS = ("serving", "scoring", "calibration", "review", "export", "robustness", "demo", "bundle", "training")
 NAMES = ["birds[old]", "x[/]", "[/bold]", "back\\[b]\\", "esc\x1b[31m", "line\nbreak"]
 
 
@@ -87,11 +87,17 @@ def test_verbs_that_refuse(
     verb: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "10000")
-    needs = {"score": ("--bundle", name, "--out", name), "train": ("--out", name), "drift": ("--bundle", name)}
+    needs = {
+        "score": ("--bundle", name, "--out", name),
+        "train": ("--out", name),
+        "drift": ("--bundle", name),
+        "calibrate": ("--with", name, "--out", name),
+        "review": ("--bundle", name),
+    }
     out = needs.get(verb, ("--out", name) if verb in ("export", "attack", "engine", "repository") else ())
     code, text = run(capsys, verb, f"/nowhere/{name}", *out)
     assert code in (1, 2), text
-    if verb not in ("classify", "engine", "envoy"):  # they ask for a server, a compiler and a certificate first
+    if verb not in ("classify", "engine", "envoy", "roll"):  # they ask for a server, a compiler, an order first
         assert printable(name) in text
     code, text = run(capsys, verb, f"--{name}")
     assert code == 2, text
