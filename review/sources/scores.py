@@ -48,6 +48,10 @@ class ScoreSource:
         self.totals = {self.job.network: rows.num_rows}
         yield from kept(rows, self.job, self._images)
 
+    def forget(self) -> None:
+        """Tell of every row again."""
+        self._seen = None
+
     def read(self, image: str, most: int) -> bytes:
         """The file's bytes as they are now."""
         return self._images.read(image, most)

@@ -36,6 +36,10 @@ class TableSource:
         yield from kept(arrow().concat_tables(found), current.begun, self._images)
         self._run = last.number
 
+    def forget(self) -> None:
+        """Tell of every row again."""
+        self._run = 0
+
     def read(self, image: str, most: int) -> bytes:
         """The file's bytes as they are now."""
         return self._images.read(image, most)

@@ -250,6 +250,8 @@ def test_a_delta_table_tells_the_rows_that_hold(
     (tmp_path / "photos" / "clean" / "0.png").unlink()
     score()
     assert len(list(source.news())) == 23
+    source.forget()
+    assert len(list(source.news())) == 23
     with pytest.raises(ReviewError, match="was scored with bundle"):
         open_source(str(tmp_path / "table"), make_toy_bundle(tmp_path / "other", name="other"))
     import deltalake
