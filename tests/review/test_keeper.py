@@ -87,7 +87,9 @@ def test_a_busy_database_loses_no_row(
 
 
 @pytest.mark.parametrize("kind", ["quarantine", "scores"])
-def test_a_source_that_is_to_forget_tells_all_again(quarantine: Path, scored: Path, toy_bundle: Bundle, kind: str) -> None:
+def test_a_source_that_is_to_forget_tells_all_again(
+    quarantine: Path, scored: Path, toy_bundle: Bundle, kind: str
+) -> None:
     source: Source = open_source(str(quarantine if kind == "quarantine" else scored), toy_bundle)
     told = list(source.news())
     assert list(source.news()) == []

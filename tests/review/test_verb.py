@@ -162,3 +162,14 @@ def test_a_review_without_a_whole_sample_calibrates_nothing(
         code, _, err = run(capsys, "calibrate", toy_bundle.path, *words, "--out", tmp_path / "out")
         assert code == 2
         assert "one of --with and --from-review" in err
+    words = ("--with", tmp_path, "--images", tmp_path)
+    code, _, err = run(capsys, "calibrate", toy_bundle.path, *words, "--out", tmp_path / "out")
+    assert code == 2
+    assert "--images belongs to --from-review" in err
+
+
+def test_a_calibration_that_fails_leaves_no_database_open(decided: Database, toy_bundle: Bundle) -> None:
+    with pytest.raises(KeyboardInterrupt), clean_files(decided.path, toy_bundle) as handed:
+        assert handed.paths
+        raise KeyboardInterrupt
+    assert handed.database._own.connection is None
