@@ -62,8 +62,8 @@ def _handed(database: Database, review: Path, bundle: Bundle, images: Path | Non
         if not paths:
             raise ReviewError(
                 f"all {len(clean.items):,} clean images of sample {clean.sample.number} are gone from {place}",
-                hint="Draw another sample, and calibrate before its images are removed by age; if they moved, name where "
-                "they lie now: --images DIR.",
+                hint="Draw another sample, and calibrate before its images are removed by age; if they moved, "
+                "name where they lie now: --images DIR.",
             )
         gone = len(clean.items) - len(paths)
         left_out = ", ".join(filter(None, (clean.left_out, f"{gone:,} that are gone" if gone else "")))

@@ -160,10 +160,8 @@ def bytes_of(source: Source, row: sqlite3.Row, most: int) -> bytes:
 
 
 def _unexpected(problem: Exception) -> str:
-    return (
-        f"the source could not be read or worked out ({type(problem).__name__}: {printable(first_line(problem))[:200]}). "
-        "What was decided is safe; it is tried again."
-    )
+    cause = f"{type(problem).__name__}: {printable(first_line(problem))[:200]}"
+    return f"the source could not be read or worked out ({cause}). What was decided is safe; it is tried again."
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -117,7 +117,7 @@ class Images:
             raise ImageGone("the image lies outside its source, so it is not fetched")
         try:
             store = filesystem(scheme_of(image))
-            data: bytes = reached(image, lambda: store.cat_file(image, 0, most + 1))
+            data: bytes = reached(image, lambda: store.cat_file(image, start=0, end=most + 1))
         except FieldmarkError as problem:
             raise ImageGone(f"the image cannot be fetched ({problem.what})") from None
         return data

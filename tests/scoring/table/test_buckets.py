@@ -144,6 +144,7 @@ def test_what_a_manifest_in_a_bucket_names_can_be_reviewed(
         f"{SOURCE}/a/01.png": (photos / "a/01.png").read_bytes(),
         other: (photos / "noise.png").read_bytes(),
     }
+    assert all(len(source.read(image, 99)) == 100 for image in found)
     for outside in ("/etc/passwd", "file:///etc/passwd"):
         with pytest.raises(ImageGone):
             source.read(outside, 10**6)
