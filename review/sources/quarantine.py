@@ -30,7 +30,7 @@ class QuarantineSource:
     def news(self) -> Iterator[Item]:
         """Entries by day and name; what is no entry becomes a notice."""
         if "://" not in self.given and not os.path.isdir(self.given):
-            raise ReviewError(f"{self.given} cannot be reached", hint="What was decided is safe. Bring it back.")
+            raise ReviewError(f"{self.place} cannot be reached", hint="What was decided is safe. Bring it back.")
         try:
             for found in entries(self.given, known=self._told):
                 if not found.passing:

@@ -29,8 +29,8 @@ class ScoreSource:
     """Tells of a set that is finished, and again after the set has changed."""
 
     def __init__(self, path: Path, bundle: Bundle, images: Path | None) -> None:
-        self.path, self.bundle = path, bundle
-        self.place = os.path.abspath(path)
+        self.place, self.bundle = os.path.abspath(path), bundle
+        self.path = Path(self.place)
         self.totals: dict[str, int] = {}
         self.notices: list[str] = []
         self._seen: tuple[int, int] | None = None

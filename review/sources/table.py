@@ -53,11 +53,11 @@ class TableSource:
             raise ReviewError(problem.what, hint=problem.hint or "What was decided is safe. Bring it back.") from None
         if last is None:
             raise ReviewError(
-                f"{self.given} is a table of something else", hint="Give one that 'fieldmark score' made."
+                f"{self.place} is a table of something else", hint="Give one that 'fieldmark score' made."
             )
         if last.bundle_id != self.bundle.bundle_id:
             raise ReviewError(
-                f"{self.given} was scored with bundle {last.bundle_id[:12]}, and {self.bundle.path} is "
+                f"{self.place} was scored with bundle {last.bundle_id[:12]}, and {self.bundle.path} is "
                 f"{self.bundle.bundle_id[:12]}",
                 hint="Give the bundle that scored it.",
             )

@@ -1,8 +1,8 @@
 """Score a source into a Delta table: list, score what is new or has changed, commit, each once, whoever dies meanwhile.
 
-    list      the source is written down beside the table, a span at a time      scoring/table/planning.py
-    score     chunks of the list become data files, here or on many machines     scoring/table/chunks.py, scoring/cluster/
-    commit    one commit makes all of the run's data files part of the table     scoring/table/delta.py
+    list      the source is written down beside the table, a span at a time   scoring/table/planning.py
+    score     chunks of the list become data files, here or on many machines  scoring/table/chunks.py, scoring/cluster/
+    commit    one commit makes all of the run's data files part of the table  scoring/table/delta.py
 
 Stopped at any point, the same command goes on there: a list behind its last span, chunks that have a record are left
 alone, and a run whose commit landed is over.

@@ -49,12 +49,16 @@ def test_the_console_answers_and_ends_when_it_is_told(
     assert other.stdout is not None
     with opener.open(json.loads(other.stdout.readline())["url"]) as page:
         assert b"Another console has this review open" in page.read()
+    lock = Path(f"{quarantine}-review.db-console")
+    assert lock.stat().st_mode & 0o077 == 0
     other.terminate()
     other.wait(timeout=60)
+    assert lock.exists()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     assert facts["database"] == f"{quarantine}-review.db"
+    assert not lock.exists()
     assert Path(facts["database"]).stat().st_mode & 0o077 == 0
 
 
