@@ -53,6 +53,14 @@ def calibrate(
             help="Instead of a folder: what 'fieldmark review' found clean of a random sample that was decided whole.",
         ),
     ] = None,
+    moved: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="With --from-review of a score folder or a table: where the scored images lie now, if they moved.",
+        ),
+    ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="Default false-positive rate of is_adversarial, instead of the bundle's.")
     ] = None,
@@ -67,11 +75,13 @@ def calibrate(
 
     if (images is None) == (review is None):
         raise OptionError("one of --with and --from-review says which images are clean")
+    if moved is not None and review is None:
+        raise OptionError("--images belongs to --from-review", hint="Give a folder of clean images by --with.")
     if alpha is not None and not 0 < alpha < 1:
         raise OptionError(f"--alpha {alpha:g} is not between 0 and 1")
     check_free(out, replace=force, marker=MANIFEST)
     opened = Bundle.open(bundle)
-    with _clean(opened, images, review) as clean:
+    with _clean(opened, images, review, moved) as clean:
         made = recalibrate(opened, clean.paths, out, source=clean.name, alpha=alpha, skip_bad=skip_bad, replace=force)
         clean.taken(made.bundle.bundle_id)
     if json:
@@ -103,11 +113,11 @@ class _Clean:
 
 
 @contextlib.contextmanager
-def _clean(bundle: Bundle, images: Path | None, review: Path | None) -> Iterator[_Clean]:
+def _clean(bundle: Bundle, images: Path | None, review: Path | None, moved: Path | None) -> Iterator[_Clean]:
     if review is not None:
         from review.handover import clean_files
 
-        with clean_files(review, bundle) as handed:
+        with clean_files(review, bundle, moved) as handed:
             words = f"of the sample left out: {handed.left_out}" if handed.left_out else ""
             yield _Clean(paths=list(handed.paths), name=handed.name, words=words, taken=handed.taken)
         return

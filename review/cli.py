@@ -216,13 +216,20 @@ def _socket(port: int) -> Iterator[socket.socket]:
 def _alone(path: Path) -> Iterator[bool]:
     """Whether no other console has this database open; both may work, and each says so."""
     # In a file of its own: whoever closes the database's file lets go of SQLite's locks on it.
-    with path.with_name(f"{path.name}-console").open("ab") as stream:
+    lock = path.with_name(f"{path.name}-console")
+    handle = os.open(lock, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
         try:
-            lock_for_this_process(stream.fileno(), ReviewError("busy"))
+            lock_for_this_process(handle, ReviewError("busy"))
         except (ReviewError, OSError):
             yield False
         else:
-            yield True
+            try:
+                yield True
+            finally:
+                lock.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
 
 
 def _announce(url: str, database: Path, json: bool) -> None:

@@ -39,7 +39,11 @@ def clean_files(review: Path, bundle: Bundle, images: Path | None = None) -> Ite
     `images` is where a scored folder lies now. Raises ReviewError where no sample is decided whole, or its images are
     all gone: that some are, which depends on their age and not on their scores, is said and no harm.
     """
-    database = Database.open(review)
+    with contextlib.closing(Database.open(review)) as database:
+        yield from _handed(database, review, bundle, images)
+
+
+def _handed(database: Database, review: Path, bundle: Bundle, images: Path | None) -> Iterator[Handover]:
     with database.reading() as connection:
         place = connection.execute("SELECT value FROM facts WHERE name = 'source'").fetchone()["value"]
     clean = clean_images(database)
@@ -58,7 +62,8 @@ def clean_files(review: Path, bundle: Bundle, images: Path | None = None) -> Ite
         if not paths:
             raise ReviewError(
                 f"all {len(clean.items):,} clean images of sample {clean.sample.number} are gone from {place}",
-                hint="Draw another sample, and calibrate before its images are removed by age.",
+                hint="Draw another sample, and calibrate before its images are removed by age; if they moved, "
+                "name where they lie now: --images DIR.",
             )
         gone = len(clean.items) - len(paths)
         left_out = ", ".join(filter(None, (clean.left_out, f"{gone:,} that are gone" if gone else "")))
@@ -69,4 +74,3 @@ def clean_files(review: Path, bundle: Bundle, images: Path | None = None) -> Ite
             database=database,
             items=tuple(items),
         )
-    database.close()

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TypeVar
 
 from bundle import Bundle
-from bundle.errors import FieldmarkError, ImageError, ImageGone
+from bundle.errors import FieldmarkError, ImageError, ImageGone, first_line, printable
 from review.evidence.fingerprint import Likeness, fingerprint
 from review.evidence.layers import Reference, calibrated, unflagged
 from review.sources.source import Source
@@ -49,10 +49,14 @@ class Keeper:
     def turn(self) -> None:
         """Read what is new, and work out what the pages need of it; raises what the source or the database raise."""
         self.busy = "reading the source"
-        for items in _chunks(self.source.news(), CHUNK):
-            if self._stop.is_set():
-                return
-            add(self.database, items)
+        try:
+            for items in _chunks(self.source.news(), CHUNK):
+                if self._stop.is_set():
+                    return
+                add(self.database, items)
+        except Exception:  # of what was told, some is not in the database
+            self.source.forget()
+            raise
         self._refer()
         self.busy = "looking which layers speak"
         self._hear()
@@ -66,14 +70,18 @@ class Keeper:
         return self._references.get(network)
 
     def _work(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self.turn()
-                self.problem = ""
-            except FieldmarkError as problem:  # a disk or a store that went away may come back
-                self.problem, self.busy = str(problem), ""
-            self._stop.wait(self.seconds)
-        self.database.close()
+        try:
+            while not self._stop.is_set():
+                try:
+                    self.turn()
+                    self.problem = ""
+                except FieldmarkError as problem:  # a disk or a store that went away may come back
+                    self.problem, self.busy = str(problem), ""
+                except Exception as problem:  # also what no library should raise: the page says that nothing new comes
+                    self.problem, self.busy = _unexpected(problem), ""
+                self._stop.wait(self.seconds)
+        finally:
+            self.database.close()
 
     def _refer(self) -> None:
         for network in self.bundle.manifest.networks:
@@ -149,6 +157,11 @@ def bytes_of(source: Source, row: sqlite3.Row, most: int) -> bytes:
     if row["sha256"] and hashlib.sha256(data).hexdigest() != row["sha256"]:
         raise ImageGone("the image is not the one that was answered: somebody changed the file")
     return data
+
+
+def _unexpected(problem: Exception) -> str:
+    cause = f"{type(problem).__name__}: {printable(first_line(problem))[:200]}"
+    return f"the source could not be read or worked out ({cause}). What was decided is safe; it is tried again."
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -8,7 +8,6 @@ from training.adversaries import CLEAN, NOISE
 from training.autoattack import PARTS
 
 SINGLE, ITERATED, OTHER_AIM, TRANSFER, AUTO = "single step", "iterated", "margin or target", "transfer", "AutoAttack"
-FAMILIES = (SINGLE, ITERATED, OTHER_AIM, TRANSFER, AUTO)
 SINGLE_STEPS = ("fgsm", "rfgsm")
 
 

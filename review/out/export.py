@@ -13,7 +13,7 @@ from review.sources.source import Source
 from review.store.database import Database
 from review.store.queue import Filter
 
-FILES: dict[str, Callable[[Path, Database, Filter], int]] = {"csv": write_csv, "parquet": write_parquet}
+FILES: dict[str, Callable[[Path, Database, Filter], None]] = {"csv": write_csv, "parquet": write_parquet}
 FORMATS = (*FILES, *FOLDERS)
 
 

@@ -50,17 +50,15 @@ def decided(database: Database, wanted: Filter) -> Iterator[tuple[sqlite3.Row, l
         yield row, said.get(row["id"], [])
 
 
-def write_csv(path: Path, database: Database, wanted: Filter) -> int:
+def write_csv(path: Path, database: Database, wanted: Filter) -> None:
     """A line an item, in UTF-8. A cell that a spreadsheet would take for a formula gets an apostrophe before it."""
-    rows = list(records(database, wanted))
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(COLUMNS)
-        writer.writerows([_cell(record[name]) for name in COLUMNS] for record in rows)
-    return len(rows)
+        writer.writerows([_cell(record[name]) for name in COLUMNS] for record in records(database, wanted))
 
 
-def write_parquet(path: Path, database: Database, wanted: Filter) -> int:
+def write_parquet(path: Path, database: Database, wanted: Filter) -> None:
     """A row an item."""
     pa = arrow()
     kinds = {
@@ -72,7 +70,6 @@ def write_parquet(path: Path, database: Database, wanted: Filter) -> int:
     schema = pa.schema([pa.field(name, kinds[name]) for name in COLUMNS])
     rows = list(records(database, wanted))
     pa.parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path)
-    return len(rows)
 
 
 def _cell(value: object) -> object:

@@ -23,6 +23,7 @@ from review.store.verdicts import LONGEST_NAME
 TOKEN, CSRF = "token", "csrf"
 KEY_NAME = "x-fieldmark-key-name"  # whose key Envoy has checked; it removes what a caller sends under this name
 SAFE = ("GET", "HEAD")
+HTTP_PORT = 80
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -59,9 +60,13 @@ class Door:
         """What our forms hold and nobody else's."""
         return hmac.new(self.secret, b"csrf", hashlib.sha256).hexdigest()
 
+    def issued(self, csrf: str) -> bool:
+        """Whether a form is one of ours."""
+        return _equal(csrf, self.csrf())
+
     def admits(self, token: str) -> bool:
         """Whether somebody has shown the token."""
-        return hmac.compare_digest(token.encode(), self.token.encode())
+        return _equal(token, self.token)
 
 
 class Access:
@@ -113,7 +118,10 @@ class Access:
         if (site := headers.get("sec-fetch-site")) is not None and site != "same-origin":
             return False
         origin = headers.get("origin")
-        return origin is None or urlsplit(origin).netloc == headers.get("host")
+        try:
+            return origin is None or urlsplit(origin).netloc == headers.get("host")
+        except ValueError:  # it is no address
+            return False
 
 
 def reviewer_of(request: Request, door: Door) -> str:
@@ -131,7 +139,13 @@ def clean_name(name: str) -> str:
 def hosts_of(host: str, port: int, others: Iterable[str]) -> frozenset[str]:
     """The names that a console on this address answers to."""
     names = {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host}
-    return frozenset({f"{name}:{port}" for name in names} | set(others))
+    plain = names if port == HTTP_PORT else set()  # browsers leave the port out where it is the scheme's own
+    return frozenset({f"{name}:{port}" for name in names} | plain | set(others))
+
+
+def _equal(given: str, secret: str) -> bool:
+    """Whether they are the same, in a time that does not tell where they begin to differ."""
+    return hmac.compare_digest(given.encode("utf-8", "replace"), secret.encode())
 
 
 def _cookies(headers: Headers) -> dict[str, str]:

@@ -43,7 +43,7 @@ def item_page(request: Request) -> Response:
         sample=sample if sample.isdecimal() else "",
         progress=next((each for each in samples(console.database) if str(each.number) == sample), None),
         look=found,
-        problem=problem,
+        problem=console.told(problem),
         foreign=item["bundle_id"] != console.bundle.bundle_id,
         voices=voices,
         of=_of(request, item),

@@ -1,6 +1,7 @@
 """What every page needs: the console behind it, its template, its form, its sentence when something is wrong."""
 
 import math
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -56,10 +57,18 @@ class Console:
     @property
     def notices(self) -> list[str]:
         """What is not as it should be, a sentence each."""
-        found = [self.keeper.problem] if self.keeper.problem else []
+        found = [self.told(self.keeper.problem)] if self.keeper.problem else []
         if not self.alone:
             found.append("Another console has this review open, too. Both write into it, and nothing is lost.")
-        return found + self.source.notices
+        return found + [self.told(each) for each in self.source.notices]
+
+    def told(self, text: str) -> str:
+        """A sentence, or a place, as who looks may read it: who comes with a key learns no folders of this machine."""
+        if not self.door.keyed:
+            return text
+        for place in (str(self.database.path), self.source.place, str(self.bundle.path)):
+            text = text.replace(os.path.abspath(place), os.path.basename(place)).replace(place, os.path.basename(place))
+        return text
 
 
 class NotFound(FieldmarkError):
@@ -72,7 +81,7 @@ def console_of(request: Request) -> Console:
     return found
 
 
-def render(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+def render(request: Request, template: str, **values: Any) -> HTMLResponse:
     """A page, or a part of one, from its template."""
     console = console_of(request)
     with console.database.reading() as connection:
@@ -91,7 +100,7 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
         "undoable": request.query_params.get("stroke", "")[:32],
     }
     text = console.templates.get_template(template).render({**known, **values})
-    return HTMLResponse(text, status_code=status)
+    return HTMLResponse(text)
 
 
 def is_part(request: Request) -> bool:
@@ -105,7 +114,6 @@ def back(address: str) -> RedirectResponse:
     return RedirectResponse(address if own else "/", status_code=303)
 
 
-Handler = Callable[[Request], Response]
 FormHandler = Callable[[Request, FormData], Response]
 
 
@@ -116,7 +124,7 @@ def acts(handler: FormHandler) -> Callable[[Request], Awaitable[Response]]:
         if int(request.headers.get("content-length", MOST_FORM)) > MOST_FORM:
             return sentence(request, "The form is too large, and nothing was recorded.", 413)
         async with request.form(max_files=0, max_fields=100, max_part_size=MOST_FORM) as form:
-            if str(form.get(CSRF, "")) != console_of(request).door.csrf():
+            if not console_of(request).door.issued(str(form.get(CSRF, ""))):
                 return sentence(
                     request,
                     "This form is of an earlier run of the console: nothing was recorded. Load the page again.",
@@ -143,7 +151,7 @@ def failed(request: Request, problem: Exception) -> Response:
         status = 404
     else:
         status = 400 if isinstance(problem, InputError) else 503
-    return sentence(request, printable(str(problem)), status)
+    return sentence(request, printable(console_of(request).told(str(problem))), status)
 
 
 def number(value: float | None, digits: int = 3) -> str:

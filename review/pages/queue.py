@@ -11,7 +11,7 @@ from bundle.errors import OptionError
 from review.pages.access import clean_name, reviewer_of
 from review.pages.page import WORDS, NotFound, back, console_of, is_part, render
 from review.store.groups import members
-from review.store.queue import Filter, after, choices, get, window, windows
+from review.store.queue import MOST_NUMBER, Filter, after, choices, get, window, windows
 from review.store.verdicts import WAITING, Stroke, decide, undo
 
 YEAR = 365 * 24 * 3600  # seconds
@@ -42,10 +42,13 @@ def block(request: Request) -> Response:
     console, query = console_of(request), request.query_params
     try:
         p_value, calm, item = (float(part) for part in query.get("first", "").split(","))
-    except ValueError:
+        first = (p_value, calm, int(item))
+        if abs(first[2]) > MOST_NUMBER:
+            raise ValueError("no item has that number")
+    except (ValueError, OverflowError):
         raise OptionError("there is no such place in the queue") from None
     wanted = Filter.of(query)
-    rows = window(console.database, wanted, (p_value, calm, int(item)))
+    rows = window(console.database, wanted, first)
     return render(request, "rows.html.j2", rows=rows, wanted=wanted)
 
 

@@ -21,7 +21,7 @@ def sample_page(request: Request) -> Response:
     try:
         clean = clean_images(console.database)
     except FieldmarkError as problem:
-        why = str(problem)
+        why = console.told(str(problem))
     network = console.bundle.manifest.networks[console.bundle.manifest.main_network]
     return render(
         request,
@@ -32,7 +32,8 @@ def sample_page(request: Request) -> Response:
         drawable=drawable(console.database),
         wanted=DEFAULT,
         needed=math.ceil(1 / network.detector.alpha) - 1,
-        database=console.database.path,
+        database=console.told(str(console.database.path)),
+        calibrated=console.told(str(console.bundle.path)),
     )
 
 

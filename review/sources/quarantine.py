@@ -13,32 +13,43 @@ MOST_NOTICES = 20
 
 
 class QuarantineSource:
-    """Tells of each entry once."""
+    """Tells of each entry once; of what is none, until it is one, there is a notice."""
 
     def __init__(self, given: str) -> None:
         self.given = given
         self.place = given if "://" in given else os.path.abspath(given)
         self.totals: dict[str, int] = {}
-        self.notices: list[str] = []
+        self._problems: dict[str, str] = {}  # by place
         self._told: set[str] = set()
+
+    @property
+    def notices(self) -> list[str]:
+        """What was left out."""
+        return [f"{problem}, and is left out" for problem in list(self._problems.values())[:MOST_NOTICES]]
 
     def news(self) -> Iterator[Item]:
         """Entries by day and name; what is no entry becomes a notice."""
         if "://" not in self.given and not os.path.isdir(self.given):
-            raise ReviewError(f"{self.given} cannot be reached", hint="What was decided is safe. Bring it back.")
+            raise ReviewError(f"{self.place} cannot be reached", hint="What was decided is safe. Bring it back.")
         try:
             for found in entries(self.given, known=self._told):
-                self._told.add(found.place)
+                if not found.passing:
+                    self._told.add(found.place)
                 try:
                     item, problem = None if found.entry is None else _item(found.entry), found.problem
                 except ValueError as wrong:  # what its writer never writes
                     item, problem = None, f"{found.place} is no record ({wrong})"
-                if item is not None:
-                    yield item
-                elif len(self.notices) < MOST_NOTICES:
-                    self.notices.append(f"{problem}, and is left out")
+                if item is None:
+                    self._problems[found.place] = problem
+                    continue
+                self._problems.pop(found.place, None)
+                yield item
         except QuarantineError as problem:
             raise ReviewError(problem.what, hint="What was decided is safe. Bring it back.") from None
+
+    def forget(self) -> None:
+        """Tell of every entry again."""
+        self._told.clear()
 
     def read(self, image: str, most: int) -> bytes:
         """The bytes as they were sent."""

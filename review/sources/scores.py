@@ -14,6 +14,7 @@ from review.store.item import FLAGGED, SAMPLE, Item, chance
 from scoring.local.jobs import STATE, Job, read_state
 from scoring.local.shards import read_scores
 from scoring.rows import OK, Scored, arrow, exact_paths
+from scoring.table.objects import MANIFESTS
 from scoring.table.place import filesystem, reached, scheme_of
 
 DRAWN = 4000  # images that are in the random sample, about
@@ -28,8 +29,8 @@ class ScoreSource:
     """Tells of a set that is finished, and again after the set has changed."""
 
     def __init__(self, path: Path, bundle: Bundle, images: Path | None) -> None:
-        self.path, self.bundle = path, bundle
-        self.place = os.path.abspath(path)
+        self.place, self.bundle = os.path.abspath(path), bundle
+        self.path = Path(self.place)
         self.totals: dict[str, int] = {}
         self.notices: list[str] = []
         self._seen: tuple[int, int] | None = None
@@ -47,6 +48,10 @@ class ScoreSource:
         rows = rows.filter(arrow().compute.equal(rows["status"], OK))
         self.totals = {self.job.network: rows.num_rows}
         yield from kept(rows, self.job, self._images)
+
+    def forget(self) -> None:
+        """Tell of every row again."""
+        self._seen = None
 
     def read(self, image: str, most: int) -> bytes:
         """The file's bytes as they are now."""
@@ -70,19 +75,23 @@ class ScoreSource:
 
 class Images:
     """Where scored files lie: in the folder that was scored, or where it lies now (`moved`); those of a list, where the
-    list says; those of a bucket, below the address that was scored.
+    list says; those of a bucket, below the address that was scored, or where a manifest in a bucket says.
     """
 
     def __init__(self, source: str, moved: Path | None = None) -> None:
         if moved is not None and not moved.is_dir():
             raise ReviewError(f"there is no folder of images at {moved}", hint="Name the one that was scored.")
-        self.source, self.moved = source.rstrip("/"), moved
-        self._is_list = not scheme_of(source) and os.path.isfile(source)
+        is_far, self.moved = bool(scheme_of(source)), moved
+        self._is_manifest = is_far and source.lower().endswith(MANIFESTS)
+        self._is_list = not is_far and os.path.isfile(source)
+        self.source = os.path.dirname(source) if self._is_manifest else source.rstrip("/")
 
     def read(self, image: str, most: int) -> bytes:
         """The bytes of a scored file, at most one more than `most`; raises ImageGone."""
-        if scheme_of(image) and self.moved is None:
+        if self.moved is None and scheme_of(image):
             return self._fetched(image, most)
+        if self.moved is None and self._is_manifest:
+            return self._fetched(os.path.join(self.source, image), most)
         if self._is_list and self.moved is None:
             return read_file(Path(os.path.join(os.path.dirname(self.source), image)), most)
         root = self.moved or Path(self.source)
@@ -103,11 +112,12 @@ class Images:
         return image.lstrip("/")
 
     def _fetched(self, image: str, most: int) -> bytes:
-        if not image.startswith(f"{self.source}/") and not self._is_list:
+        named = self._is_list or (self._is_manifest and scheme_of(image))  # no path of this machine from a bucket
+        if not named and not image.startswith(f"{self.source}/"):
             raise ImageGone("the image lies outside its source, so it is not fetched")
         try:
             store = filesystem(scheme_of(image))
-            data: bytes = reached(image, lambda: store.cat_file(image, 0, most + 1))
+            data: bytes = reached(image, lambda: store.cat_file(image, start=0, end=most + 1))
         except FieldmarkError as problem:
             raise ImageGone(f"the image cannot be fetched ({problem.what})") from None
         return data

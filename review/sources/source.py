@@ -19,11 +19,19 @@ class Source(Protocol):
     """A quarantine, a score folder or a table. `place` names it for good."""
 
     place: str
-    notices: list[str]  # sentences for the page: what could not be read
     totals: dict[str, int]  # images that each network answered in all, where the source knows
+
+    @property
+    def notices(self) -> list[str]:
+        """Sentences for the page: what could not be read."""
+        ...
 
     def news(self) -> Iterator[Item]:
         """What it has not told yet; raises ReviewError when it cannot be reached now."""
+        ...
+
+    def forget(self) -> None:
+        """Tell of everything again: what was told last has not been stored."""
         ...
 
     def read(self, image: str, most: int) -> bytes:

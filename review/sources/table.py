@@ -36,6 +36,10 @@ class TableSource:
         yield from kept(arrow().concat_tables(found), current.begun, self._images)
         self._run = last.number
 
+    def forget(self) -> None:
+        """Tell of every row again."""
+        self._run = 0
+
     def read(self, image: str, most: int) -> bytes:
         """The file's bytes as they are now."""
         return self._images.read(image, most)
@@ -49,11 +53,11 @@ class TableSource:
             raise ReviewError(problem.what, hint=problem.hint or "What was decided is safe. Bring it back.") from None
         if last is None:
             raise ReviewError(
-                f"{self.given} is a table of something else", hint="Give one that 'fieldmark score' made."
+                f"{self.place} is a table of something else", hint="Give one that 'fieldmark score' made."
             )
         if last.bundle_id != self.bundle.bundle_id:
             raise ReviewError(
-                f"{self.given} was scored with bundle {last.bundle_id[:12]}, and {self.bundle.path} is "
+                f"{self.place} was scored with bundle {last.bundle_id[:12]}, and {self.bundle.path} is "
                 f"{self.bundle.bundle_id[:12]}",
                 hint="Give the bundle that scored it.",
             )

@@ -15,6 +15,7 @@ from review.store.item import FLAGGED, REASONS, SAMPLE, Item
 from review.store.verdicts import STATES, WAITING
 
 ROWS = 100  # of a window
+MOST_NUMBER = 2**63 - 1  # that SQLite counts to
 ANY, DECIDED = "any", "decided"
 ORDER = "p_value, calm, id"
 _COLUMNS = tuple(field.name for field in fields(Item))
@@ -170,6 +171,8 @@ def after(database: Database, wanted: Filter, item: sqlite3.Row, *, before: bool
 
 def get(database: Database, number: int) -> sqlite3.Row | None:
     """One item by its number here."""
+    if abs(number) > MOST_NUMBER:
+        return None
     with database.reading() as connection:
         found: sqlite3.Row | None = connection.execute("SELECT * FROM items WHERE id = ?", [number]).fetchone()
     return found

@@ -1,8 +1,8 @@
 """Score a source into a Delta table: list, score what is new or has changed, commit, each once, whoever dies meanwhile.
 
-    list      the source is written down beside the table, a span at a time        scoring/table/planning.py
-    score     chunks of the list become data files, here or on many machines       scoring/table/chunks.py, cluster.py
-    commit    one commit makes all of the run's data files part of the table       scoring/table/delta.py
+    list      the source is written down beside the table, a span at a time   scoring/table/planning.py
+    score     chunks of the list become data files, here or on many machines  scoring/table/chunks.py, scoring/cluster/
+    commit    one commit makes all of the run's data files part of the table  scoring/table/delta.py
 
 Stopped at any point, the same command goes on there: a list behind its last span, chunks that have a record are left
 alone, and a run whose commit landed is over.
@@ -36,6 +36,7 @@ from scoring.table.runs import (
     done_chunks,
     key_of,
     read_manifest,
+    run_number,
     runs_of,
     write_record,
 )
@@ -231,7 +232,7 @@ class _TableJob:
         self.chunks += done
         self.runs, self.number = self.runs + 1, begun.number
         for name in self.place.names(RUNS):  # what came before is not looked at any more
-            if int(name[:6]) < begun.number:
+            if (number := run_number(name)) is not None and number < begun.number:
                 self.place.remove(f"{RUNS}/{name}")
         return _Done(fresh, manifest.objects)
 

@@ -15,6 +15,7 @@ finished; one that it knows is what the next run compares the source with.
 import datetime
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from scoring.table.place import Place
 
 FORMAT = 1
 RUNS = "_fieldmark/runs"
+_FOLDER = re.compile(r"([0-9]{6,})-[0-9a-f]{16}")
 BEGUN, MANIFEST, LISTING, WORK, DONE = "begun.json", "manifest.json", "listing", "work", "done"
 
 
@@ -48,6 +50,9 @@ class Begun:
     calibration_n: int
     day: str
     chunk_rows: int
+
+    def __post_init__(self) -> None:
+        datetime.date.fromisoformat(self.day)  # it names a folder of the table; raises ValueError
 
     @property
     def folder(self) -> str:
@@ -126,11 +131,15 @@ def read_record(place: Place, name: str, kind: type[Any]) -> Any:
         return from_plain(kind, plain)
     except FileNotFoundError:
         return None
-    except ValueError as problem:
-        raise ScoringError(
-            f"{place.url}/{name} is damaged ({problem})",
-            hint="Remove the run's folder, and run the same command again.",
-        ) from None
+    except (ValueError, RecursionError) as problem:
+        raise damaged(place, name, problem) from None
+
+
+def damaged(place: Place, name: str, problem: object) -> ScoringError:
+    """The error of a file of a run that is not what was written."""
+    return ScoringError(
+        f"{place.url}/{name} is damaged ({problem})", hint="Remove the run's folder, and run the same command again."
+    )
 
 
 def write_record(place: Place, name: str, record: Any) -> None:
@@ -139,12 +148,24 @@ def write_record(place: Place, name: str, record: Any) -> None:
 
 
 def runs_of(place: Place, number: int) -> Iterator[Begun]:
-    """The runs of this number that were begun: more than one where two jobs ran at once."""
+    """The runs of this number that were begun: more than one where two jobs ran at once.
+
+    Raises ScoringError for one that says it is in another folder, which would be read, written and removed for it.
+    """
     for name in place.names(RUNS):
         if name.startswith(f"{number:06d}-"):
             begun = read_record(place, f"{RUNS}/{name}/{BEGUN}", Begun)
-            if begun is not None:
-                yield begun
+            if begun is None:
+                continue
+            if begun.folder != f"{RUNS}/{name}":
+                raise damaged(place, f"{RUNS}/{name}/{BEGUN}", "it belongs to another folder")
+            yield begun
+
+
+def run_number(name: str) -> int | None:
+    """The number of the run whose folder has this name; None of what is no run's."""
+    found = _FOLDER.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 def done_chunks(place: Place, begun: Begun) -> dict[int, Chunk]:

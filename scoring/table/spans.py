@@ -10,7 +10,7 @@ from bundle.errors import ScoringError
 from scoring.rows import arrow, exact_paths, path_columns
 from scoring.sources import SourceFile
 from scoring.table.place import Place
-from scoring.table.runs import LISTING, WORK, Begun, Manifest
+from scoring.table.runs import LISTING, WORK, Begun, Manifest, damaged
 
 _END, _LAST, _NEXT, _GONE = b"fieldmark.end", b"fieldmark.last", b"fieldmark.next_id", b"fieldmark.gone"
 
@@ -56,18 +56,22 @@ def write_span(
 
 
 def read_end(place: Place, begun: Begun, number: int) -> SpanEnd:
-    """Where a written span ends."""
+    """Where a written span ends; raises ScoringError for one that does not say so."""
     listed = read_parquet(place, span_name(f"{begun.folder}/{LISTING}", number))
     work = read_parquet(place, span_name(f"{begun.folder}/{WORK}", number))
     facts = listed.schema.metadata or {}
-    return SpanEnd(
-        last=os.fsdecode(bytes.fromhex(facts[_LAST].decode())),
-        final=facts[_END] == b"1",
-        next_id=int(facts[_NEXT]),
-        objects=listed.num_rows,
-        work=work.num_rows,
-        gone=int(facts[_GONE]),
-    )
+    try:
+        return SpanEnd(
+            last=os.fsdecode(bytes.fromhex(facts[_LAST].decode())),
+            final=facts[_END] == b"1",
+            next_id=int(facts[_NEXT]),
+            objects=listed.num_rows,
+            work=work.num_rows,
+            gone=int(facts[_GONE]),
+        )
+    except (KeyError, ValueError):
+        name = span_name(f"{begun.folder}/{LISTING}", number)
+        raise damaged(place, name, "it does not say where it ends") from None
 
 
 def listed(place: Place, folder: str, after: str) -> Iterator[SourceFile]:

@@ -11,11 +11,15 @@ from serving.quarantine.store import Store, open_store
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What lies under one record's name, `place` (`DAY/NAME.json`): an entry, or the `problem` why there is none."""
+    """What lies under one record's name, `place` (`DAY/NAME.json`): an entry, or the `problem` why there is none.
+
+    `passing` says that another look may find one: the store did not answer, or the image was not there.
+    """
 
     place: str
     entry: Entry | None = None
     problem: str = ""
+    passing: bool = False
 
 
 def entries(root: str, *, newest_first: bool = False, known: Container[str] = ()) -> Iterator[Found]:
@@ -56,11 +60,14 @@ def _find(store: Store, day: str, name: str, files: dict[str, int]) -> Found | N
         return Found(place=place, problem=f"{place} is not named as records are")
     try:
         data = store.read(day, name, MAX_RECORD_BYTES)
-        if data is None:  # removed since it was listed
-            return None
+    except QuarantineError as problem:
+        return Found(place=place, problem=problem.what, passing=True)
+    if data is None:  # removed since it was listed
+        return None
+    try:
         entry = read_record(data, day, name)
     except QuarantineError as problem:
         return Found(place=place, problem=problem.what)
     if entry.image not in files:
-        return Found(place=place, problem=f"{place} has lost its image")
+        return Found(place=place, problem=f"{place} has lost its image", passing=True)
     return Found(place=place, entry=entry)

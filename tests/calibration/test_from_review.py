@@ -39,15 +39,19 @@ def test_a_decided_sample_makes_another_bundle(
         ).fetchall()
     decide(review, [row["id"] for row in rows[3:]], "clean", "ada")
     decide(review, [row["id"] for row in rows[:3]], "attack", "ada")
+    moved = photos.rename(tmp_path / "moved")
     command: list[Any] = ["calibrate", bundle.path, "--from-review", review.path, "--out", tmp_path / "here"]
-    with pytest.raises(SystemExit) as ended:
-        fieldmark.main([str(word) for word in command])
-    assert ended.value.code == 0
-    assert "of the sample left out: 3 attacks" in capsys.readouterr().out
+    for more, code in ([], 1), (["--images", moved], 0):
+        with pytest.raises(SystemExit) as ended:
+            fieldmark.main([str(word) for word in [*command, *more]])
+        assert ended.value.code == code
+    said = capsys.readouterr()
+    assert "--images DIR" in " ".join(said.err.split())
+    assert "of the sample left out: 3 attacks" in said.out
     made = Bundle.open(tmp_path / "here")
     assert made.bundle_id != bundle.bundle_id
     assert made.manifest.training["calibration"]["source"] == "review review.db, sample 1"
-    pixels = np.stack([bundle.manifest.image.read(Path(row["image"].decode())) for row in rows[3:]])
+    pixels = np.stack([bundle.manifest.image.read(moved / Path(row["image"].decode()).name) for row in rows[3:]])
     scores = np.sort(LocalInference(bundle).infer(pixels, "full")["instance_score"])
     assert np.array_equal(read_arrays(made.file("detector/full.npz"))["calibration"], scores)
     assert counts(review).by_state["clean"] == len(rows) - 3

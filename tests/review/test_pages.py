@@ -10,8 +10,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from bundle import Bundle
+from bundle.errors import ReviewError
 from review.keeper import Keeper
-from review.pages.access import HEADERS, KEY_NAME, Door, clean_name
+from review.pages.access import HEADERS, KEY_NAME, Door, clean_name, hosts_of
 from review.pages.app import application
 from review.pages.page import Console
 from review.sources.quarantine import QuarantineSource
@@ -84,6 +85,7 @@ def test_a_foreign_name_is_refused(client: Any, host: str) -> None:
         {"origin": "http://evil.example"},
         {"origin": "null"},
         {"origin": f"http://{HOST}.evil.example"},
+        {"origin": "http://["},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
     ],
@@ -97,13 +99,29 @@ def test_another_site_changes_nothing(client: Any, console: Console, headers: di
     assert counts(console.database).decided == 0
 
 
-@pytest.mark.parametrize("token", [None, "", "0" * 64])
+@pytest.mark.parametrize("token", [None, "", "0" * 64, "\u00e9" * 64])
 def test_a_form_that_is_not_ours_changes_nothing(client: Any, console: Console, token: str | None) -> None:
     form = {"verdict": "clean"} | ({} if token is None else {"csrf": token})
     for path in ("/items/1/decide", "/groups/decide", "/undo", "/sample/draw", "/reviewer"):
         assert client.post(path, data=form).status_code == 403
     assert counts(console.database).decided == 0
     assert client.get("/items/1/decide").status_code == 404 or client.get("/items/1/decide").status_code == 405
+
+
+def test_what_tells_our_forms_is_compared_in_a_time_that_tells_nothing(
+    client: Any, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[bytes] = []
+
+    def equal(one: bytes, other: bytes) -> bool:
+        compared.append(one)
+        return one == other
+
+    form = {"csrf": csrf(client), "name": "bob"}
+    monkeypatch.setattr("review.pages.access.hmac.compare_digest", equal)
+    assert client.post("/reviewer", data=form).status_code == 200
+    assert form["csrf"].encode() in compared
+    del console
 
 
 def test_a_huge_form_is_refused(client: Any) -> None:
@@ -216,7 +234,9 @@ def test_hostile_names_notes_and_labels_are_text(
         "/prototypes/999.img", "/static/../app.py", "/static/%2e%2e/app.py", "/export/exe", "/rows?first=x",
         "/rows?first=1,2", "/?state=guilty",
         "/?most=many", "/groups?kind=x", "/figures?network=x", "/sample/next", "/sample/next?number=x", "/nowhere",
-        "/incident?label=nobody", "/?copies=" + "9" * 40,
+        "/incident?label=nobody", "/?copies=" + "9" * 40, "/rows?first=0,0,inf", "/rows?first=0,0,nan",
+        "/rows?first=0,0,1e30", "/items/10000000000000000000", "/items/9223372036854775808/sent.img",
+        "/prototypes/10000000000000000000.img",
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_a_sentence(client: Any, path: str) -> None:
@@ -320,6 +340,54 @@ def test_behind_envoy_the_key_is_the_name(console: Console) -> None:
         assert token is not None
         keyed.post("/items/1/decide", data={"csrf": token[1], "verdict": "clean"}, headers={KEY_NAME: "grace"})
         assert standing(console.database, 1)[0]["reviewer"] == "grace"
+
+
+def test_whoever_comes_with_a_key_learns_no_folders(
+    console: Console, quarantine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    drawn = draw(console.database, 40, "ada")
+    with console.database.reading() as connection:
+        items = [row[0] for row in connection.execute("SELECT item FROM sampled WHERE sample = ?", [drawn.number])]
+    decide(console.database, items, "clean", "ada")
+    door = Door(hosts=frozenset({"review.example"}), port=1, reviewer="x", keyed=True)
+    bundle, folder = console.bundle.path, str(quarantine.parent)
+    console.keeper.problem = f"{bundle}/detector/full.npz is not a detector"
+
+    def refused(*_: object, **__: object) -> None:
+        raise ReviewError(f"{console.database.path} cannot be read or written (disk I/O error)")
+
+    with TestClient(application(dataclasses.replace(console, door=door)), base_url="http://review.example") as keyed:
+        keyed.headers[KEY_NAME] = "grace"
+        page = keyed.get("/sample").text
+        assert f"fieldmark calibrate {bundle.name} --from-review review.db --out {bundle.name}-calibrated" in page
+        assert f"{bundle.name}/detector/full.npz is not a detector" in page
+        aside = quarantine.rename(quarantine.with_name("aside"))
+        with pytest.raises(ReviewError) as gone:
+            console.keeper.turn()
+        aside.rename(quarantine)
+        console.keeper.problem = str(gone.value)
+        monkeypatch.setattr("review.pages.queue.windows", refused)
+        answer = keyed.get("/")
+        assert answer.status_code == 503
+        assert "review.db cannot be read or written" in answer.text
+        page += answer.text + keyed.get("/groups").text
+        assert "quarantine cannot be reached" in page
+    for place in (folder, str(bundle.parent)):
+        assert place not in page
+    with TestClient(application(console), base_url=f"http://{HOST}") as here:
+        assert f"{quarantine} cannot be reached" in here.get("/sample", params={"token": console.door.token}).text
+
+
+def test_on_the_port_of_http_browsers_leave_it_out(console: Console) -> None:
+    import dataclasses
+
+    assert hosts_of("127.0.0.1", 8000, ()) >= {"127.0.0.1:8000", "localhost:8000"}
+    assert "localhost" not in hosts_of("127.0.0.1", 8000, ())
+    door = dataclasses.replace(console.door, hosts=hosts_of("127.0.0.1", 80, ()), port=80)
+    with TestClient(application(dataclasses.replace(console, door=door)), base_url="http://localhost") as client:
+        assert client.get("/", params={"token": door.token}).status_code == 200
 
 
 def test_a_second_console_says_so(console: Console) -> None:

@@ -250,6 +250,8 @@ def test_a_delta_table_tells_the_rows_that_hold(
     (tmp_path / "photos" / "clean" / "0.png").unlink()
     score()
     assert len(list(source.news())) == 23
+    source.forget()
+    assert len(list(source.news())) == 23
     with pytest.raises(ReviewError, match="was scored with bundle"):
         open_source(str(tmp_path / "table"), make_toy_bundle(tmp_path / "other", name="other"))
     import deltalake
@@ -269,6 +271,8 @@ def test_a_delta_table_tells_the_rows_that_hold(
         ("/data/photos", "elsewhere/1.png", "elsewhere/1.png"),
         ("/data/photos", "/etc/passwd", "etc/passwd"),
         ("s3://bucket/photos", "s3://bucket/photos/a/1.png", "a/1.png"),
+        ("s3://bucket/night.parquet", "s3://bucket/photos/a/1.png", "photos/a/1.png"),
+        ("s3://bucket/night.CSV", "photos/a/1.png", "photos/a/1.png"),
     ],
 )
 def test_a_scored_file_is_found_below_its_source(source: str, image: str, inner: str) -> None:

@@ -49,12 +49,16 @@ def test_the_console_answers_and_ends_when_it_is_told(
     assert other.stdout is not None
     with opener.open(json.loads(other.stdout.readline())["url"]) as page:
         assert b"Another console has this review open" in page.read()
+    lock = Path(f"{quarantine}-review.db-console")
+    assert lock.stat().st_mode & 0o077 == 0
     other.terminate()
     other.wait(timeout=60)
+    assert lock.exists()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     assert facts["database"] == f"{quarantine}-review.db"
+    assert not lock.exists()
     assert Path(facts["database"]).stat().st_mode & 0o077 == 0
 
 
@@ -162,3 +166,14 @@ def test_a_review_without_a_whole_sample_calibrates_nothing(
         code, _, err = run(capsys, "calibrate", toy_bundle.path, *words, "--out", tmp_path / "out")
         assert code == 2
         assert "one of --with and --from-review" in err
+    words = ("--with", tmp_path, "--images", tmp_path)
+    code, _, err = run(capsys, "calibrate", toy_bundle.path, *words, "--out", tmp_path / "out")
+    assert code == 2
+    assert "--images belongs to --from-review" in err
+
+
+def test_a_calibration_that_fails_leaves_no_database_open(decided: Database, toy_bundle: Bundle) -> None:
+    with pytest.raises(KeyboardInterrupt), clean_files(decided.path, toy_bundle) as handed:
+        assert handed.paths
+        raise KeyboardInterrupt
+    assert handed.database._own.connection is None

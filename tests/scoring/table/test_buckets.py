@@ -12,7 +12,9 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import CommitProperties, Transaction
 
-from bundle.errors import FieldmarkError, InputError, ScoringError
+from bundle import Bundle
+from bundle.errors import FieldmarkError, ImageGone, InputError, ScoringError
+from review.sources.source import open_source
 from scoring.table import lease, objects, place
 from scoring.table.delta import ScoreTable, _storage_options
 from scoring.table.place import Place
@@ -124,6 +126,28 @@ def test_an_object_that_never_comes_is_a_row_and_is_tried_again(score: Score, st
     summary = score(SOURCE, TABLE)
     assert (summary.rows, summary.errors) == (1, 0), "though it has not changed"
     assert score(SOURCE, TABLE).rows == 0
+
+
+def test_what_a_manifest_in_a_bucket_names_can_be_reviewed(
+    score: Score, store: ObjectStore, photos: Path, toy_bundle: Bundle
+) -> None:
+    other = "s3://archive/other.png"
+    client, manifest = boto3.client("s3"), "s3://archive/2026/night.csv"
+    client.put_object(Bucket="archive", Key="other.png", Body=(photos / "noise.png").read_bytes())
+    lines = f"id,path\n1,photos/a/00.png\n2,{SOURCE}/a/01.png\n3,{other}\n"
+    client.put_object(Bucket="archive", Key="2026/night.csv", Body=lines.encode())
+    assert score(manifest, TABLE).errors == 0
+    source = open_source(TABLE, toy_bundle)
+    found = {item.image: source.read(item.image, 10**6) for item in source.news()}
+    assert found == {
+        "photos/a/00.png": (photos / "a/00.png").read_bytes(),
+        f"{SOURCE}/a/01.png": (photos / "a/01.png").read_bytes(),
+        other: (photos / "noise.png").read_bytes(),
+    }
+    assert all(len(source.read(image, 99)) == 100 for image in found)
+    for outside in ("/etc/passwd", "file:///etc/passwd"):
+        with pytest.raises(ImageGone):
+            source.read(outside, 10**6)
 
 
 def test_a_list_and_a_manifest_may_name_objects(score: Score, store: ObjectStore, photos: Path, tmp_path: Path) -> None:
