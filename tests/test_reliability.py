@@ -225,7 +225,7 @@ def ground(toy_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Any:
 )
 def test_a_row_holds(ground: Ground, name: str) -> None:
     found = tool._try(tool.ROWS[name], ground)
-    assert found["held"], found
+    assert found["held"], json.dumps(found)
     assert found["numbers"]["neighbours_answered"] > 0
     assert found["numbers"]["leaks"] == found["numbers"]["wrong_answers"] == 0
 

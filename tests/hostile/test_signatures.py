@@ -310,7 +310,8 @@ def filled(name: str, bundle: Path, tmp: Path, run: Path) -> list[str | Path]:
             line.append(value)
         elif each.required or value == bundle:
             line += [each.opts[0], CHOICES.get(each.opts[0], value)]
-    return [*line, "--run", run] if name == "evaluate" else line
+    one_of = {"evaluate": ("--run", run), "score": ("--out", tmp / "nothing"), "calibrate": ("--with", tmp)}
+    return [*line, *one_of.get(name, ())]
 
 
 def test_the_verbs_that_open_a_bundle_are_found() -> None:

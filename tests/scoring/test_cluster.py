@@ -251,13 +251,13 @@ def test_a_cluster_of_another_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("address", "code", "sentence"),
     [
-        (f"127.0.0.1:{free_port()}", 1, "no Ray answers at 127.0.0.1:"),
+        ("127.0.0.1:{free}", 1, "no Ray answers at 127.0.0.1:"),
         ("somewhere", 2, "--cluster 'somewhere' is no address"),
         ("ray://127.0.0.1:99999", 1, "no Ray answers at ray://127.0.0.1:99999"),
     ],
 )
 def test_where_no_ray_answers(start: Start, tmp_path: Path, address: str, code: int, sentence: str) -> None:
-    _, errors = ended(start(tmp_path / "table", address), code)
+    _, errors = ended(start(tmp_path / "table", address.format(free=free_port())), code)
     assert errors.startswith(f"error: {sentence}")
     assert not (tmp_path / "table").exists()
 

@@ -345,7 +345,7 @@ def test_presets_exist_for_every_backbone_of_the_paper_and_unknown_ones_list_the
         assert preset(backbone) == preset(f"maxsep-{backbone}") == preset(f"ap-{backbone}", system="maxsep")
     assert preset("vgg16").image_size == 224
     assert preset("vgg16-reference").loss.cluster == 100
-    with pytest.raises(OptionError, match=r"BACKBONE\[-SIZE\]\[-reference\]\[-fast\]; systems: maxsep, ap,"):
+    with pytest.raises(OptionError, match=r"BACKBONE\[-SIZE\]\[-reference\]\[-fast\], .*; systems: maxsep, ap,"):
         preset("vgg")
     with pytest.raises(OptionError, match=r"unknown system 'ours'.*protopnet"):
         preset("small", system="ours")
