@@ -16,8 +16,8 @@ from rich.table import Table
 
 from benchmarks.record import save
 from bundle.errors import OptionError
+from bundle.resolution import wilson
 from fieldmark import guarded
-from robustness.accuracy import wilson
 from robustness.pointing import ANY, MEASURES, RADIUS, SHOWN, TELLING, pointing
 from training.adversaries import run_dataset
 from training.run import Run

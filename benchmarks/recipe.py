@@ -17,9 +17,9 @@ from rich.console import Console
 from benchmarks.page import put, table_head, table_row
 from benchmarks.record import save
 from bundle.files import write_text
+from bundle.resolution import wilson
 from demo.stages import fieldmark
 from fieldmark import guarded
-from robustness.accuracy import wilson
 from training.data import open_dataset
 from training.networks import Network, NetworkConfig
 from training.presets import preset

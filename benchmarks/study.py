@@ -21,9 +21,10 @@ from benchmarks.record import RESULTS, environment
 from bundle.errors import OptionError
 from bundle.files import write_text
 from bundle.progress import Work
+from bundle.resolution import wilson
 from demo.stages import fieldmark
 from fieldmark import guarded
-from robustness.accuracy import PAPER, WORST, wilson
+from robustness.accuracy import PAPER, WORST
 from training.adversaries import AUTO_CLASSES
 from training.backbones import BACKBONES
 from training.presets import preset

@@ -22,6 +22,23 @@ def smallest_p_value(n: int) -> float:
     return 1 / (n + 1)
 
 
+def needed(alpha: float) -> int:
+    """How many calibration scores it takes for a p-value to get down to `alpha`."""
+    n = math.ceil(1 / alpha) - 1
+    return n - 1 if n > 0 and smallest_p_value(n - 1) <= alpha else n  # 1 / (1 / 49) is above 49
+
+
+def wilson(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson 1927); (0, 1) of nothing."""
+    if not count:
+        return 0.0, 1.0
+    share, factor = right / count, 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / factor
+    reach = z / factor * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    low, high = middle - reach, middle + reach  # rounding must not move the ends off 0 and 1
+    return (0.0 if right == 0 else low), (1.0 if right == count else high)
+
+
 def false_alarms(n: int, alpha: float) -> FalseAlarms:
     """Flagged is whatever scores above all but the k - 1 highest of n scores, k = floor(alpha (n + 1)): a rate that is
     Beta(k, n + 1 - k); (0, 0) where n cannot support alpha.

@@ -7,7 +7,6 @@ graphs is proved to be the old one's, bit by bit, before the bundle is there.
 
 import datetime
 import functools
-import importlib.metadata
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from bundle.files import check_free, write_text
 from bundle.folder import Bundle, write_bundle
 from bundle.manifest import AGAIN, MANIFEST, NetworkInfo, canonical_json
 from bundle.resolution import false_alarms, smallest_p_value
+from bundle.version import version
 from calibration.graph import recalibrated
 from calibration.sample import Images, Sample, Seen, look
 from detector.conformal import check_calibration_size
@@ -152,10 +152,6 @@ def _provenance(
             false_alarms_deviation=round(rate.deviation, 6),
             flagged_before=sample.networks[name].flagged,
         )
-    try:
-        version = importlib.metadata.version("fieldmark")
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown"
     return Provenance(
         source=source,
         images=len(sample.paths),
@@ -163,7 +159,7 @@ def _provenance(
         sha256=sample.sha256,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         bundle_id=bundle.bundle_id,
-        version=version,
+        version=version(),
         runtime=f"onnxruntime {onnxruntime.__version__} {inference.providers[0]}",
         networks=found,
     )

@@ -20,6 +20,8 @@ from demo.stages import StageFailed
 from serving.gateway.client import FieldmarkClient
 from serving.prediction import Prediction
 
+STOP_SECONDS = 30.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
@@ -70,9 +72,12 @@ def served(bundle: Path) -> Iterator[dict[str, Any]]:
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(timeout=30)
+            process.wait(timeout=STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def ask(client: FieldmarkClient, folder: Path, network: str) -> dict[str, Answers]:

@@ -3,13 +3,13 @@
 Per class (Mondrian) it is valid among the images of each predicted class, which are a function of the image alone.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import DetectorError
+from bundle.resolution import needed, smallest_p_value
 
 
 def p_values(scores: npt.NDArray[np.floating], calibration: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
@@ -40,25 +40,21 @@ def p_values_per_class(
 
 def check_calibration_size(n: int, alpha: float) -> None:
     """With n calibration images no p-value is below 1/(n+1); a smaller alpha would never flag anything."""
-    needed = _needed(alpha)
-    if n < needed:
+    least = needed(alpha)
+    if n < least:
         raise DetectorError(
             f"{n} calibration images cannot support alpha = {alpha:g}",
-            hint=f"At least {needed} are needed: add images, or choose an alpha of at least {1 / (n + 1):.2g}.",
+            hint=f"At least {least} are needed: add images, or choose an alpha of at least {smallest_p_value(n):.2g}.",
         )
 
 
 def check_class_sizes(predicted: npt.NDArray[np.integer], alpha: float, labels: Sequence[str]) -> None:
     """The same of every class, for p-values per class; predicted : (n,) of the calibration images."""
-    counts, needed = np.bincount(predicted, minlength=len(labels)), _needed(alpha)
-    if (few := counts < needed).any():
+    counts, enough = np.bincount(predicted, minlength=len(labels)), needed(alpha)
+    if (few := counts < enough).any():
         least = int(np.argmin(counts))
         raise DetectorError(
             f"{counts[least]} calibration images are classified as {labels[least]!r}, and alpha = {alpha:g} needs "
-            f"{needed} of every class ({few.sum()} of {len(counts)} classes have fewer)",
+            f"{enough} of every class ({few.sum()} of {len(counts)} classes have fewer)",
             hint="Add images, choose a larger alpha, or compare with all classes: --calibration marginal.",
         )
-
-
-def _needed(alpha: float) -> int:
-    return math.ceil(1 / alpha) - 1

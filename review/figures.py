@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle import Bundle
+from bundle.resolution import smallest_p_value, wilson
 from review.store.database import Database
-from review.store.item import FLAGGED
 from review.store.verdicts import ATTACK, CLEAN, FAULT
-from scoring.drift.comparison import KolmogorovSmirnov, kolmogorov_smirnov, online_p_values, wilson
+from scoring.drift.comparison import KolmogorovSmirnov, kolmogorov_smirnov, online_p_values
 from scoring.drift.scored import read_calibration
 from serving.martingale import simple_jumper
+from serving.quarantine.entry import FLAGGED
 
 BINS, MOST_TIMES, MOST_POINTS = 20, 48, 400
 FDR = 0.1
@@ -72,7 +73,7 @@ class Discoveries:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's, of 95 %, for the precision of the list."""
-        return wilson(self.attacks, self.decided) if self.decided else (0.0, 1.0)
+        return wilson(self.attacks, self.decided)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,5 +188,5 @@ def discoveries(found: Rows, bundle: Bundle, network: str) -> Discoveries | None
         most=most,
         decided=sum(state in (ATTACK, CLEAN, FAULT) for state in states),
         attacks=states.count(ATTACK),
-        smallest=1 / (bundle.manifest.networks[network].detector.calibration_n + 1),
+        smallest=smallest_p_value(bundle.manifest.networks[network].detector.calibration_n),
     )

@@ -16,8 +16,8 @@ from review.evidence.fingerprint import Likeness, fingerprint
 from review.evidence.layers import Reference, calibrated, unflagged
 from review.sources.source import Source
 from review.store.database import Database
-from review.store.item import FLAGGED
 from review.store.queue import add
+from serving.quarantine.entry import FLAGGED
 
 T = TypeVar("T")
 SECONDS = 5.0  # between two looks at the source

@@ -2,7 +2,6 @@
 all attacks per image, and AutoAttack.
 """
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from bundle.errors import OptionError
 from bundle.progress import Work
+from bundle.resolution import wilson
 from training.adversaries import (
     AUTO_CLASSES,
     BATCH,
@@ -120,17 +120,6 @@ def evaluate_run(
         "not_measured": list(told),
         "seconds": seconds,
     }
-
-
-def wilson(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927); (0, 1) of nothing."""
-    if not count:
-        return 0.0, 1.0
-    share, factor = right / count, 1 + z * z / count
-    middle = (share + z * z / (2 * count)) / factor
-    reach = z / factor * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    low, high = middle - reach, middle + reach  # rounding must not move the ends off 0 and 1
-    return (0.0 if right == 0 else low), (1.0 if right == count else high)
 
 
 def show(result: dict[str, Any]) -> Table:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from robustness.accuracy import wilson
+from bundle.resolution import wilson
 
 Scores = npt.NDArray[np.floating]
 Right = npt.NDArray[np.bool_]

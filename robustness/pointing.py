@@ -18,7 +18,7 @@ from torch.nn import functional
 from bundle import tensors
 from bundle.errors import DatasetError, OptionError
 from bundle.image import ImageSpec
-from robustness.accuracy import wilson
+from bundle.resolution import wilson
 from training.adversaries import BATCH, CLEAN, attack_pixels, check_attacks, samples_of, spread
 from training.attacks import from_bytes, round_to_bytes
 from training.data import Dataset, Sample

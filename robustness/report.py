@@ -5,7 +5,6 @@ docs/report.md says what every entry means. The report belongs to exactly these 
 
 import base64
 import importlib
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from rich.table import Column, Table
 from bundle.errors import MissingExtra
 from bundle.files import sha256_of, write_text
 from bundle.resolution import false_alarms, smallest_p_value
+from bundle.version import version
 from detector.model import Detector
 from robustness.accuracy import WORST
 from robustness.figures import (
@@ -242,11 +242,7 @@ def _interval(each: Mapping[str, Any]) -> str:
 def _versions(network: Network) -> dict[str, str]:
     device = next(network.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    try:
-        own = importlib.metadata.version("fieldmark")
-    except importlib.metadata.PackageNotFoundError:
-        own = "unknown"
-    return {"fieldmark": own, "torch": torch.__version__, "device": name}
+    return {"fieldmark": version(), "torch": torch.__version__, "device": name}
 
 
 def _figures(

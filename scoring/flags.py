@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import MissingExtra, OptionError
+from bundle.resolution import smallest_p_value
 
 BH: Final = "bh"
 BY: Final = "by"
@@ -66,7 +67,7 @@ def control(p_values: npt.NDArray[np.floating], n: int, *, fdr: float, method: M
         from scipy.stats import false_discovery_control
     except ImportError as problem:
         raise MissingExtra.named("scoring", "flags", problem) from None
-    m, smallest = len(p_values), 1 / (n + 1)
+    m, smallest = len(p_values), smallest_p_value(n)
     wide = np.clip(p_values.astype(np.float64), 0, 1)
     adjusted = false_discovery_control(wide, method=method)
     flagged = adjusted <= fdr * (1 + 1e-6)  # the graph's p-values are float32

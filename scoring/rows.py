@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from bundle.errors import MissingExtra
-from scoring.local.jobs import version
+from bundle.version import version
 from scoring.sources import SourceFile
 from serving.prediction import Prediction
 

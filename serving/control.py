@@ -79,7 +79,14 @@ def tell(path: Path, verb: str, /, *, seconds: float, **facts: Any) -> dict[str,
         raise EndpointError(f"nobody listens at {path} ({reason})", hint="Is it running? See its log.") from None
     if not line.endswith(b"\n"):
         raise EndpointError(f"what listened at {path} ended before it answered", hint="See its log.")
-    answer: dict[str, Any] = json.loads(line)
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise EndpointError(
+            f"what listens at {path} does not answer as a service of Fieldmark", hint="Is it the socket?"
+        )
     if "error" in answer:
         raise ServerError(str(answer["error"]), hint=str(answer.get("hint", "")))
     return answer

@@ -12,10 +12,7 @@ the folder is swept by the next start.
 import contextlib
 import os
 import socket
-import subprocess
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +20,7 @@ import numpy as np
 
 from bundle import Bundle
 from bundle.errors import EndpointError, OptionError, ServerError
+from serving.child import Child
 from serving.client import UNIX, TritonInference
 from serving.control import check_socket
 from serving.environment import TritonEnvironment, find_environment
@@ -30,14 +28,12 @@ from serving.prediction import check_runtime
 from serving.processes import (
     alive,
     command_of,
-    end_group,
     ending,
     ending_of_other,
     exited,
     exits_within,
     group,
     halted,
-    launch,
 )
 from serving.repository import write_repository
 from serving.triton_command import (
@@ -59,13 +55,15 @@ DYING_SECONDS = 1.0
 EVERYWHERE = "0.0.0.0"
 
 
-class TritonServer:
+class TritonServer(Child):
     """One tritonserver and its folder. Port 0 takes any free one. Start it from a thread that outlives it.
 
     `traces` is the URL of a collector, for the spans that Triton makes of requests which are traced.
     It may be started again after `stop`, and is then found at the same ports. With `sockets`, an empty folder, gRPC and
     metrics listen at sockets in it instead: who may not enter the folder cannot reach them.
     """
+
+    who, stop_seconds = "the server", STOP_SECONDS
 
     def __init__(
         self,
@@ -81,14 +79,11 @@ class TritonServer:
         traces: str = "",
         on_log: Callable[[str], None] | None = None,
     ) -> None:
+        super().__init__(on_log, lines=2000)
         self.bundle, self.host, self.start_seconds, self.traces = bundle, host, start_seconds, traces
         self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
         self.sockets, self.triton_version = sockets, ""
-        self._triton_python, self._on_log = triton_python, on_log
-        self._log: deque[str] = deque(maxlen=2000)
-        self._process: subprocess.Popen[str] | None = None
-        self._reader: threading.Thread | None = None
-        self._workspace: Workspace | None = None
+        self._triton_python = triton_python
         self._workers: dict[str, set[int]] = {}
 
     @property
@@ -108,13 +103,6 @@ class TritonServer:
         if self.sockets is not None:
             return ""
         return f"http://{self.host}:{self.metrics_port}/metrics"
-
-    @property
-    def pid(self) -> int:
-        """Process id of tritonserver; it leads the group of its stubs."""
-        if self._process is None:
-            raise ServerError("the server is not running")
-        return self._process.pid
 
     def start(self, *, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Start and wait until every network answers a real inference; raises ServerError, and then nothing is left.
@@ -189,25 +177,6 @@ class TritonServer:
         if self._workspace is not None:
             os.utime(self._workspace.path / MODELS / network / "1" / MODEL_FILES[PYTHON])
 
-    def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """End every process of the server, after at most `seconds`, and remove what it wrote; safe to call twice."""
-        process, self._process = self._process, None
-        if process is not None:
-            end_group(process, seconds)
-        if self._reader is not None:
-            self._reader.join(timeout=5)
-            self._reader = None
-        if self._workspace is not None:
-            self._workspace.remove()
-            self._workspace = None
-
-    def __enter__(self) -> "TritonServer":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def _fill(self, folder: Path, environment: TritonEnvironment) -> None:
         """The model repository, and the backend that runs it."""
         check_runtime(self.bundle.manifest, environment.onnxruntime)
@@ -252,17 +221,7 @@ class TritonServer:
         ports = {"grpc": self.grpc_port, "http": self.http_port, "metrics": self.metrics_port}
         command = [str(environment.binary), *flags(folder, address, ports, sockets=self.sockets, traces=self.traces)]
         self._log.clear()  # what an earlier server said explains nothing now
-        variables = environment.variables() | TRACE_VARIABLES
-        self._process = launch(command, environment=variables, folder=folder, lock=workspace.lock)
-        self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
-        self._reader.start()
-
-    def _read_log(self, process: "subprocess.Popen[str]") -> None:
-        with process.stdout or contextlib.nullcontext(()) as lines:
-            for line in lines:
-                self._log.append(line.rstrip())
-                if self._on_log is not None:
-                    self._on_log(line.rstrip())
+        self._launch(command, environment.variables() | TRACE_VARIABLES, workspace)
 
     def _wait_until_ready(self, address: str, cancelled: Callable[[], bool]) -> None:
         """Ask each network for a real answer: READY alone is no proof that one can be had."""

@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks import page, pictures, study
 from bundle.errors import OptionError
 from bundle.records import to_plain
-from robustness.accuracy import wilson
+from bundle.resolution import wilson
 from training.backbones import BACKBONES
 from training.networks import HEADS
 from training.presets import preset

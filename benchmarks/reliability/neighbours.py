@@ -3,7 +3,6 @@
 import contextlib
 import io
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from PIL import Image
 from benchmarks.reliability.deployment import Door
 from benchmarks.reliability.wire import Heard, outcome
 from bundle import Bundle
+from bundle.resolution import smallest_p_value
 from bundle.tensors import INSTANCE_SCORE, P_VALUE, PROBABILITIES
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.generated.fieldmark_pb2_grpc import FieldmarkStub
@@ -42,7 +42,7 @@ class Known:
         expected = {name: value[number] for name, value in self._outputs[network].items()}
         probabilities = dict(zip(self.manifest.labels, expected[PROBABILITIES].tolist(), strict=True))
         said, best = answer.predictions[0], max(probabilities.values())
-        rank = 1 / (self.manifest.networks[network].detector.calibration_n + 1)
+        rank = smallest_p_value(self.manifest.networks[network].detector.calibration_n)
         return bool(
             answer.network == network
             and abs(said.probability - best) < _SCORE
@@ -54,13 +54,11 @@ class Known:
 
 @dataclass(kw_only=True)
 class Told:
-    """What the neighbours of one attack were told; `failed` by status and reason, `last_failure` in seconds."""
+    """What the neighbours of one attack were told; `failed` by status and reason."""
 
     answered: int = 0
     wrong: int = 0
     failed: Counter[str] = field(default_factory=Counter)
-    began: float = 0.0
-    last_failure: float = 0.0
 
     @property
     def failures(self) -> int:
@@ -75,7 +73,7 @@ def neighbours(
     """`callers` of each network call through the door as long as the body runs; none of them ever calls again for the
     same answer, as a client with retries would.
     """
-    told, ended = Told(began=time.monotonic()), threading.Event()
+    told, ended = Told(), threading.Event()
 
     def call(network: str, number: int) -> None:
         with door.channel() as channel:
@@ -86,7 +84,6 @@ def neighbours(
                 answer, status = outcome(heard, stub.Classify, request, timeout=CALL_SECONDS, metadata=door.metadata)
                 if answer is None:
                     told.failed[status] += 1
-                    told.last_failure = time.monotonic() - told.began
                     continue
                 told.answered += 1
                 told.wrong += not known.right(answer, number, network)

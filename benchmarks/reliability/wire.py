@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable
@@ -73,15 +72,6 @@ def post(path: str, body: bytes, *headers: str) -> bytes:
     """An HTTP/1.1 request with a body of a known length."""
     fields = ("host: x", "content-type: application/json", f"content-length: {len(body)}", *headers)
     return "\r\n".join((f"POST {path} HTTP/1.1", *fields, "", "")).encode() + body
-
-
-def refuses(address: tuple[str, int]) -> bool:
-    """Whether nobody listens there."""
-    try:
-        socket.create_connection(address, timeout=3).close()
-    except OSError:
-        return True
-    return False
 
 
 def _whole(data: bytes) -> bool:

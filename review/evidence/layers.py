@@ -17,7 +17,7 @@ from bundle import Bundle
 from bundle.arrays import read_arrays
 from bundle.errors import BundleCorrupt
 from bundle.manifest import AGAIN
-from review.store.item import SAMPLE
+from serving.quarantine.entry import SAMPLE
 
 CALIBRATION_LAYERS = "calibration_layers"  # of the detector's file: (n, columns), where the bundle has them
 FEWEST = 20

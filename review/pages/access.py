@@ -19,9 +19,9 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from review.store.verdicts import LONGEST_NAME
+from serving.envoy.keys import KEY_NAME
 
 TOKEN, CSRF = "token", "csrf"
-KEY_NAME = "x-fieldmark-key-name"  # whose key Envoy has checked; it removes what a caller sends under this name
 SAFE = ("GET", "HEAD")
 HTTP_PORT = 80
 HEADERS = {

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bundle.errors import BundleError, ImageError, ImageGone
+from bundle.resolution import smallest_p_value
 from review.evidence.layers import Voice
 from review.evidence.look import Look
 from review.evidence.neighbours import Neighbour, neighbours
@@ -47,7 +48,7 @@ def item_page(request: Request) -> Response:
         foreign=item["bundle_id"] != console.bundle.bundle_id,
         voices=voices,
         of=_of(request, item),
-        smallest=None if info is None else 1 / (info.detector.calibration_n + 1),
+        smallest=None if info is None else smallest_p_value(info.detector.calibration_n),
         near=near,
         decided=decided,
         mine=next((row for row in decided if row["reviewer"] == reviewer_of(request, console.door)), None),

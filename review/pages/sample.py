@@ -1,12 +1,11 @@
 """The random sample: draw it, decide all of it, and hand the clean ones to `fieldmark calibrate`."""
 
-import math
-
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import Response
 
 from bundle.errors import FieldmarkError, OptionError
+from bundle.resolution import needed
 from review.pages.access import reviewer_of
 from review.pages.page import back, console_of, render
 from review.pages.queue import saying
@@ -31,7 +30,7 @@ def sample_page(request: Request) -> Response:
         why=why,
         drawable=drawable(console.database),
         wanted=DEFAULT,
-        needed=math.ceil(1 / network.detector.alpha) - 1,
+        needed=needed(network.detector.alpha),
         database=console.told(str(console.database.path)),
         calibrated=console.told(str(console.bundle.path)),
     )

@@ -3,10 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from bundle.resolution import wilson
 from review.store.database import Database
-from review.store.item import FLAGGED
 from review.store.verdicts import ATTACK, CLEAN, FAULT, VERDICTS
-from scoring.drift.comparison import wilson
+from serving.quarantine.entry import FLAGGED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Precision:
     @property
     def interval(self) -> tuple[float, float]:
         """Of the share."""
-        return wilson(self.attacks, self.decided) if self.decided else (0.0, 1.0)
+        return wilson(self.attacks, self.decided)
 
 
 def agreements(database: Database) -> list[Agreement]:

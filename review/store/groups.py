@@ -8,9 +8,9 @@ import sqlite3
 from dataclasses import dataclass
 
 from review.store.database import Database
-from review.store.item import FLAGGED
 from review.store.queue import Filter
 from review.store.verdicts import WAITING
+from serving.quarantine.entry import FLAGGED
 
 COPIES, CAMPAIGNS, BURSTS = "copies", "campaigns", "bursts"
 KINDS = (BURSTS, CAMPAIGNS, COPIES)

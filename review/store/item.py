@@ -3,7 +3,8 @@
 import hashlib
 from dataclasses import dataclass
 
-FLAGGED, SAMPLE = "flagged", "sample"
+from serving.quarantine.entry import FLAGGED, SAMPLE
+
 REASONS = (FLAGGED, SAMPLE)
 
 

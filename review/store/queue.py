@@ -11,8 +11,9 @@ from urllib.parse import urlencode
 from bundle.errors import OptionError
 from bundle.records import to_plain
 from review.store.database import Database
-from review.store.item import FLAGGED, REASONS, SAMPLE, Item
+from review.store.item import REASONS, Item
 from review.store.verdicts import STATES, WAITING
+from serving.quarantine.entry import FLAGGED, SAMPLE
 
 ROWS = 100  # of a window
 MOST_NUMBER = 2**63 - 1  # that SQLite counts to

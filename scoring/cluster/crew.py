@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bundle.errors import FieldmarkError, ScoringError, first_line
+from bundle.version import version
 from scoring.cluster.connection import connected, ray_library
 from scoring.cluster.worker import Parcel, Worker, leave, names_of
-from scoring.local.jobs import version
 from scoring.table.job import Work
 from scoring.table.runs import Chunk
 

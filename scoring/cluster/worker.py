@@ -9,8 +9,8 @@ import numpy as np
 
 from bundle.folder import Bundle
 from bundle.manifest import MANIFEST, SIGNATURE
+from bundle.version import version
 from scoring.answers import Asking
-from scoring.local.jobs import version
 from scoring.table.chunks import ChunkScorer
 from scoring.table.fetching import Reader
 from scoring.table.place import Place

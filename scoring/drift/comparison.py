@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bundle.resolution import wilson
 from scoring.drift.scored import Calibration, ScoredSet
 from serving.martingale import CAPITAL, simple_jumper
 from serving.promise import beta_binomial, flagging_ranks
@@ -155,14 +156,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty(len(order))
     corrected[order] = np.minimum(np.maximum.accumulate(raised), 1)
     return [float(value) for value in corrected]
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's (1927) interval of 95 % for a share."""
-    from scipy import stats
-
-    interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def groups(classes: Integers, calibration: Calibration) -> list[tuple[Integers, Numbers]]:

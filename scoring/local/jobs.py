@@ -1,8 +1,6 @@
 """The state of a scoring job, in `_fieldmark.json`: what it is pinned to, what is finished, and who may write now."""
 
 import contextlib
-import functools
-import importlib.metadata
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -142,12 +140,3 @@ def lock(path: Path) -> Iterator[None]:
         with disk_errors(path):
             lock_for_this_process(stream.fileno(), busy)
         yield
-
-
-@functools.cache
-def version() -> str:
-    """Fieldmark's version, or `unknown` when it runs from a folder that was never installed."""
-    try:
-        return importlib.metadata.version("fieldmark")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

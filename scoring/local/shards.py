@@ -30,6 +30,7 @@ from typing import Any
 
 from bundle.errors import ScoringError
 from bundle.files import atomic_file, open_regular, sha256_of, sha256_of_stream
+from bundle.version import version
 from scoring.local.jobs import (
     FORMAT,
     STATE,
@@ -40,7 +41,6 @@ from scoring.local.jobs import (
     lock,
     read_state,
     refuse_other_job,
-    version,
     write_state,
 )
 from scoring.local.stretches import Stretch, digest_of, stamps_of

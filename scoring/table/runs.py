@@ -23,7 +23,7 @@ from typing import Any
 
 from bundle.errors import ScoringError
 from bundle.records import from_plain, to_plain
-from scoring.local.jobs import version
+from bundle.version import version
 from scoring.table.place import Place
 
 FORMAT = 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.client import parse_url
+from serving.envoy.keys import KEY_NAME
 from serving.envoy.options import EnvoyOptions
 from serving.envoy.refusals import CAME_AS, local_replies
 from serving.envoy.routes import (
@@ -30,7 +31,6 @@ from serving.envoy.transcoding import descriptors
 from serving.gateway.calls import KEY_HEADER
 from serving.gateway.handlers import SERVICE
 from serving.gateway.options import DEFAULT_PORT, METADATA_BYTES
-from serving.gateway.service import KEY_NAME
 
 _GATEWAY = "gateway"
 _CERTIFICATE, _CLIENT_CA = "certificate", "client_ca"  # Envoy's names of what may be renewed

@@ -13,6 +13,8 @@ from pathlib import Path
 from bundle.errors import OptionError
 from bundle.files import open_regular
 
+# Names the caller whose key was checked, never the key. Envoy removes what a caller sends under it.
+KEY_NAME = "x-fieldmark-key-name"
 SHORTEST, LONGEST = 24, 256  # characters of a key
 MAX_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

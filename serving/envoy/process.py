@@ -9,17 +9,16 @@ import json
 import shutil
 import socket
 import subprocess
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 from bundle.errors import MissingExtra, OptionError, ServerError
+from serving.child import Child
 from serving.envoy.configuration import certificates, configuration
 from serving.envoy.options import EnvoyOptions
 from serving.gateway.server import address_of
-from serving.processes import end_group, ending, launch
+from serving.processes import ending
 from serving.triton_config import available_cores
 from serving.workspace import Workspace, sweep
 
@@ -30,32 +29,24 @@ _ANSWERED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where what listens every
 _LOG_FORMAT = '{"time": "%Y-%m-%dT%H:%M:%S.%e+00:00", "event": "envoy", "level": "%l", "text": "%j"}'
 
 
-class EnvoyServer:
+class EnvoyServer(Child):
     """One Envoy, and a folder for its configuration while it starts. Start it from a thread that outlives it.
 
     `on_log` gets every line of its log, one JSON object each: its own and those of its callers' requests.
     """
 
+    who, stop_seconds = "Envoy", STOP_SECONDS
+
     def __init__(
         self, options: EnvoyOptions, *, binary: Path | None = None, on_log: Callable[[str], None] | None = None
     ) -> None:
-        self.options, self._binary, self._on_log = options, binary or find_envoy(), on_log
-        self._log: deque[str] = deque(maxlen=100)
-        self._process: subprocess.Popen[str] | None = None
-        self._reader: threading.Thread | None = None
-        self._workspace: Workspace | None = None
+        super().__init__(on_log, lines=100)
+        self.options, self._binary = options, binary or find_envoy()
 
     @property
     def url(self) -> str:
         """HOST:PORT that callers use, over TLS."""
         return address_of(self.options.host, self.options.port)
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        if self._process is None:
-            raise ServerError("Envoy is not running")
-        return self._process.pid
 
     def start(self) -> None:
         """Start and wait until it takes connections; raises ServerError, and then nothing is left."""
@@ -81,41 +72,17 @@ class EnvoyServer:
         cause = ending(self._process.pid)
         return f"{cause}{self._last_words()}" if cause else ""
 
-    def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """End it, after at most `seconds`, and remove what was written for it; safe to call twice."""
-        process, self._process = self._process, None
-        if process is not None:
-            end_group(process, seconds)
-        if self._reader is not None:
-            self._reader.join(timeout=5)
-            self._reader = None
-        if self._workspace is not None:
-            self._workspace.remove()
-            self._workspace = None
-
-    def __enter__(self) -> "EnvoyServer":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def _spawn(self, workspace: Workspace) -> None:
         file = _write(self.options, workspace.path, renewed=True)  # the folder is its owner's alone
         flags = ["-c", str(file), "--concurrency", str(available_cores()), "--disable-hot-restart"]
         logging = ["--log-level", "warning", "--log-format", _LOG_FORMAT]
-        command = [str(self._binary), *flags, *logging]
-        self._process = launch(command, environment={}, folder=workspace.path, lock=workspace.lock)
-        self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
-        self._reader.start()
+        self._launch([str(self._binary), *flags, *logging], {}, workspace)
 
-    def _read_log(self, process: "subprocess.Popen[str]") -> None:
-        with process.stdout or contextlib.nullcontext(()) as lines:
-            for line in map(str.rstrip, lines):
-                if '"event": "envoy"' in line:
-                    self._log.append(line)
-                if self._on_log is not None and line:
-                    self._on_log(line)
+    def _hear(self, line: str) -> None:
+        if '"event": "envoy"' in line:
+            self._log.append(line)
+        if self._on_log is not None and line:
+            self._on_log(line)
 
     def _wait_until_open(self) -> None:
         address = reached_at(self.options)

@@ -8,6 +8,7 @@ import numpy as np
 from bundle import Manifest
 from bundle.errors import RequestRefused
 from bundle.manifest import NetworkInfo
+from bundle.resolution import smallest_p_value
 from serving.gateway import failures
 from serving.gateway.generated import fieldmark_pb2 as v1
 
@@ -56,7 +57,7 @@ def check_request(request: v1.ClassifyRequest, manifest: Manifest, image_bytes: 
 
 def smallest_alpha(info: NetworkInfo) -> float:
     """The smallest p-value that a network can give: below it, nothing would ever be flagged."""
-    return 1 / (info.detector.calibration_n + 1)
+    return smallest_p_value(info.detector.calibration_n)
 
 
 def _check_alpha(alpha: float, info: NetworkInfo) -> float:

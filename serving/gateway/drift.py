@@ -35,21 +35,31 @@ class _Meter:
 
 
 class DriftMeters:
-    """`begin` with each bundle, then `see` each answer. Its findings go to the metrics and the journal."""
+    """`learn` and `begin` with each bundle, then `see` each answer. Its findings go to the metrics and the journal."""
 
     def __init__(self, metrics: Metrics, journal: Journal) -> None:
         self._metrics, self._journal = metrics, journal
         self._bundle_id = ""
         self._meters: dict[str, _Meter] = {}
+        self._learnt: tuple[str, dict[str, dict[str, int]]] = ("", {})  # the id of a bundle, and its sizes by network
 
-    def begin(self, manifest: Manifest, bundle: Bundle | None) -> None:
-        """Measure the answers of this bundle from now on; p-values by class need its files to know their numbers."""
+    def learn(self, bundle: Bundle | None) -> None:
+        """Read what p-values by class need of a bundle's files: whole files, so not for the event loop's thread."""
+        if bundle is not None:
+            infos = bundle.manifest.networks.items()
+            by_class = [network for network, info in infos if info.detector.calibration == PER_CLASS]
+            self._learnt = (bundle.bundle_id, {network: _sizes(bundle, network) for network in by_class})
+
+    def begin(self, manifest: Manifest) -> None:
+        """Measure the answers of this bundle from now on; p-values by class only if it was learnt."""
         if manifest.bundle_id == self._bundle_id:
             return
         self._bundle_id, self._meters = manifest.bundle_id, {}
+        learnt_id, learnt = self._learnt
         for network, info in manifest.networks.items():
             detector, by_class = info.detector, info.detector.calibration == PER_CLASS
-            sizes = _sizes(manifest, network, bundle) if by_class else {ALL: detector.calibration_n}
+            known = learnt.get(network, {}) if learnt_id == manifest.bundle_id else {}
+            sizes = known if by_class else {ALL: detector.calibration_n}
             self._meters[network] = _Meter(
                 alpha=detector.alpha,
                 promise=Promise(detector.calibration_n, detector.alpha),
@@ -98,13 +108,14 @@ class DriftMeters:
         )
 
 
-def _sizes(manifest: Manifest, network: str, bundle: Bundle | None) -> dict[str, int]:
+def _sizes(bundle: Bundle, network: str) -> dict[str, int]:
     """How many calibration scores are behind a p-value, by predicted label; nothing where that cannot be read."""
-    if bundle is None or bundle.bundle_id != manifest.bundle_id or len(set(manifest.labels)) < len(manifest.labels):
+    labels = bundle.manifest.labels
+    if len(set(labels)) < len(labels):
         return {}
     try:
-        arrays = read_arrays(bundle.file(manifest.networks[network].detector.file))
-        counts = np.bincount(arrays["calibration_classes"], minlength=len(manifest.labels))
+        arrays = read_arrays(bundle.file(bundle.manifest.networks[network].detector.file))
+        counts = np.bincount(arrays["calibration_classes"], minlength=len(labels))
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return {label: int(n) for label, n in zip(manifest.labels, counts, strict=False) if n}
+    return {label: int(n) for label, n in zip(labels, counts, strict=False) if n}

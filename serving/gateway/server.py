@@ -104,6 +104,7 @@ class Gateway:
             behind = self._make_behind(address, bundle)
             try:
                 await behind.start(ready=True)
+                await asyncio.to_thread(self._service.drift.learn, bundle)
             except BaseException:
                 await behind.retire(0)
                 raise
@@ -170,6 +171,7 @@ class Gateway:
         self._open.push_async_callback(self._close_behind)
         self._make_server()
         await self._behind.start()
+        await asyncio.to_thread(self._service.drift.learn, self._bundle)
         self.metrics_port = self.metrics.listen(self.options.metrics_host, self.options.metrics_port)
         self._open.callback(self.metrics.close)
         await self._behind.take_over()
@@ -224,7 +226,7 @@ class Gateway:
 
     def _learnt(self, behind: Behind) -> None:
         self.manifest = behind.manifest
-        self._service.drift.begin(behind.manifest, behind.bundle)
+        self._service.drift.begin(behind.manifest)
         look_up = prototype_images(behind.bundle, behind.manifest)
         self._service.serve(
             Served(manifest=behind.manifest, image=behind.manifest.image, look_up=look_up, behind=behind)
@@ -243,7 +245,7 @@ class Gateway:
     async def _count_replaced(self, file: Path) -> None:
         """Have the metrics show what the supervisor has counted, until cancelled."""
         while True:
-            self.metrics.replaced_so_far(read_tally(file))
+            self.metrics.replaced_so_far(await asyncio.to_thread(read_tally, file))
             await asyncio.sleep(self.options.probe_seconds)
 
     async def _note_expiry(self, files: Iterable[Path]) -> None:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from bundle import ImageSpec, Manifest
 from bundle.errors import ImageError, RequestRefused
 from bundle.image import FORMATS
+from serving.envoy.keys import KEY_NAME
 from serving.gateway import failures
 from serving.gateway.admission import Admission, Memory
 from serving.gateway.answer import LookUp, Stages, make_answer, make_explanation
@@ -50,7 +51,6 @@ from serving.gateway.tracing import (
 )
 
 REQUEST_ID = "x-request-id"
-KEY_NAME = "x-fieldmark-key-name"  # the name of the caller's key, from what checked the key; never the key
 _READ = (REQUEST_ID, KEY_NAME, TRACEPARENT, TRACESTATE)  # of what a caller's metadata holds, nothing else
 _MAX_NAME = 128  # characters
 Result = TypeVar("Result")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle import Bundle, Manifest
-from bundle.errors import FieldmarkError, Interrupted, OptionError, RepositoryError, ServerError
+from bundle.errors import EndpointError, FieldmarkError, Interrupted, OptionError, RepositoryError, ServerError
 from serving.server import TritonServer
 from serving.upkeep.gateway import GatewayProcess
 from serving.upkeep.keeper import LOOK_SECONDS, STEP_SECONDS, Trouble
@@ -101,7 +101,7 @@ class Roller:
                 work, outcome = self._here.get_nowait()
                 try:
                     outcome.set_result(work())
-                except FieldmarkError as problem:
+                except Exception as problem:  # for whoever waits in the other thread; this one goes on looking
                     outcome.set_exception(problem)
         return self._shadow.look() if self._shadow else []
 
@@ -129,8 +129,10 @@ class Roller:
         facts: dict[str, Any] = {"bundle_id": self.bundle.bundle_id, "name": self.bundle.manifest.name}
         facts["previous"] = self.previous.bundle_id if self.previous else ""
         facts |= {"refused": self.refused, "working": self._working}
-        if self._shadow is not None:
-            facts["shadow"] = self._gateway.status().get("shadow", {"bundle_id": self._shadow.server.bundle.bundle_id})
+        if (shadow := self._shadow) is not None:
+            facts["shadow"] = {"bundle_id": shadow.server.bundle.bundle_id}
+            with contextlib.suppress(EndpointError, ServerError):  # what it has found can be asked again
+                facts["shadow"] = self._gateway.status().get("shadow", facts["shadow"])
         return facts
 
     def close(self) -> None:
@@ -171,8 +173,8 @@ class Roller:
             carried(order)
             self._working = ""
             outcome = self.facts()
-        except (FieldmarkError, OSError) as problem:
-            told = problem if isinstance(problem, FieldmarkError) else _unreadable(problem)
+        except Exception as problem:  # the thread must go on: with it, every server that was rolled out would end
+            told = _told(problem)
             if not self._ended.is_set() and not isinstance(told, OptionError):  # that is for who gave the order
                 what = str(order.path) if order.path else order.verb
                 self.refused = {"bundle": what, "cause": told.what}
@@ -182,9 +184,8 @@ class Roller:
             order.done.set_result(outcome)
         finally:
             self._working = ""
-            self._let_go()
-            kept = (self.bundle, self.previous, self._shadow.server.bundle if self._shadow else None)
-            self._means.store.keep(each.bundle_id for each in kept if each is not None)
+            with contextlib.suppress(Exception):  # what cannot be removed costs its place until the service ends
+                self._tidy()
 
     def _roll_out(self, order: Order) -> None:
         bundle = self._taken(order)
@@ -213,6 +214,11 @@ class Roller:
         seconds = round(time.monotonic() - began, 1)
         self._means.tell("rolled", {"bundle_id": bundle.bundle_id, "before": before.bundle_id, "seconds": seconds})
         self._leaving.append(old)
+
+    def _tidy(self) -> None:
+        self._let_go()
+        kept = (self.bundle, self.previous, self._shadow.server.bundle if self._shadow else None)
+        self._means.store.keep(each.bundle_id for each in kept if each is not None)
 
     def _let_go(self) -> None:
         """End the servers that answer nobody any more, once they have answered what was asked of them."""
@@ -303,8 +309,14 @@ class Roller:
                     raise Interrupted("the service is stopping") from None
 
 
-def _unreadable(problem: OSError) -> FieldmarkError:
-    return ServerError(f"{problem.filename}: {(problem.strerror or str(problem)).lower()}")
+def _told(problem: Exception) -> FieldmarkError:
+    """What whoever gave an order is told of a problem."""
+    if isinstance(problem, FieldmarkError):
+        return problem
+    if isinstance(problem, OSError) and problem.filename:
+        return ServerError(f"{problem.filename}: {(problem.strerror or str(problem)).lower()}")
+    what = f"the order could not be carried out ({type(problem).__name__}: {str(problem)[:300]})"
+    return ServerError(what, hint="What answered before goes on answering.")
 
 
 def _difference(old: Manifest, new: Manifest) -> str:

@@ -4,6 +4,7 @@ Only `GET /metrics` is answered, nothing that a caller sends goes on to Triton, 
 behind it is another.
 """
 
+import contextlib
 import http.client
 import socket
 import threading
@@ -35,6 +36,10 @@ class TritonMetrics:
 
         class Call(BaseHTTPRequestHandler):
             timeout = SECONDS
+
+            def handle(self) -> None:
+                with contextlib.suppress(OSError):  # whoever asked has gone
+                    super().handle()
 
             def do_GET(self) -> None:
                 code, body = metrics.fetch() if self.path.partition("?")[0] == "/metrics" else (404, b"")

@@ -1,13 +1,17 @@
 """What the demo asks the endpoint: files over fieldmark.v1, answered as the graph answers in process."""
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from bundle import Bundle
+from demo import endpoint
 from demo.endpoint import ask, look, served
 from demo.stages import StageFailed
 from serving.gateway.client import FieldmarkClient
@@ -35,7 +39,7 @@ def attacked(tmp_path: Path, toy_bundle: Bundle, toy_images: np.ndarray) -> Path
 def test_the_demo_is_answered_as_the_graph_answers(attacked: Path, toy_bundle: Bundle, toy_images: np.ndarray) -> None:
     outputs = LocalInference(toy_bundle).infer(toy_images[:3], "full")
     expected = predictions(outputs, toy_bundle.manifest, "full")
-    with served(toy_bundle.path) as endpoint, FieldmarkClient(endpoint["url"]) as client:
+    with served(toy_bundle.path) as facts, FieldmarkClient(facts["url"]) as client:
         answers = ask(client, attacked, "full")
         attention = look(client, answers["clean"].paths[0], "full")
         (attacked / "clean-1.png").write_bytes(b"no image")
@@ -53,3 +57,27 @@ def test_the_demo_is_answered_as_the_graph_answers(attacked: Path, toy_bundle: B
     spec = toy_bundle.manifest.image
     assert attention.shape == (spec.height, spec.width)
     assert 0 <= attention.min() <= attention.max() <= 1
+
+
+def test_a_server_that_does_not_stop_is_killed_and_nothing_of_it_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = tmp_path / "deaf"
+    deaf.write_text(f"#!/bin/sh\ntrap '' INT\nexec {sys.executable} -c 'print({{}}, flush=True); input()'\n")
+    deaf.chmod(0o755)
+    started = []
+
+    class Noted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, stdin=subprocess.PIPE, **options)
+            started.append(self)
+
+    monkeypatch.setattr(sys, "executable", str(deaf))
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    monkeypatch.setattr(endpoint, "STOP_SECONDS", 0.2)
+    with served(tmp_path):
+        pass
+    (process,) = started
+    process.stdin.close()
+    assert process.returncode == -9, "it is killed, and waited for"
+    assert process.stdout.closed

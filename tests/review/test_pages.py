@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from bundle import Bundle
 from bundle.errors import ReviewError
 from review.keeper import Keeper
-from review.pages.access import HEADERS, KEY_NAME, Door, clean_name, hosts_of
+from review.pages.access import HEADERS, Door, clean_name, hosts_of
 from review.pages.app import application
 from review.pages.page import Console
 from review.sources.quarantine import QuarantineSource
@@ -20,6 +20,7 @@ from review.store.database import Database
 from review.store.queue import counts, get
 from review.store.sample import draw
 from review.store.verdicts import decide, standing
+from serving.envoy.keys import KEY_NAME
 from tests.review.conftest import HOST, START, write_entry
 
 PAGES = ("/", "/?state=any", "/items/1", "/groups", "/groups?kind=campaigns", "/groups?kind=copies", "/figures",

@@ -1,18 +1,15 @@
 """Accuracy under attack, image by image: transfer, AutoAttack, the worst of all, and names that mean nothing."""
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
 from bundle.errors import OptionError
-from robustness.accuracy import PAPER, evaluate_run, show, wilson
+from robustness.accuracy import PAPER, evaluate_run, show
 from robustness.cli import app
 from training.adversaries import attack_pixels, check_attacks, open_sources
 from training.attack_losses import LOSSES, cross_entropy, judge_of, losses_against, margin, targets_of
@@ -248,22 +245,3 @@ def test_the_table_shows_shares_with_their_intervals(evaluated):
         console.print(show(evaluated))
     share = evaluated["right"]["full"]["clean"].count("1") / 9
     assert f"{share:.1%}" in capture.get()
-
-
-@given(st.integers(1, 400), st.data())
-def test_wilsons_interval_holds_the_share_and_narrows_with_images(count, data):
-    right = data.draw(st.integers(0, count))
-    low, high = wilson(right, count)
-    assert 0 <= low <= right / count <= high <= 1
-    wider = wilson(right, count, z=3)
-    assert wider[0] <= low + 1e-12
-    assert wider[1] >= high - 1e-12
-    many = wilson(100 * right, 100 * count)
-    assert many[1] - many[0] < high - low
-
-
-def test_wilsons_interval_by_the_book():
-    low, high = wilson(8, 10)  # the roots of |p - 0.8| = 1.96 sqrt(p (1 - p) / 10)
-    for root in (low, high):
-        assert abs(root - 0.8) == pytest.approx(1.96 * math.sqrt(root * (1 - root) / 10))
-    assert wilson(0, 0) == (0, 1)

@@ -31,7 +31,6 @@ from scoring.drift.comparison import (
     measure,
     online_p_values,
     simple_jumper,
-    wilson,
 )
 from scoring.drift.figure import _histogram, _share
 from scoring.drift.scored import Calibration, ScoredSet, read_calibration, read_set
@@ -112,16 +111,6 @@ def test_holm_rejects_what_stepping_down_rejects(p_values: list[float]) -> None:
                 break
             rejected.add(index)
         assert {index for index, value in enumerate(corrected) if value <= level} == rejected or level >= 1
-
-
-@COMMON
-@given(trials=st.integers(1, 500), data=st.data())
-def test_wilsons_interval_is_wilsons(trials: int, data: st.DataObject) -> None:
-    """Its ends are the shares from which the observed one is just 1.96 standard errors away."""
-    successes = data.draw(st.integers(0, trials))
-    share, z = successes / trials, scipy.stats.norm.ppf(0.975)
-    for end in wilson(successes, trials):
-        assert (share - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / trials, abs=1e-9)
 
 
 @COMMON

@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,25 @@ def test_somebody_who_says_nothing(tmp_path: Path) -> None:
         mute.listen()
         with pytest.raises(EndpointError, match="no answer"):
             tell(tmp_path / "orders", "do", seconds=0.1)
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("line", [b"hello\n", b"\xff\n", b"[]\n", b"null\n", b'"x"\n', b"7\n", b"[" * 60_000 + b"\n"])
+def test_somebody_else_who_listens_there(tmp_path: Path, line: bytes) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(tmp_path / "orders"))
+        other.listen()
+
+        def answer() -> None:
+            with other.accept()[0] as connection:
+                connection.recv(1 << 16)
+                connection.sendall(line)
+
+        answering = threading.Thread(target=answer, daemon=True)
+        answering.start()
+        with pytest.raises(EndpointError, match="does not answer as a service"):
+            tell(tmp_path / "orders", "do", seconds=10)
+        answering.join(timeout=10)
 
 
 def test_what_a_killed_one_left_is_no_obstacle(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ import pytest
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from bundle import Bundle, tensors, write_bundle
+from benchmarks.reliability.brittle import brittle_bundle
+from bundle import Bundle, tensors
 from bundle.errors import EndpointError, OptionError, ServerError
 from serving.client import TritonInference
 from serving.environment import find_environment, inspect_environment
@@ -35,6 +36,7 @@ from serving.server import TritonServer
 from serving.triton_command import useful_line
 from serving.triton_config import available_cores, share_cores
 from serving.workspace import sweep
+from tests.serving.remade import remade
 
 pytestmark = pytest.mark.triton
 
@@ -277,42 +279,6 @@ def test_a_graph_that_fails_on_one_image(toy_bundle: Bundle, tmp_path: Path) -> 
         wait_for(lambda: any("indices element out of data bounds" in line for line in log))
 
 
-def brittle_bundle(toy_bundle: Bundle, tmp_path: Path) -> Bundle:
-    """The toy, but its `full` graph looks up the darkest value of an image in a table that ends at 254.
-
-    So only an image that is white all over fails, and the random ones of warm-up and probe do not.
-    """
-    import onnx
-    from onnx import TensorProto, helper
-
-    staged = tmp_path / "staged"
-    shutil.copytree(toy_bundle.path, staged, ignore=shutil.ignore_patterns("manifest.json"))
-    model = onnx.load(staged / "full/model.onnx")
-    (last,) = [node for node in model.graph.node if tensors.INSTANCE_SCORE in node.output]
-    last.output[0] = "inner_score"
-    model.graph.initializer.extend(
-        [
-            helper.make_tensor("pixels", TensorProto.INT64, [3], [1, 2, 3]),
-            helper.make_tensor("table", TensorProto.FLOAT, [255], [0.0] * 255),
-        ]
-    )
-    model.graph.node.extend(
-        [
-            helper.make_node("Cast", [tensors.IMAGE], ["values"], to=TensorProto.INT64),
-            helper.make_node("ReduceMin", ["values", "pixels"], ["darkest"], keepdims=0),
-            helper.make_node("Gather", ["table", "darkest"], ["nothing"]),
-            helper.make_node("Add", ["inner_score", "nothing"], [tensors.INSTANCE_SCORE]),
-        ]
-    )
-    onnx.save(model, staged / "full/model.onnx")
-    return rebuilt(toy_bundle, staged, tmp_path / "brittle")
-
-
-def rebuilt(bundle: Bundle, staged: Path, path: Path) -> Bundle:
-    fields = {field.name: getattr(bundle.manifest, field.name) for field in dataclasses.fields(bundle.manifest)}
-    return write_bundle(path, staged, {name: value for name, value in fields.items() if name != "files"})
-
-
 # --- coming and going ------------------------------------------------------------------------------------------------
 
 
@@ -466,10 +432,7 @@ def test_a_host_of_another_machine(toy_bundle: Bundle) -> None:
 
 
 def test_a_graph_that_is_none(toy_bundle: Bundle, private_temp: Path, tmp_path: Path) -> None:
-    staged = tmp_path / "staged"
-    shutil.copytree(toy_bundle.path, staged, ignore=shutil.ignore_patterns("manifest.json"))
-    (staged / "full/model.onnx").write_bytes(b"not a graph")
-    broken = rebuilt(toy_bundle, staged, tmp_path / "broken")
+    broken = Bundle.open(remade(toy_bundle, tmp_path / "broken", files={"full/model.onnx": b"not a graph"}))
     with pytest.raises(ServerError) as problem:
         TritonServer(broken, **FREE).start()
     assert "tritonserver could not start: failed to load 'full' version 1: " in str(problem.value)

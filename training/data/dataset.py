@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 
 from bundle.errors import DatasetError, OptionError
 from bundle.formats import passed_over
-from bundle.resolution import ALPHA
+from bundle.resolution import ALPHA, needed
 from training.data import cars, cub, folder, manifest
-from training.data.division import PARTS, Shares, divide, lacking, needed, smallest_alpha
+from training.data.division import PARTS, Shares, divide, lacking, smallest_alpha
 from training.data.index import Index, Sample
 from training.data.look import Keys, Look, look
 from training.data.series import find_series

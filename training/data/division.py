@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bundle.errors import DatasetError, OptionError
+from bundle.resolution import smallest_p_value
 from training.data.index import Index, Sample
 
 PARTS = ("train", "validation", "calibration", "test")
@@ -49,14 +50,9 @@ class Shares:
         }
 
 
-def needed(alpha: float) -> int:
-    """With n calibration images no p-value is below 1 / (n + 1): how many it takes to get down to `alpha`."""
-    return math.ceil(1 / alpha) - 1
-
-
 def smallest_alpha(n: int) -> float:
     """The smallest rate that n calibration images support, rounded up to two digits."""
-    exact = 1 / (n + 1)
+    exact = smallest_p_value(n)
     unit: float = 10.0 ** (math.floor(math.log10(exact)) - 1)
     return round(math.ceil(exact / unit - 1e-9) * unit, 12)
 

@@ -1,9 +1,11 @@
 """What the answers of a running gateway say of drift, over the wire; and that a new bundle begins anew."""
 
+import asyncio
 import io
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bundle import Bundle
+from bundle import Bundle, Manifest
 from bundle.manifest import PER_CLASS
+from serving.gateway import drift, server
 from serving.gateway.drift import QUESTION, DriftMeters
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.journal import Journal
 from serving.gateway.metrics import Metrics
+from serving.gateway.upstream import TritonAddress
 from serving.promise import WINDOW, Promise
 from serving.server import TritonServer
 from tests.conftest import CALIBRATION, LABELS, draw_toy
 from tests.serving.gateway.gateway_thread import encode, metric, running, stub_of
+from tests.serving.played_triton import PlayedTriton, listen
+from tests.serving.remade import remade
 
 MOST = Promise(CALIBRATION, 0.05).most
 
@@ -91,7 +97,7 @@ def test_clean_images_say_nothing(toy_server: TritonServer, toy_bundle: Bundle) 
 
 def test_the_sentence_comes_once_in_ten_minutes_and_the_counter_goes_on(toy_bundle: Bundle) -> None:
     meters = Meters()
-    meters.meters.begin(toy_bundle.manifest, None)
+    meters.meters.begin(toy_bundle.manifest)
     for _ in range(3 * WINDOW):
         meters.see(toy_bundle.bundle_id, 0.01)
     assert meters.value("promises_broken_total") == 3 * WINDOW // (MOST + 1)
@@ -102,7 +108,7 @@ def test_the_sentence_comes_once_in_ten_minutes_and_the_counter_goes_on(toy_bund
 def test_the_callers_alpha_is_not_the_promises(toy_bundle: Bundle) -> None:
     """Who asks for alpha 0.5 is told of half of his images that they are flagged, and that is as it should be."""
     meters = Meters()
-    meters.meters.begin(toy_bundle.manifest, None)
+    meters.meters.begin(toy_bundle.manifest)
     for place in range(2 * WINDOW):
         meters.see(toy_bundle.bundle_id, (1 + place * 37 % 100) / 100)
     assert meters.value("promises_broken_total") == 0
@@ -112,14 +118,17 @@ def test_a_new_bundle_begins_anew_and_the_old_ones_answers_do_not_count(
     toy_bundle: Bundle, make_toy_bundle: Any, tmp_path: Path
 ) -> None:
     meters, other = Meters(), make_toy_bundle(tmp_path / "other", name="other")
-    meters.meters.begin(toy_bundle.manifest, toy_bundle)
+    meters.meters.learn(toy_bundle)
+    meters.meters.begin(toy_bundle.manifest)
     for _ in range(MOST):
         meters.see(toy_bundle.bundle_id, 0.01)
     high = meters.value("drift_highest_log10")
     assert high > 2
-    meters.meters.begin(toy_bundle.manifest, toy_bundle)
+    meters.meters.learn(toy_bundle)
+    meters.meters.begin(toy_bundle.manifest)
     assert meters.value("drift_highest_log10") == high, "the same bundle, seen again, goes on"
-    meters.meters.begin(other.manifest, other)
+    meters.meters.learn(other)
+    meters.meters.begin(other.manifest)
     assert (meters.value("drift_highest_log10"), meters.value("drift_log10")) == (0, 0)
     for _ in range(MOST):
         meters.see(toy_bundle.bundle_id, 0.01)  # still in work when the bundle changed
@@ -137,7 +146,7 @@ def test_p_values_by_class_need_to_know_how_many_scores_are_behind_them(toy_bund
     network = replace(found.networks["full"], detector=detector)
     manifest = replace(found, networks={"full": network})
     bare = Meters()
-    bare.meters.begin(manifest, None)
+    bare.meters.begin(manifest)
     assert math.isnan(bare.value("drift_log10"))
     bare.see(manifest.bundle_id, 0.1)
     assert math.isnan(bare.value("drift_log10"))
@@ -145,7 +154,8 @@ def test_p_values_by_class_need_to_know_how_many_scores_are_behind_them(toy_bund
     shutil.copytree(toy_bundle.path, tmp_path / "bundle")
     np.savez(tmp_path / "bundle" / detector.file, calibration_classes=np.repeat([0, 1], (9, 90)))
     meters = Meters()
-    meters.meters.begin(manifest, _Folder(tmp_path / "bundle", manifest.bundle_id))  # type: ignore[arg-type]
+    meters.meters.learn(_Folder(tmp_path / "bundle", manifest))  # type: ignore[arg-type]
+    meters.meters.begin(manifest)
     urns = meters.meters._meters["full"].urns
     assert {label: urn.n for label, urn in urns.items()} == {LABELS[0]: 9, LABELS[1]: 90}
     for _ in range(20):
@@ -157,11 +167,47 @@ def test_p_values_by_class_need_to_know_how_many_scores_are_behind_them(toy_bund
     assert meters.value("drift_log10") == before, "nothing is known of this class"
 
 
+def test_no_answer_waits_for_a_file_that_is_read(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls are answered in the event loop's thread, so that nothing is read there, at the start and at a move."""
+    in_the_loop: list[bool] = []
+
+    def noted(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def reading(path: Path) -> Any:
+            in_the_loop.append(asyncio._get_running_loop() is not None)
+            return read(path)
+
+        return reading
+
+    monkeypatch.setattr(drift, "read_arrays", noted(drift.read_arrays))
+    monkeypatch.setattr(server, "read_tally", noted(server.read_tally))
+    sizes = io.BytesIO()
+    np.savez(sizes, calibration_classes=np.repeat([0, 1], (9, 90)))
+    found = toy_bundle.manifest
+    networks, files = {}, {}
+    for name, info in found.networks.items():
+        networks[name] = replace(info, detector=replace(info.detector, calibration=PER_CLASS, calibration_n=9))
+        files[info.detector.file] = sizes.getvalue()
+    fields = {"networks": networks, "files": files}
+    bundles = [Bundle.open(remade(toy_bundle, tmp_path / name, name=name, **fields)) for name in ("a", "b")]
+    listeners = [listen(PlayedTriton(bundle)) for bundle in bundles]
+    with running(listeners[0][1], bundle=bundles[0], replaced=tmp_path / "tally") as gateway:
+        loop = gateway._behind._probing.get_loop()  # type: ignore[union-attr]
+        move = gateway.move(TritonAddress(url=listeners[1][1]), bundles[1])
+        asyncio.run_coroutine_threadsafe(move, loop).result(timeout=60)
+        assert set(gateway._service.drift._meters["full"].urns) == set(LABELS[:2])
+    for each, _ in listeners:
+        each.stop(0).wait()
+    assert len(in_the_loop) >= 2 * len(networks) + 1
+    assert not any(in_the_loop)
+
+
 class _Folder:
     """A bundle's folder, as far as it is asked here."""
 
-    def __init__(self, path: Path, bundle_id: str) -> None:
-        self.path, self.bundle_id = path, bundle_id
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest, self.bundle_id = path, manifest, manifest.bundle_id
 
     def file(self, name: str) -> Path:
         return self.path / name

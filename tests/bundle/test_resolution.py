@@ -1,0 +1,48 @@
+"""What n images can say: how fine a p-value is, and within which bounds a share lies."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bundle.resolution import needed, smallest_p_value, wilson
+
+
+@given(st.floats(1e-6, 0.999))
+def test_as_many_are_needed_as_reach_alpha_and_no_more(alpha: float) -> None:
+    n = needed(alpha)
+    assert smallest_p_value(n) <= alpha
+    assert n == 0 or smallest_p_value(n - 1) > alpha
+
+
+def test_n_images_support_their_own_smallest_p_value() -> None:
+    """Also where rounding has 1 / (1 / (n + 1)) above n + 1, as for 48 images."""
+    assert [n for n in range(1, 5000) if needed(smallest_p_value(n)) != n] == []
+
+
+@given(st.integers(1, 400), st.data())
+def test_wilsons_interval_holds_the_share_and_narrows_with_images(count: int, data: st.DataObject) -> None:
+    right = data.draw(st.integers(0, count))
+    low, high = wilson(right, count)
+    assert 0 <= low <= right / count <= high <= 1
+    wider = wilson(right, count, z=3)
+    assert wider[0] <= low + 1e-12
+    assert wider[1] >= high - 1e-12
+    many = wilson(100 * right, 100 * count)
+    assert many[1] - many[0] < high - low
+
+
+def test_wilsons_interval_by_the_book() -> None:
+    low, high = wilson(8, 10)  # the roots of |p - 0.8| = 1.96 sqrt(p (1 - p) / 10)
+    for root in (low, high):
+        assert abs(root - 0.8) == pytest.approx(1.96 * math.sqrt(root * (1 - root) / 10))
+    assert wilson(0, 0) == (0, 1)
+
+
+@given(st.integers(1, 500), st.data())
+def test_the_ends_are_shares_from_which_the_observed_one_is_just_as_far(trials: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, trials))
+    share = successes / trials
+    for end in wilson(successes, trials):
+        assert (share - end) ** 2 == pytest.approx(1.96**2 * end * (1 - end) / trials, abs=1e-9)
