@@ -1,5 +1,5 @@
 # Everything a person or CI does here. Environments, each made from a lock of names, versions and hashes:
-#   .venv         training, export, scoring, tests: PyTorch, about 6 GB
+#   .venv         training, export, scoring, tests: PyTorch, about 8 GB
 #   .venv-triton  the server: NVIDIA Triton and no PyTorch, about 0.6 GB
 #   .venv-policy  checkov alone, for one test; made when the tests are run
 # (requirements/gateway.lock, the server without a Triton, is for the image over NVIDIA's that the Dockerfile builds.)
@@ -26,7 +26,7 @@ help: ## Show this list
 	@echo "usage: make TARGET"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: .venv/.ready .venv-triton/.ready ## Make both environments (about 3 minutes, 6 GB; instant when they exist)
+setup: .venv/.ready .venv-triton/.ready ## Make both environments (about 3 minutes, 8 GB; instant when they exist)
 
 demo: setup ## The whole job: draw, train, export, serve, attack, score. DATA=FOLDER PRESET=NAME WEIGHTS=FILE ALPHA=RATE take your own
 	@.venv/bin/python -m demo $${DATA:+--data "$$DATA"} $${PRESET:+--preset "$$PRESET"} \
@@ -88,7 +88,7 @@ define environment
 endef
 
 .venv/.whole: requirements/dev.lock
-	$(call environment,about 6 GB with PyTorch; a few minutes)
+	$(call environment,about 8 GB with PyTorch; a few minutes)
 
 .venv-triton/.whole: requirements/server.lock
 	$(call environment,about 0.6 GB with Triton; half a minute)
