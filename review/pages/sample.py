@@ -59,6 +59,7 @@ def next_page(request: Request) -> Response:
         int(text[:9]),
         reviewer_of(request, console.door),
         past=int(past[:18]) if past.isdecimal() else None,
+        again=bool(query.get("again")),
     )
     said, stroke = query.get("said", ""), query.get("stroke", "")
     if found is None:

@@ -55,8 +55,8 @@ class Filter:
         found: dict[str, object] = {}
         for field in fields(cls):
             text = query.get(field.name, "")
-            if field.name == "origin" and field.name in query and text != ANY:
-                found["origin"] = text
+            if field.name == "origin":  # empty is the callers without a name
+                found["origin"] = text if field.name in query and text != ANY else None
             elif text and field.name == "most":
                 found["most"] = _number(text)
             elif text and field.name == "copies":

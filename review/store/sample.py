@@ -104,15 +104,21 @@ def samples(database: Database) -> list[Sample]:
     ]
 
 
-def next_open(database: Database, number: int, reviewer: str, *, past: int | None = None) -> int | None:
-    """The id of the sample's first item, in its order, that this reviewer has to decide; after item `past`, if any."""
+def next_open(
+    database: Database, number: int, reviewer: str, *, past: int | None = None, again: bool = False
+) -> int | None:
+    """The id of the sample's first item, in its order, that this reviewer has to decide; after item `past`, if any.
+
+    With `again` also what he was unsure of himself, since one may change one's mind; after all others.
+    """
     with database.reading() as connection:
         found = connection.execute(
             "SELECT item FROM sampled JOIN items ON items.id = sampled.item WHERE sample = ?1 AND place >"
             " coalesce((SELECT place FROM sampled WHERE sample = ?1 AND item = ?3), -1)"
-            " AND (state = 'waiting' OR (state IN ('unsure', 'disputed') AND item NOT IN"
-            " (SELECT item FROM standing WHERE reviewer = ?2))) ORDER BY place LIMIT 1",
-            [number, reviewer, past],
+            " AND (state = 'waiting' OR (state IN ('unsure', 'disputed') AND (?4 OR item NOT IN"
+            " (SELECT item FROM standing WHERE reviewer = ?2)))) ORDER BY item IN"
+            " (SELECT item FROM standing WHERE reviewer = ?2), place LIMIT 1",
+            [number, reviewer, past, again],
         ).fetchone()
     return None if found is None else int(found["item"])
 

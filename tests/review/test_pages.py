@@ -307,7 +307,7 @@ def test_in_a_sample_nothing_tells_how_suspicious_an_image_is(client: Any, conso
     client.post("/sample/draw", data={"csrf": csrf(client), "wanted": "30"})
     page = client.get("/sample/next?number=1")
     assert "drawn at random" in page.text
-    for word in ("p = ", "By layer", "Both answers", "where <i>", "flagged"):
+    for word in ("p = ", "By layer", "Both answers", "where <i>", "flagged", "UTC · from"):
         assert word not in page.text.split("<main")[1].split("</main>")[0]
     number = int(re.search(r"/items/(\d+)", str(page.url))[1])  # type: ignore[index]
     following = client.post(
@@ -316,6 +316,15 @@ def test_in_a_sample_nothing_tells_how_suspicious_an_image_is(client: Any, conso
     assert f"/items/{number}" not in str(following.url)
     assert "sample=1" in str(following.url)
     assert "p = " in client.get(f"/items/{number}?sample=1").text
+
+
+def test_a_form_of_filters_as_the_browser_sends_it_leaves_out_nothing(client: Any) -> None:
+    total = re.search(r'class="count">([\d,]+)', client.get("/?state=any").text)
+    form = "/?state=any&day=&label=&layer=&reason=&origin=any&most="
+    found = re.search(r'class="count">([\d,]+)', client.get(form).text)
+    assert found is not None
+    assert total is not None
+    assert found[1] == total[1]
 
 
 def test_the_page_says_what_to_do_when_the_sample_is_decided(client: Any, console: Console) -> None:

@@ -78,6 +78,10 @@ def test_its_order_says_nothing_and_stays(review: Database) -> None:
     decide(review, [first], "unsure", "ada")
     assert next_open(review, drawn.number, "ada") == rows[1]["item"]
     assert next_open(review, drawn.number, "bob") == first  # a second reviewer helps
+    assert next_open(review, drawn.number, "ada", again=True) == rows[1]["item"]
+    decide(review, [row["item"] for row in rows[1:]], "clean", "ada")
+    assert next_open(review, drawn.number, "ada") is None
+    assert next_open(review, drawn.number, "ada", again=True) == first  # one may change one's mind
 
 
 def test_without_a_sample_clean_ones_are_refused_and_it_says_how(review: Database) -> None:
