@@ -36,6 +36,7 @@ _EXPIRY_SECONDS = 30.0  # between two looks at certificates
 _SPARE_CALLS = 64  # for health, reflection and descriptions, beside what may classify
 _CALLS_OF_A_CONNECTION = 1024
 _NO_COMPRESSION = 1  # of gRPC's algorithms, the first bit alone: images are compressed already, and bombs are
+LINGER_SECONDS = 0.5  # calls that are on their way when it stops are refused by name; gRPC itself would cut them off
 
 
 class Gateway:
@@ -82,6 +83,7 @@ class Gateway:
         for name in self._names():
             await self._health.set(name, self._not_serving)
         self.journal.write("stopping", in_work=sum(each.working for each in self._service.admissions.values()))
+        await asyncio.sleep(LINGER_SECONDS)
         await self._server.stop(self.options.drain_seconds)
         await self._open.aclose()
 
