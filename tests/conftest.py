@@ -6,7 +6,8 @@ clean birds are recognised and pass, and noise is flagged. Built with onnx.helpe
 """
 
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,16 @@ def tiny_run(tiny_birds: Path, tiny_config: Any, tmp_path_factory: pytest.TempPa
     dataset = open_dataset(tiny_birds, seed=tiny_config.seed)
     Trainer(Run(path), dataset, tiny_config, Devices(accelerator="cpu"), Console(quiet=True)).fit(resume=False)
     return path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
