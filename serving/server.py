@@ -126,10 +126,11 @@ class TritonServer(Child):
 
     def check(self) -> None:
         """Raise ServerError if tritonserver or one of its stubs has died (its own health stays at 200 when one has)."""
-        if cause := self.ended():
+        workers = {network: self.worker_ended(network) for network in self.bundle.manifest.networks}
+        if cause := self.ended():  # asked after the workers: it waits for the end of a server that has lost one
             raise ServerError(f"tritonserver died: {cause}", hint="Start it again.")
-        for network in self.bundle.manifest.networks:
-            if cause := self.worker_ended(network):
+        for network, cause in workers.items():
+            if cause:
                 what = f"a worker process of the server died ({network}: {cause})"
                 raise ServerError(what, hint="Start it again; see the machine's memory.")
 

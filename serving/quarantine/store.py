@@ -176,7 +176,8 @@ def _connect(where: str) -> tuple[Any, str]:
         import fsspec
     except ImportError as problem:
         raise MissingExtra.named("gateway", "a quarantine in an object store", problem) from None
-    options: dict[str, Any] = {"use_listings_cache": False}
+    # fsspec would hand out the file system of an earlier opening, with the address and the keys of that time
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if where.partition("://")[0] in _S3:
         patience = {"connect_timeout": SECONDS, "read_timeout": SECONDS, "retries": {"max_attempts": 2}}
         options["config_kwargs"] = patience

@@ -21,15 +21,6 @@ def s3_server() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(autouse=True)
-def _forget_stores() -> Iterator[None]:
-    """fsspec keeps its file systems, and with them the address that was in the environment."""
-    import s3fs
-
-    yield
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """A URL in an empty bucket of its own."""

@@ -28,6 +28,14 @@ def test_entries_go_to_the_store_and_come_back(bucket: str) -> None:
     assert sorted(store.files("2025-11-26")) == [found[0].record, found[0].image]
 
 
+def test_a_store_is_looked_for_where_the_environment_says_now(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        with pytest.raises(QuarantineError, match="EndpointConnectionError"):
+            open_store(bucket).folders()
+    assert keep(bucket, (case(), picture())).kept == {"flagged": 1}
+
+
 def test_the_store_keeps_within_its_bounds(bucket: str) -> None:
     each = len(picture()) + 1000
     offers = [(case(NOON + timedelta(hours=place), request_id=str(place)), picture(place)) for place in range(5)]
