@@ -23,7 +23,7 @@ from review.store.verdicts import decide, standing
 from serving.envoy.keys import KEY_NAME
 from tests.review.conftest import HOST, START, write_entry
 
-PAGES = ("/", "/?state=any", "/items/1", "/groups", "/groups?kind=campaigns", "/groups?kind=copies", "/figures",
+PAGES = ("/", "/?state=any", "/items/1", "/groups", "/groups?kind=by-label", "/groups?kind=copies", "/figures",
          "/figures?network=attention", "/sample", "/decisions", "/export", "/incident?origin=partner-x")  # fmt: skip
 HOSTILE = '"><script>alert(1)</script>{{7*7}}<img src=x onerror=alert(1)>'
 
@@ -160,7 +160,7 @@ def test_whoever_comes_second_is_told_and_may_still_say_his(client: Any, console
 def test_a_group_is_decided_in_one_stroke_but_for_what_others_said(client: Any, console: Console) -> None:
     decide(console.database, [41], "clean", "bob")
     form = {"verdict": "attack", "csrf": csrf(client), "seen": "0", "origin": "partner-x", "hour": "2026-11-25T12",
-            "reason": "flagged", "back": "/groups?kind=bursts"}  # fmt: skip
+            "reason": "flagged", "back": "/groups?kind=campaigns"}  # fmt: skip
     answer = client.post("/groups/decide", data=form)
     flagged = counts(console.database)
     assert f"Recorded: {flagged.by_state['attack']} images, attack" in answer.text
