@@ -53,8 +53,8 @@ def coarser(n: int, former: int) -> str:
     if n >= former:
         return ""
     return (
-        f"{n:,} images take the place of {former:,} calibration images: with n images no p-value is below 1/(n + 1), so "
-        f"the smallest will be {smallest_p_value(n):.2g} instead of {smallest_p_value(former):.2g}, and the share of "
+        f"{n:,} images take the place of {former:,} calibration images: with n images no p-value is below 1/(n + 1), "
+        f"so the smallest will be {smallest_p_value(n):.2g} instead of {smallest_p_value(former):.2g}, and the share of "
         "clean images that is flagged less certain"
     )
 

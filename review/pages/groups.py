@@ -50,7 +50,7 @@ def incident(request: Request) -> Response:
         origins=Counter(row["origin"] for row in rows).most_common(8),
         layers=Counter(row["layer"] for row in rows if row["layer"]).most_common(4),
         states=Counter(row["state"] for row in rows),
-        said=sorted(said.items()),
+        by=sorted(said.items()),
         notes=list(dict.fromkeys((row["reviewer"], row["note"]) for row in decisions if row["note"])),
         bundles=sorted({row["bundle_id"] for row in rows}),
         first=min(row["received"] for row in rows),
