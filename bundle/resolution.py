@@ -54,8 +54,8 @@ def coarser(n: int, former: int) -> str:
         return ""
     return (
         f"{n:,} images take the place of {former:,} calibration images: with n images no p-value is below 1/(n + 1), "
-        f"so the smallest will be {smallest_p_value(n):.2g} instead of {smallest_p_value(former):.2g}, and the share of "
-        "clean images that is flagged less certain"
+        f"so the smallest will be {smallest_p_value(n):.2g} instead of {smallest_p_value(former):.2g}, and the share "
+        "of clean images that is flagged less certain"
     )
 
 

@@ -129,9 +129,10 @@ def acts(handler: FormHandler) -> Callable[[Request], Awaitable[Response]]:
             if len(body) > MOST_FORM:
                 return sentence(request, "The form is too large, and nothing was recorded.", 413)
         try:
-            form = FormData(parse_qsl(body.decode("latin-1"), keep_blank_values=True, max_num_fields=MOST_FIELDS))
+            pairs = parse_qsl(body.decode("latin-1"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
         except ValueError:
             return sentence(request, "The form has too many fields, and nothing was recorded.", 413)
+        form = FormData(dict(pairs))
         if not console_of(request).door.issued(str(form.get(CSRF, ""))):
             return sentence(
                 request,

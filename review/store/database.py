@@ -153,7 +153,7 @@ class Database:
             status = os.stat(self.path)
         except OSError as problem:
             raise ReviewError(
-                f"{self.path} is gone ({(problem.strerror or 'it cannot be reached').lower()}): nothing can be recorded",
+                f"{self.path} is gone ({(problem.strerror or 'unreachable').lower()}): nothing can be recorded",
                 hint="Put the file back; what was decided before is in it.",
             ) from None
         if self._file is None:
