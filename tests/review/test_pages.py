@@ -334,6 +334,16 @@ def test_the_page_says_what_to_do_when_the_sample_is_decided(client: Any, consol
     decide(console.database, items, "clean", "ada")
     page = client.get("/sample").text
     assert f"fieldmark calibrate {console.bundle.path} --from-review {console.database.path}" in page
+    assert "40 images take the place of 99 calibration images" in page
+    assert "the smallest will be 0.024 instead of 0.01" in page
+
+
+def test_an_incidents_page_says_who_decided_and_nothing_was_done_just_now(client: Any, console: Console) -> None:
+    decide(console.database, [41, 42], "attack", "ada")
+    text = client.get("/incident?origin=partner-x").text
+    assert "ada: attack (2)" in text
+    (said,) = re.findall(r'<div id="said"[^>]*>(.*?)</div>', text, re.DOTALL)
+    assert said.strip() == ""
 
 
 def test_behind_envoy_the_key_is_the_name(console: Console) -> None:
