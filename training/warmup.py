@@ -4,7 +4,7 @@ The authors warm up for eleven thousand steps. A frozen backbone gives the same 
 augmented copies are kept, and thousands of steps cost little more than the copies did.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -15,17 +15,15 @@ from bundle.progress import shown
 from training.attacks import from_bytes
 from training.augment import augment
 from training.config import TrainingConfig
+from training.feed import Walk
 from training.losses import Objective
 from training.networks import Network, read_heads
-
-# uint8 images [B, H, W, 3], labels [B], positions in the part [B]
-Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 
 
 def warm_up(
     network: Network,
     objective: Objective,
-    batches: Callable[[], Batches],
+    batches: Walk,
     config: TrainingConfig,
     generator: torch.Generator,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -65,7 +63,7 @@ def warm_up(
 
 @torch.no_grad()
 def _features(
-    network: Network, batches: Callable[[], Batches], config: TrainingConfig, generator: torch.Generator
+    network: Network, batches: Walk, config: TrainingConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Last maps of `warmup_copies` augmented copies of every image, [n, C, h, w] in bfloat16, and labels [n]."""
     network.eval()
