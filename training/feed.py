@@ -56,7 +56,7 @@ class Feed:
             self.parts[part],
             self.spec,
             batch_size=self.config.batch_size,
-            shuffle_seed=None if epoch is None else self._seed(epoch),
+            shuffle_seed=None if epoch is None else epoch_seed(self.config, epoch),
             workers=self.workers,
             share=share or self.share,
             copies=1 if epoch is None else self.config.copies,
@@ -75,9 +75,11 @@ class Feed:
         """Fresh, known random state for one epoch, so that a resumed run repeats an uninterrupted one exactly; another
         one in every process.
         """
-        seed = self._seed(epoch) + self.share.rank * 1_000_003
+        seed = epoch_seed(self.config, epoch) + self.share.rank * 1_000_003
         torch.manual_seed(seed)
         return torch.Generator().manual_seed(seed)
 
-    def _seed(self, epoch: int) -> int:
-        return self.config.seed * 100_003 + epoch
+
+def epoch_seed(config: TrainingConfig, epoch: int) -> int:
+    """Of everything that is drawn in an epoch; what is drawn before and after them all counts on from the last."""
+    return config.seed * 100_003 + epoch

@@ -13,7 +13,7 @@ from bundle.progress import shown
 from training.attacks import from_bytes
 from training.config import TrainingConfig
 from training.data import Sample
-from training.feed import Batch, Walk
+from training.feed import Batch, Walk, epoch_seed
 from training.losses import others_mask, sparsity
 from training.networks import Network
 from training.run import PrototypeSource
@@ -73,7 +73,7 @@ def fit_last_layer(
     if head is None:
         return
     optimizer = torch.optim.Adam(head.classifier.parameters(), lr=config.learning_rate_last_layer)
-    generator = torch.Generator().manual_seed(config.seed * 100_003 + config.epochs)
+    generator = torch.Generator().manual_seed(epoch_seed(config, config.epochs))
     similarities, labels = _similarities(network, batches(), attacked)
     others = others_mask(head)  # once: with a thousand classes it has ten million entries
     passes = shown(range(config.last_layer_epochs), "fitting the last layer", unit="passes", console=console)

@@ -1,4 +1,8 @@
-"""One training step, and the moment at which it is taken. Everything that changes the weights of an epoch is here."""
+"""One training step, and the moment at which it is taken.
+
+The way of an image to the loss: `training.data.loading` decodes it, `training.feed` brings it in a batch, the step
+augments and attacks it, `training.networks` answers, `training.losses` weighs the answer.
+"""
 
 import math
 from dataclasses import dataclass

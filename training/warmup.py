@@ -32,8 +32,7 @@ def warm_up(
     """Take `warmup_steps` steps of the heads; returns the mean loss of the last tenth of them.
 
     The backbone computes under `autocast`, the heads as they always do, in float32. The rate is constant for half of
-    the steps and falls to zero over the rest. Nothing but the heads changes. Shown on
-    `console`.
+    the steps and falls to zero over the rest. Nothing but the heads changes. Shown on `console`.
     """
     # No longer than for the features: autocast keeps the weights that it has cast, and the steps below change them.
     with autocast():
