@@ -2,7 +2,7 @@
 
 A process may be killed at any point. Files are replaced whole, so what is found is the state after the last epoch that
 was complete, and all random draws depend on the epoch alone: a resumed run ends with the weights of one that was never
-stopped.
+stopped. Killed between best.pt and state.pt, it repeats the epoch and writes the same best.pt once more.
 """
 
 from collections.abc import Iterator

@@ -26,8 +26,7 @@ class Selection:
         """Take the next epoch's figures into the history, and keep its weights if none were better: the sum of shares
         counts. False if its robustness has collapsed (`training.hardening`).
 
-        Warm-up epochs do not count, nor those before the attacker has come to full strength, which are robust to
-        less.
+        No warm-up epoch is kept, and none before the attacker is at full strength: those are robust to less.
         """
         standing, config = self.standing, self.hardening.config
         collapsed = standing.best >= 0 and self.hardening.collapsed(row, standing.history, self.classes)
@@ -47,7 +46,7 @@ class Selection:
         self.learner.optimizer.state.clear()  # moments that led into the collapse
 
     def load_best(self) -> None:
-        """Give the network, whatever its average is, the weights of the epoch that was kept."""
+        """Give the network, not its average, the weights of the epoch that was kept."""
         state = self.run.read_state(BEST)
         with of_this_run(self.run.path / BEST):
             self.learner.network.load_state_dict(state)

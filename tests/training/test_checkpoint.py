@@ -22,6 +22,31 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     assert Run(tmp_path / "run").read_prototypes() == Run(tiny_run).read_prototypes()
 
 
+def test_killed_between_the_best_weights_and_the_state_the_epoch_is_repeated(
+    make_trainer, tiny_config, tiny_run, tmp_path
+):
+    class Stop(Exception):
+        pass
+
+    stopping = make_trainer(tiny_config)
+    save, kept = stopping.checkpoint.save, []
+
+    def die_while_writing():
+        if kept and kept[-1] != stopping.standing.best:
+            raise Stop  # best.pt is of this epoch, state.pt of the one before
+        kept.append(stopping.standing.best)
+        save()
+
+    stopping.checkpoint.save = die_while_writing
+    with pytest.raises(Stop):
+        stopping.fit(resume=False)
+    assert Run(tmp_path / "run").read_state("state.pt")["best"] < stopping.standing.best
+    make_trainer(tiny_config).fit(resume=True)
+    for name in ("best.pt", "model.pt"):
+        resumed, whole = (Run(path).read_state(name) for path in (tmp_path / "run", tiny_run))
+        assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+
+
 def test_a_stopped_run_goes_on_to_the_same_weights(make_trainer, stopping_before, tiny_config, tmp_path):
     config = replace(tiny_config, epochs=2, warmup_steps=5, warmup_copies=1, ema=0.5)
     whole = make_trainer(config, tmp_path / "whole")
