@@ -16,7 +16,7 @@ from serving.local import LocalInference
 ROUNDS = 200
 
 
-def measure(bundle_path: Path) -> dict[str, Any]:
+def measure_endpoint(bundle_path: Path) -> dict[str, Any]:
     """Milliseconds at batch 1, in process (first) and over gRPC (second), and their ratio."""
     bundle = Bundle.open(bundle_path)
     local = LocalInference(bundle)

@@ -71,7 +71,7 @@ class Measured:
 Runs = dict[str, dict[str, list[Measured]]]  # by side and load
 
 
-def measure(bundle_path: Path, plan: Plan = Plan()) -> dict[str, Any]:
+def measure_gateway(bundle_path: Path, plan: Plan = Plan()) -> dict[str, Any]:
     """Every side under every load, ratios between them, and what a core is good for."""
     console = Console(stderr=True)
     bundle = Bundle.open(bundle_path)
@@ -92,6 +92,11 @@ def measure(bundle_path: Path, plan: Plan = Plan()) -> dict[str, Any]:
     for name in SIDES:
         console.print(_table(name, told[name]))
     return result
+
+
+def rehearse(bundle_path: Path) -> dict[str, Any]:
+    """The same with few callers, a load and seconds, to see that it works."""
+    return measure_gateway(bundle_path, REHEARSAL)
 
 
 def sizing(cpu: Mapping[str, float]) -> dict[str, float]:

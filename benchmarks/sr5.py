@@ -63,7 +63,7 @@ def bench(
     progress.parent.mkdir(parents=True, exist_ok=True)
     journal, rows = Journal(progress), []
     for run in runs:
-        rows += measure(run, data, wanted, steps, count, journal)
+        rows += measure_run(run, data, wanted, steps, count, journal)
         result = {"alpha": ALPHA, "eps": EPS, "steps": steps, "rows": rows}
         path = save(name, result)
     console.print(_table(rows))
@@ -73,7 +73,7 @@ def bench(
     journal.close()
 
 
-def measure(
+def measure_run(
     path: Path, data: Path | None, wanted: Sequence[str], steps: int, count: int, journal: Journal
 ) -> list[dict[str, Any]]:
     """One entry a head: success of each attack and of any of them, of all images and of those answered rightly when

@@ -23,7 +23,6 @@ from bundle.files import write_text
 from bundle.progress import Work
 from bundle.resolution import wilson
 from demo.stages import fieldmark
-from fieldmark import guarded
 from robustness.accuracy import PAPER, WORST
 from training.adversaries import AUTO_CLASSES
 from training.backbones import BACKBONES
@@ -47,7 +46,7 @@ WORST_THERE = "worst-there"  # of the columns before it, on AutoAttack's images
 RESAMPLES = 2000
 
 
-def study(
+def bench(
     data: Annotated[
         Path | None, typer.Option(help="CUB, Cars, class folders or a manifest; without it, the built-in birds.")
     ] = None,
@@ -283,9 +282,3 @@ def _summary(answers: list[str]) -> dict[str, Any]:
         "by_seed": [round(float(each), 4) for each in right.mean(axis=1)],
         "images": right.shape[1],
     }
-
-
-if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(study)
-    guarded(app)

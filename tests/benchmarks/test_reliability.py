@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.reliability import __main__ as tool
-from benchmarks.reliability import page
+from benchmarks.reliability import attempts, page
 from benchmarks.reliability.damaged import Mutations
 from benchmarks.reliability.deployment import Deployment, make_certificates
 from benchmarks.reliability.lasting import _growth
@@ -24,7 +23,7 @@ from serving.gateway.failures import FAILURES
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.local import LocalInference
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -42,13 +41,13 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
         return work
 
     made = {name: Row(name=name, tried=f"{name} tried", must="x", run=run(name), spoils=True) for name in runs}
-    monkeypatch.setattr(tool, "ROWS", made)
+    monkeypatch.setattr(attempts, "ROWS", made)
     return runs
 
 
 def reliability(bundle: Bundle, out: Path, **options: Any) -> int:
     try:
-        tool.reliability(bundle.path, **{"rows": "", "without": "", "quick": False, "out": out, **options})
+        attempts.bench(bundle.path, **{"rows": "", "without": "", "quick": False, "out": out, **options})
     except BaseException as ended:
         return int(getattr(ended, "exit_code", 99))
     return 0
@@ -73,8 +72,8 @@ def test_another_commit_is_another_service(
 ) -> None:
     out = tmp_path / "out.json"
     assert reliability(toy_bundle, out, rows="first") == 0
-    where = tool.environment()
-    monkeypatch.setattr(tool, "environment", lambda: {**where, "commit": "another"})
+    where = attempts.environment()
+    monkeypatch.setattr(attempts, "environment", lambda: {**where, "commit": "another"})
     assert reliability(toy_bundle, out, without="second,third") == 0
     assert rows["first"] == ["whole", "whole"]
 
@@ -86,19 +85,19 @@ def test_another_commit_is_another_service(
 def test_a_mistyped_row(toy_bundle: Bundle, tmp_path: Path, options: dict[str, str], words: str) -> None:
     given = {"rows": "", "without": "", **options}
     with pytest.raises(OptionError, match=words):
-        tool.reliability(toy_bundle.path, quick=True, out=tmp_path / "out.json", **given)
+        attempts.bench(toy_bundle.path, quick=True, out=tmp_path / "out.json", **given)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": 3}', "\x00"])
 def test_a_damaged_result_is_one_sentence(toy_bundle: Bundle, tmp_path: Path, text: str) -> None:
     (tmp_path / "out.json").write_text(text)
     with pytest.raises(OptionError, match=r"out\.json cannot be read"):
-        tool.reliability(toy_bundle.path, rows="", without="", quick=True, out=tmp_path / "out.json")
+        attempts.bench(toy_bundle.path, rows="", without="", quick=True, out=tmp_path / "out.json")
 
 
 def test_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="there is no bundle at"):
-        tool.reliability(tmp_path / "none", rows="", without="", quick=True, out=tmp_path / "out.json")
+        attempts.bench(tmp_path / "none", rows="", without="", quick=True, out=tmp_path / "out.json")
 
 
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,8 +119,8 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_attack_of_the_issue_has_its_row_and_names_are_unique() -> None:
-    every = [row.name for kind in tool.KINDS for row in kind.ROWS]
-    assert len(every) == len(set(every)) == len(tool.ROWS)
+    every = [row.name for kind in attempts.KINDS for row in kind.ROWS]
+    assert len(every) == len(set(every)) == len(attempts.ROWS)
     for who in ("worker", "tritonserver", "gateway", "envoy", "supervisor"):
         assert {f"{who}-killed", f"{who}-halted"} <= set(every)
 
@@ -224,7 +223,7 @@ def ground(toy_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Any:
     ],
 )
 def test_a_row_holds(ground: Ground, name: str) -> None:
-    found = tool._try(tool.ROWS[name], ground)
+    found = attempts._try(attempts.ROWS[name], ground)
     assert found["held"], json.dumps(found)
     assert found["numbers"]["neighbours_answered"] > 0
     assert found["numbers"]["leaks"] == found["numbers"]["wrong_answers"] == 0

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.reliability`: try to bring a real service down, row by row, and write what happened.
+"""`python -m benchmarks reliability`: try to bring a real service down, row by row, and write what happened.
 
 A row that was measured at this commit is not measured again, so the work can be stopped and goes on; --rows names some.
 """
@@ -21,7 +21,6 @@ from benchmarks.reliability.rows import Ground, Outcome, Row, Skipped, whole
 from bundle import Bundle
 from bundle.errors import FieldmarkError, OptionError, printable
 from bundle.files import write_text
-from fieldmark import guarded
 
 RESULT = RESULTS / "reliability.json"
 DEMO = Path("build/demo/bundle")
@@ -29,7 +28,7 @@ KINDS = (bodies, damaged, deaths, strangers, lingering, lasting)
 ROWS: dict[str, Row] = {row.name: row for kind in KINDS for row in kind.ROWS}
 
 
-def reliability(
+def bench(
     bundle: Annotated[Path, typer.Option(help="The bundle to serve.")] = DEMO,
     rows: Annotated[str, typer.Option(help="Names of rows, with commas; else those not measured yet.")] = "",
     without: Annotated[str, typer.Option(help="Names of rows to leave out, with commas.")] = "",
@@ -133,9 +132,3 @@ def _say(console: Console, row: dict[str, Any]) -> None:
     console.print(f"  {verdict} in {row['seconds']:g} s: {escape(row['skipped'] or row['happened'])}")
     if row["numbers"]:
         console.print(f"  {escape(numbers(row['numbers']))}")
-
-
-if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(reliability)
-    guarded(app)

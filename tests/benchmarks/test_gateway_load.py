@@ -4,17 +4,15 @@ import asyncio
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import __main__ as benchmarks
 from benchmarks import gateway, gateway_page, page
 from benchmarks.load import Parts, Window, closed, opened, poisson, summary
 from benchmarks.sides import SIDES, photographs
 from bundle import Bundle
-from bundle.errors import OptionError, RequestRefused
+from bundle.errors import RequestRefused
 from bundle.image import ImageSpec
 
 
@@ -108,7 +106,7 @@ def test_all_sides_answer_and_the_page_says_it(
     toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = gateway.Plan(callers=(1, 2), loads=(gateway.BUSY,), closed_seconds=0.2, open_seconds=0.4, rounds=2)
-    result = gateway.measure(toy_bundle.path, plan)
+    result = gateway.measure_gateway(toy_bundle.path, plan)
     for side in SIDES:
         for load in ("1", "2", "70%"):
             found = result[side][load]
@@ -148,18 +146,3 @@ def test_the_page_has_the_place_for_it() -> None:
     for end in ("begin", "end"):
         assert f"<!-- {end}: {gateway_page.MARK} -->" in gateway_page.PAGE.read_text()
     assert page.PAGE != gateway_page.PAGE
-
-
-def test_a_rehearsal_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-
-    def note(name: str) -> Any:
-        return lambda *_: done.append(name)
-
-    monkeypatch.setattr(benchmarks, "save", note("saved"))
-    monkeypatch.setattr(benchmarks, "REHEARSALS", {"gateway": note("rehearsed")})
-    monkeypatch.setattr(benchmarks, "WITHOUT_BUNDLE", {"gateway"})
-    benchmarks.bench(["gateway"], Path("none"), quick=True)
-    assert done == ["rehearsed"]
-    with pytest.raises(OptionError, match="'runtime' cannot be rehearsed"):
-        benchmarks.bench(["runtime"], Path("none"), quick=True)

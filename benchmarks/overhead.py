@@ -20,7 +20,7 @@ ROUNDS = {1: 200, 8: 60}
 SECONDS = 20.0  # a large network takes fewer rounds, so that it ends
 
 
-def measure(bundle_path: Path) -> dict[str, Any]:
+def measure_overhead(bundle_path: Path) -> dict[str, Any]:
     """Milliseconds without (first) and with the detector (second) on ONNX Runtime CPU, by network and batch."""
     bundle = Bundle.open(bundle_path)
     spec = bundle.manifest.image

@@ -46,7 +46,7 @@ def test_options_that_fit_no_row_are_told_before_anything_is_trained(tmp_path: P
     ):
         given = {name: default for name, default in _defaults().items() if name != "out"}
         with pytest.raises(OptionError, match=message):
-            study.study(**{**given, "out": tmp_path / "study", **options})
+            study.bench(**{**given, "out": tmp_path / "study", **options})
 
 
 def test_the_main_comparison_is_whole_before_anything_else_begins() -> None:
@@ -63,7 +63,7 @@ def test_a_weights_file_is_of_one_backbone_and_others_are_no_substitutes() -> No
 
 
 def _defaults() -> dict[str, Any]:
-    return {name: each.default for name, each in inspect.signature(study.study).parameters.items()}
+    return {name: each.default for name, each in inspect.signature(study.bench).parameters.items()}
 
 
 def test_a_study_does_not_mix_evaluations_of_other_options(tmp_path: Path) -> None:

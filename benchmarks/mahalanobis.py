@@ -25,7 +25,7 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 
-def measure(cases: tuple[tuple[int, int], ...] = CASES, rounds: int = ROUNDS) -> dict[str, Any]:
+def measure_mahalanobis(cases: tuple[tuple[int, int], ...] = CASES, rounds: int = ROUNDS) -> dict[str, Any]:
     """By case: seconds and peak MB of fitting, milliseconds of scoring one batch in pairs, and how far both agree."""
     return {f"K{classes} D{depth}": _case(classes, depth, rounds) for classes, depth in cases}
 

@@ -1,4 +1,4 @@
-"""What is asked of `python -m benchmarks` is checked before minutes of measuring; what it compares is comparable."""
+"""What the benchmarks compare is comparable, and what they work out by hand is right."""
 
 import json
 import time
@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import __main__ as benchmarks
 from benchmarks import (
     attacks,
     detection,
-    detector_speed,
-    detectors,
     gpu,
+    mahalanobis,
     pointing,
+    preprocessing,
     record,
     regulariser,
     review,
@@ -33,55 +32,6 @@ from training.data import open_dataset
 from training.data.loading import images_array
 from training.losses import Objective, nearest_prototypes
 from training.run import Run, image_spec
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names that were measured, or saved."""
-    calls: list[str] = []
-
-    def note(name: str) -> Any:
-        return lambda *_: calls.append(name)
-
-    monkeypatch.setattr(benchmarks, "MEASURES", {"first": note("first"), "second": note("second")})
-    monkeypatch.setattr(benchmarks, "save", note("saved"))
-    return calls
-
-
-def test_a_mistyped_name_costs_no_measurement(measured: list[str], tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="unknown benchmark 'thrid'"):
-        benchmarks.bench(["first", "thrid"], tmp_path)
-    assert measured == []
-    benchmarks.bench(["first", "second"], tmp_path)
-    assert measured == ["first", "saved", "second", "saved"]
-
-
-def test_a_bundle_that_is_not_there(measured: list[str], tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="there is no bundle at"):
-        benchmarks.bench(None, tmp_path / "none")
-    assert measured == []
-
-
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", "3", '{"reused": 3}', "\x00"])
-def test_a_damaged_report_is_one_sentence(text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmarks, "DEMO", tmp_path)
-    if text is not None:
-        (tmp_path / "report.json").write_text(text)
-    with pytest.raises(OptionError, match=r"report\.json cannot be read .*Run 'make demo' again"):
-        benchmarks.demo(tmp_path)
-
-
-def test_only_what_reads_a_bundle_asks_for_one(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmarks, "WITHOUT_BUNDLE", {"second"})
-    benchmarks.bench(["second"], Path("none"))
-    assert measured == ["second", "saved"]
-    with pytest.raises(OptionError, match="there is no bundle at none"):
-        benchmarks.bench(["second", "first"], Path("none"))
-    assert measured == ["second", "saved"]
-
-
-def test_the_names_without_a_bundle_are_names() -> None:
-    assert set(benchmarks.MEASURES) > benchmarks.WITHOUT_BUNDLE
 
 
 @pytest.fixture
@@ -138,7 +88,7 @@ def test_peak_memory_is_exact() -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_all_pairs_take_memory_by_the_square_of_the_batch_and_ours_does_not() -> None:
-    result = regulariser.measure((4, 32), classes=3, per_class=2, side=4)
+    result = regulariser.measure_regulariser((4, 32), classes=3, per_class=2, side=4)
     growth = result["growth"]["pairs"]
     assert growth["ours"]["memory_exponent"] < 1.1
     assert growth["all_pairs"]["memory_exponent"] > 1.8
@@ -164,7 +114,7 @@ TINY = training.Case(
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_rehearsal_of_the_training_benchmark() -> None:
-    case = training.measure({"tiny": TINY})["tiny"]
+    case = training.measure_training({"tiny": TINY})["tiny"]
     assert list(case["step"]) == ["protopnet", "ap"]
     assert {name for name, part in case["loader"].items() if isinstance(part, dict)} == {
         "memory",
@@ -191,7 +141,7 @@ def test_a_ratio_is_of_maxsep_to_the_other(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(training, "optimisation_step", spy)
     monkeypatch.setattr(training, "paired", pair)
-    training.measure({"tiny": TINY})
+    training.measure_training({"tiny": TINY})
     ours = training.OURS
     # Each other system, then ours; ours beside memory, decoding and augmenting; fed_steps unfed, and as many fed.
     assert stepped == ["protopnet", ours, "ap", ours, *[ours] * 3, *[ours] * 2 * TINY.fed_steps]
@@ -365,7 +315,7 @@ def test_a_rehearsal_of_the_attack_benchmark() -> None:
         groups=2,
         group_images=2,
     )
-    result = attacks.measure(setup)
+    result = attacks.measure_attacks(setup)
     assert set(result["attention"]) == {"accuracy", "pgd2-8", "pgd2x2-8"}
     assert set(result["full"]) == {"accuracy", "pgd2-8", "pgd2x2-2"}
     json.dumps(result)
@@ -415,7 +365,7 @@ def test_seeds_are_summed_up_without_losing_one() -> None:
 
 
 def test_the_loop_over_classes_and_our_distances_agree() -> None:
-    case = detector_speed.measure(((4, 16),), rounds=1)["K4 D16"]
+    case = mahalanobis.measure_mahalanobis(((4, 16),), rounds=1)["K4 D16"]
     assert set(case["fit"]) >= {"ours", "loop"}
     assert max(case["largest_relative_difference"].values()) < 1e-3
     json.dumps(case)
@@ -423,8 +373,8 @@ def test_the_loop_over_classes_and_our_distances_agree() -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_rehearsal_of_the_comparison_of_detectors(tiny_run: Path) -> None:
-    setup = detectors.Setup(attacks=("fgsm-8", "pgd2-8"), validation=40, test=12, resamples=20)
-    result = detectors.measure_run(tiny_run, None, setup)
+    setup = rivals.Setup(attacks=("fgsm-8", "pgd2-8"), validation=40, test=12, resamples=20)
+    result = rivals.measure_run(tiny_run, None, setup)
     for head in ("full", "attention"):
         methods = result[head]["methods"]
         assert len(methods) == 12
@@ -432,6 +382,17 @@ def test_a_rehearsal_of_the_comparison_of_detectors(tiny_run: Path) -> None:
             assert set(areas) == {"fgsm-8", "pgd2-8", "mean"}
             assert all(0 <= low <= high <= 1 for _, low, high in areas.values())
     json.dumps(result)
+
+
+def test_a_run_without_a_head_is_summed_up_beside_those_that_have_it() -> None:
+    def of(area: float) -> dict[str, Any]:
+        return {"methods": {"ours": {"left_out_attack": {"fooled": {"mean": [area, 0.0, 1.0]}}}}}
+
+    runs = {"ap-0": {"attention": of(0.9)}, "maxsep-0": {"attention": of(0.8), "full": of(0.7)}}
+    assert rivals.summed_up(runs) == {
+        "full": {"ours": {"maxsep-0": 0.7}},
+        "attention": {"ours": {"ap-0": 0.9, "maxsep-0": 0.8}},
+    }
 
 
 def test_feature_squeezing_against_loops(tiny_run: Path, tiny_birds: Path) -> None:
@@ -443,7 +404,7 @@ def test_feature_squeezing_against_loops(tiny_run: Path, tiny_birds: Path) -> No
         with torch.no_grad():
             return network(pixels[None], "full").logits["full"].softmax(1)[0].numpy()
 
-    for image, found in zip(images, rivals.squeeze(network, "full", images), strict=True):
+    for image, found in zip(images, preprocessing.squeeze(network, "full", images), strict=True):
         pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
         median = torch.empty_like(pixels)
         for y in range(pixels.shape[1]):
@@ -526,7 +487,7 @@ def test_a_rehearsal_of_the_runtime_benchmark(monkeypatch: pytest.MonkeyPatch) -
     )  # a minute of a compiler, and not ours to test
     monkeypatch.setattr(runtime, "SIDE", 64)
     setup = runtime.Setup(backbones=(("small", 32),), batches=(2,), classes=(4,), seconds=0.05, rounds=2)
-    result = runtime.measure(setup)
+    result = runtime.measure_runtime(setup)
     names = ["torch eager", "torch eager, channels last", "torch.compile", "onnxruntime fp32", "onnxruntime int8"]
     found = result["small"]["batch2"]
     assert [name for name in found if name != "rounds"] == names
@@ -552,7 +513,9 @@ def test_the_scoring_table_stands_between_its_marks(monkeypatch: pytest.MonkeyPa
     page = tmp_path / "benchmarks.md"
     page.write_text("before\n\n<!-- begin: scoring -->\nold\n<!-- end: scoring -->\n\nafter\n")
     monkeypatch.setattr(scoring, "PAGE", page)
-    scoring.write_page(result)
+    kept = tmp_path / "scoring.json"
+    kept.write_text(json.dumps(result))
+    scoring.write_page(kept)
     text = page.read_text()
     assert "old" not in text
     assert text.startswith("before")
@@ -562,8 +525,14 @@ def test_the_scoring_table_stands_between_its_marks(monkeypatch: pytest.MonkeyPa
     assert "20.0 s; 19.0 s; 18.0 s; 400 MB" in text
 
 
+def test_rows_are_measured_in_a_process_of_their_own(toy_bundle: Any, tmp_path: Path) -> None:
+    found = scoring._alone(toy_bundle.path, tmp_path / "rows", 70)
+    assert set(found["seconds"]) == {"list", "score", "resume", "nothing new"}
+    assert found["peak_mb"] >= found["before_mb"] > 0
+
+
 def test_the_review_console_is_measured_beside_a_file_server(toy_bundle: Any) -> None:
-    found = review.measure(toy_bundle.path, items=201)
+    found = review.measure_review(toy_bundle.path, items=201)
     assert set(found["answers"]) == {
         "rounds", "file_server", "first_page", "later_rows", "groups", "figures", "one_image", "thumbnail",
     }  # fmt: skip
@@ -624,4 +593,3 @@ def test_what_is_measured_on_a_gpu_is_told_in_tables() -> None:
 def test_the_shares_of_the_time_are_all_of_it() -> None:
     assert sum(gpu.SHARES.values()) == pytest.approx(1)
     assert list(gpu.SHARES) == list(gpu.PARTS)
-    assert benchmarks.ALONE.keys() == {"calibrate", "gpu", "sr5"}
