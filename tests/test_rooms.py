@@ -6,6 +6,7 @@ The first sees what comes in through other modules, the second what hides inside
 import ast
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -189,6 +190,13 @@ def test_room_keeps_its_wall(room: str) -> None:
 @pytest.mark.parametrize("room", WALLS)
 def test_no_room_works_at_import(room: str) -> None:
     assert works_at_import(ROOT, room) == []
+
+
+@pytest.mark.parametrize("room", ["serving", "scoring", "calibration", "review"])
+def test_what_is_served_is_a_network(room: str) -> None:
+    """`docs/decisions/025-head-and-network.md`: a head is a part of a network in training, and known there alone."""
+    said = re.compile(r"\bheads\b|\bclass Head|\b(full|attention) head\b")
+    assert [str(file) for file in sources(ROOT, room) if said.search(file.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.parametrize("room", ["bundle", "serving", "scoring", "fieldmark"])
