@@ -23,7 +23,7 @@ from calibration.sample import Seen, look
 from detector.model import Detector
 from robustness.metrics import INTERVAL, flagged_interval, share
 from scoring.sources import Source
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 
 DIVISIONS = 200
 Which = npt.NDArray[np.int64]

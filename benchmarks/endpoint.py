@@ -10,8 +10,8 @@ from benchmarks.record import paired
 from bundle import tensors
 from bundle.folder import Bundle
 from demo.endpoint import served
-from serving.client import TritonInference
-from serving.local import LocalInference
+from serving.client.local import LocalInference
+from serving.client.remote import TritonInference
 
 ROUNDS = 200
 

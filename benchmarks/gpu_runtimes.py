@@ -12,7 +12,7 @@ from benchmarks.record import side_by_side
 from bundle.folder import Bundle
 from detector.model import Detector
 from export.served import ServedNetwork
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 from training.run import Run
 
 WARMUP, MOST_ROUNDS = 3, 50

@@ -31,8 +31,8 @@ from scoring.table.chunks import ChunkScorer
 from scoring.table.here import Here
 from scoring.table.job import Crew, TableOptions, Work, score_into_table
 from scoring.table.runs import Chunk
-from serving.local import LocalInference
-from serving.prediction import Outputs
+from serving.client.local import LocalInference
+from serving.client.prediction import Outputs
 
 IMAGES, ROWS, ROUNDS = 4000, (1_000, 100_000, 1_000_000), 3
 SIDE, BATCH, CHUNK = (375, 500), 64, 256

@@ -33,6 +33,7 @@ from benchmarks.certificates import make_certificate
 from benchmarks.load import Parts
 from bundle import Bundle
 from bundle.errors import ServerError
+from serving.client.local import LocalInference
 from serving.envoy.keys import Key
 from serving.envoy.options import EnvoyOptions
 from serving.envoy.process import EnvoyServer
@@ -40,10 +41,9 @@ from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.generated.fieldmark_pb2_grpc import FieldmarkStub
 from serving.gateway.server import free_port
 from serving.gateway.upstream import Triton, TritonAddress
-from serving.local import LocalInference
 from serving.processes import end_group, group
-from serving.server import TritonServer
-from serving.triton_config import available_cores
+from serving.triton.config import available_cores
+from serving.triton.server import TritonServer
 
 IN_PROCESS, TRITON, GATEWAY, ENVOY = "in process", "triton", "gateway", "envoy"
 CALLER = "caller"  # whose processor time is this process's

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle import Bundle, tensors
-from serving.local import LocalInference
-from serving.prediction import Outputs, Prediction, predictions
+from serving.client.local import LocalInference
+from serving.client.prediction import Outputs, Prediction, predictions
 
 TOP = 3
 MOST_KEPT = 64  # looks that are not computed again

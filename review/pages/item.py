@@ -19,7 +19,7 @@ from review.pages.queue import existing
 from review.store.queue import Filter, after
 from review.store.sample import samples
 from review.store.verdicts import history, standing
-from serving.classify import prototype_images
+from serving.client.classify import prototype_images
 
 KEPT = "private, max-age=3600"
 DIFFERENCES = ("encoded", "smoothed")

@@ -19,9 +19,9 @@ from benchmarks.reliability.rows import Ground, Outcome, Row, Skipped, beside_ne
 from benchmarks.reliability.wire import INSIDE, Heard
 from bundle import Bundle
 from bundle.errors import OptionError
+from serving.client.local import LocalInference
 from serving.gateway.failures import FAILURES
 from serving.gateway.generated import fieldmark_pb2 as v1
-from serving.local import LocalInference
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,7 +20,7 @@ from calibration.recalibration import CALIBRATION, recalibrate
 from detector.conformal import p_values
 from detector.model import Detector
 from robustness.metrics import flagged_interval
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 
 from .conftest import ALPHA, CALIBRATED
 

@@ -19,8 +19,8 @@ from review.store.database import Database
 from review.store.groups import COPIES, groups, members
 from review.store.queue import Filter, get
 from review.store.verdicts import decide
-from serving.local import LocalInference
-from serving.prediction import predictions
+from serving.client.local import LocalInference
+from serving.client.prediction import predictions
 from tests.conftest import LAYERS, draw_toy
 from tests.review.conftest import encoded
 
