@@ -46,10 +46,10 @@ BENCHMARKS = {
     "gateway": Benchmark(
         measures="the gateway and Envoy beside Triton and this process, under load",
         takes="12 minutes",
-        at="gateway:measure_gateway",
+        at="gateway.comparison:measure_gateway",
         beside=("resnet34",),
-        page="gateway_page:write_page",
-        rehearsal="gateway:rehearse",
+        page="gateway.page:write_page",
+        rehearsal="gateway.comparison:rehearse",
     ),
     "overhead": Benchmark(
         measures="what the detector adds to the served graph",
@@ -128,7 +128,7 @@ BENCHMARKS = {
     "rivals": Benchmark(
         measures="our detector beside those of others and its own parts, on equal features",
         takes="30 minutes",
-        at="rivals:bench",
+        at="rivals.comparison:bench",
         needs="finished runs",
         alone=True,
     ),
@@ -156,7 +156,7 @@ BENCHMARKS = {
     "study": Benchmark(
         measures="Tables 1 to 3: every system trained and attacked; `make study`",
         takes="hours",
-        at="study:bench",
+        at="study.command:bench",
         needs=NOTHING,
         alone=True,
     ),
@@ -176,7 +176,7 @@ BENCHMARKS = {
     "gpu": Benchmark(
         measures="everything that a GPU is needed for",
         takes="12 minutes",
-        at="gpu:bench",
+        at="gpu.command:bench",
         needs="a GPU, data sets",
         alone=True,
     ),

@@ -14,10 +14,11 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from benchmarks.page import ORDER, put, table_head, table_row
-from benchmarks.pictures import MAIN
-from benchmarks.plan import OTHERS
+from benchmarks.page import put, table_head, table_row
 from benchmarks.record import save
+from benchmarks.study.pictures import MAIN
+from benchmarks.study.plan import OTHERS
+from benchmarks.study.tables import ORDER
 from bundle.errors import OptionError
 from bundle.files import sha256_of
 from bundle.resolution import ALPHA

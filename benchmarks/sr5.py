@@ -17,8 +17,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.page import ORDER, put, table_head, table_row
+from benchmarks.page import put, table_head, table_row
 from benchmarks.record import save
+from benchmarks.study.tables import ORDER
 from bundle import tensors
 from bundle.console import say
 from bundle.errors import OptionError

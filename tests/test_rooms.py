@@ -270,7 +270,7 @@ def test_work_at_import_is_seen(tmp_path: Path, line: str) -> None:
 
 
 def test_nobody_imports_the_demo_or_a_benchmark(tmp_path: Path) -> None:
-    build(tmp_path, scoring__bad="def late():\n    from benchmarks.load import poisson", benchmarks__load="")
+    build(tmp_path, scoring__bad="def late():\n    from benchmarks.gateway.load import poisson", benchmarks__load="")
     build(tmp_path, demo__bad="import benchmarks.load")
     assert breaches(tmp_path, "scoring") == ["scoring/bad.py imports benchmarks"]
     assert breaches(tmp_path, "demo") == ["demo loads benchmarks", "demo/bad.py imports benchmarks"]

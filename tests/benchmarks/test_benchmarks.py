@@ -15,18 +15,18 @@ import torch
 from benchmarks import (
     attacks,
     detection,
-    gpu,
     mahalanobis,
     pointing,
-    preprocessing,
     record,
     regulariser,
     review,
-    rivals,
     runtime,
     scoring,
     training,
 )
+from benchmarks.gpu import command as gpu
+from benchmarks.rivals import comparison as rivals
+from benchmarks.rivals import preprocessing
 from bundle.errors import OptionError, TrainingError
 from training.data import open_dataset
 from training.data.loading import images_array

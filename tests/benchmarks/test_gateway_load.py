@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import gateway, gateway_page, page
-from benchmarks.load import Parts, Window, closed, opened, poisson, summary
-from benchmarks.sides import SIDES, photographs
+from benchmarks import page
+from benchmarks.gateway import comparison as gateway
+from benchmarks.gateway import page as gateway_page
+from benchmarks.gateway.load import Parts, Window, closed, opened, poisson, summary
+from benchmarks.gateway.sides import SIDES, photographs
 from bundle import Bundle
 from bundle.errors import RequestRefused
 from bundle.image import ImageSpec

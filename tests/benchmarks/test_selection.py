@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.selection import columns_of, left_out_auroc, select_layers
+from benchmarks.rivals.selection import columns_of, left_out_auroc, select_layers
 
 
 def layers_that(rng, shifts, n=400):

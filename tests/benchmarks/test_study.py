@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks import page, pictures, study
+from benchmarks import page
+from benchmarks.study import command as study
+from benchmarks.study import pictures, tables
 from bundle.errors import OptionError
 from bundle.records import to_plain
 from bundle.resolution import wilson
@@ -80,10 +82,10 @@ def test_a_study_does_not_mix_evaluations_of_other_options(tmp_path: Path) -> No
 
 def test_the_tables_name_rows_that_are_trained_and_heads_that_exist() -> None:
     names = {row.name for _, row in study.jobs("small", 1)}
-    for system, head, _ in page.ORDER:
+    for system, head, _ in tables.ORDER:
         assert head in HEADS
         assert {f"{system}-small", f"{system}-small-fast"} <= names
-    for suffix, (_, variants) in page.ABLATED.items():
+    for suffix, (_, variants) in tables.ABLATED.items():
         for variant in variants:
             assert f"maxsep-{'' if variant is None else variant + '-'}small{suffix}" in names
 
@@ -111,7 +113,7 @@ def test_autoattack_is_compared_with_the_others_on_its_own_images() -> None:
     assert study._told_apart(evaluation)["right"]["full"][study.WORST_THERE] == "10"
     without = {"images": ["a"], "autoattack_images": [], "right": {"full": {"worst": "1"}}}
     assert study._told_apart(without)["right"]["full"] == {"worst": "1"}
-    assert study.WORST_THERE in page.TITLES
+    assert study.WORST_THERE in tables.TITLES
 
 
 def rows_of(accuracy: float) -> list[dict[str, Any]]:
@@ -121,7 +123,7 @@ def rows_of(accuracy: float) -> list[dict[str, Any]]:
         config = preset(row.preset)
         heads = ("full", "attention") if config.system == "maxsep" else ("attention",)
         heads = ("full",) if config.system == "protopnet" else heads
-        columns = ("clean", "pgd10-8", "worst") if row.attacks else tuple(page.TITLES)
+        columns = ("clean", "pgd10-8", "worst") if row.attacks else tuple(tables.TITLES)
         summary = {"mean": accuracy, "interval": [accuracy - 0.1, accuracy + 0.1], "images": 100}
         loss = {"cluster": config.loss.cluster, "separation": config.loss.separation}
         for head in heads:
@@ -143,14 +145,14 @@ def test_the_page_gets_every_table_and_keeps_the_prose_around_them(
 ) -> None:
     monkeypatch.setattr(page, "PAGE", tmp_path / "results.md")
     result = write_result(tmp_path / "tables.json", 0.5)
-    page.write_page(result, "small")
+    tables.write_page(result, "small")
     first = page.PAGE.read_text()
-    for title in (*page.BLOCKS.values(), *(title for title, _ in page.ABLATED.values()), "Recipes"):
+    for title in (*tables.BLOCKS.values(), *(title for title, _ in tables.ABLATED.values()), "Recipes"):
         assert title in first
-    assert first.count("| **Ours-FR** |") == 2 * len(page.BLOCKS)
+    assert first.count("| **Ours-FR** |") == 2 * len(tables.BLOCKS)
     assert "50.0 (40 to 60)" in first
     page.PAGE.write_text(first.replace("# Results", "# Results\n\nBefore.") + "\nAfter.\n")
-    page.write_page(write_result(tmp_path / "tables.json", 0.25), "small")
+    tables.write_page(write_result(tmp_path / "tables.json", 0.25), "small")
     second = page.PAGE.read_text()
     assert second.startswith("# Results\n\nBefore.\n\n<!-- begin: small -->")
     assert second.endswith("After.\n")
@@ -172,7 +174,7 @@ def test_another_dataset_has_a_folder_a_file_and_a_mark_of_its_own(
     assert study._places(out, "vgg16", cars) == (out / "cars-vgg16", "cars vgg16")
     monkeypatch.setattr(page, "PAGE", tmp_path / "results.md")
     for mark, accuracy in (("small", 0.5), ("cars small", 0.25)):
-        page.write_page(write_result(tmp_path / "tables.json", accuracy), mark)
+        tables.write_page(write_result(tmp_path / "tables.json", accuracy), mark)
     text = page.PAGE.read_text()
     assert "<!-- begin: small -->" in text
     assert "<!-- begin: cars small -->" in text
@@ -225,6 +227,6 @@ def test_rows_that_are_not_measured_yet_are_left_out(tmp_path: Path, monkeypatch
     facts = json.loads(result.read_text())
     facts["rows"] = facts["rows"][:1]
     result.write_text(json.dumps(facts))
-    page.write_page(result, "small")
+    tables.write_page(result, "small")
     assert "| AP |" in page.PAGE.read_text()
     assert "ProtoPNet" not in page.PAGE.read_text()

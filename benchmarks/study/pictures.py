@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page import ORDER
+from benchmarks.study.tables import ORDER
 from bundle.files import atomic_file, write_text
 from robustness.curve import accuracy_curve
 from robustness.figures import accuracy_against_eps, activations, prototype_sheet, prototype_space

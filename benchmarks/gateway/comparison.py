@@ -18,8 +18,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.load import PERCENTILES, Ask, Window, closed, figure, opened, poisson, summary
-from benchmarks.sides import (
+from benchmarks.gateway.load import PERCENTILES, Ask, Window, closed, figure, opened, poisson, summary
+from benchmarks.gateway.sides import (
     CALLER,
     ENVOY,
     GATEWAY,

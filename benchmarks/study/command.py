@@ -14,10 +14,11 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from benchmarks.page import PAGE, write_page
-from benchmarks.pictures import draw_pictures
-from benchmarks.plan import ABLATED, Row, jobs
+from benchmarks.page import PAGE
 from benchmarks.record import RESULTS, environment
+from benchmarks.study.pictures import draw_pictures
+from benchmarks.study.plan import ABLATED, Row, jobs
+from benchmarks.study.tables import write_page
 from bundle.errors import OptionError
 from bundle.files import write_text
 from bundle.progress import Work

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.pictures import MAIN
+from benchmarks.study.pictures import MAIN
 from training.presets import preset
 
 OTHERS = ("ap-pcl", "ap-triplet")

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.certificates import make_certificate
-from benchmarks.load import Parts
+from benchmarks.gateway.load import Parts
 from bundle import Bundle
 from bundle.errors import ServerError
 from serving.client.local import LocalInference

@@ -20,10 +20,11 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.gpu_runtimes import compare_runtimes
-from benchmarks.page import TITLES, put, table_head, table_row
-from benchmarks.pictures import MAIN
+from benchmarks.gpu.runtimes import compare_runtimes
+from benchmarks.page import put, table_head, table_row
 from benchmarks.record import save
+from benchmarks.study.pictures import MAIN
+from benchmarks.study.tables import TITLES
 from bundle.console import say
 from bundle.errors import OptionError
 from bundle.progress import duration

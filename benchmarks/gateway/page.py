@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gateway import BUSY
+from benchmarks.gateway.comparison import BUSY
+from benchmarks.gateway.sides import ENVOY, GATEWAY, IN_PROCESS, SIDES, TRITON
 from benchmarks.page import put, table_head, table_row
-from benchmarks.sides import ENVOY, GATEWAY, IN_PROCESS, SIDES, TRITON
 
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 MARK = "gateway"
 RATES = (10, 100, 1000)  # images a second, of the sizing table
 # The aim of each ratio, and whether a higher figure is a better one.

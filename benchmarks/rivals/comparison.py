@@ -17,9 +17,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.preprocessing import nudge, squeeze
 from benchmarks.record import save
-from benchmarks.selection import columns_of, select_layers
+from benchmarks.rivals.preprocessing import nudge, squeeze
+from benchmarks.rivals.selection import columns_of, select_layers
 from bundle import tensors
 from bundle.console import say
 from detector.combination import fit_logistic, logarithms
