@@ -69,7 +69,7 @@ CASES = {
 }
 
 
-def measure(cases: Mapping[str, Case] = CASES) -> dict[str, Any]:
+def measure_training(cases: Mapping[str, Case] = CASES) -> dict[str, Any]:
     """For each case milliseconds of a step, `maxsep` after each other system, and images/s of the loader beside it.
 
     Float32 on the CPU, random weights: speed does not depend on what a network has learned.
