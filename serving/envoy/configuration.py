@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.client import parse_url
+from serving.client.remote import parse_url
 from serving.envoy.keys import KEY_NAME
 from serving.envoy.options import EnvoyOptions
 from serving.envoy.refusals import CAME_AS, local_replies

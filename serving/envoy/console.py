@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bundle.errors import OptionError
-from serving.client import parse_url
+from serving.client.remote import parse_url
 from serving.envoy.configuration import Inside, address
 from serving.envoy.keys import KEY_NAME, Key
 from serving.envoy.options import EnvoyOptions
