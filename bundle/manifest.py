@@ -10,14 +10,14 @@ import json
 import math
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from bundle import tensors
 from bundle.errors import BundleCorrupt, BundleUnsupported
 from bundle.image import ImageSpec
-from bundle.records import RecordError, from_plain, to_plain
+from bundle.records import KEY, RecordError, from_plain, to_plain
 from bundle.tensors import TensorSpec
 
 SCHEMA = 2
@@ -57,13 +57,13 @@ class DetectorInfo:
     """
 
     file: str
-    layers: tuple[str, ...]
+    columns: tuple[str, ...] = field(metadata={KEY: "layers"})  # of `layer_scores`
     alpha: float
     calibration: str
     calibration_n: int
 
     def __post_init__(self) -> None:
-        if not self.layers:
+        if not self.columns:
             raise ValueError("a detector needs at least one layer")
         if not 0.0 < self.alpha < 1.0:
             raise ValueError(f"alpha {self.alpha} is not between 0 and 1")
@@ -199,7 +199,7 @@ class Manifest:
             sizes = {
                 tensors.IMAGE: (self.image.height, self.image.width, 3),
                 tensors.PROBABILITIES: (len(self.labels),),
-                tensors.LAYER_SCORES: (len(network.detector.layers),),
+                tensors.LAYER_SCORES: (len(network.detector.columns),),
             }
             tensors.check(name, network.inputs, network.outputs, sizes)
             for path in (network.model, network.detector.file):

@@ -130,7 +130,7 @@ def _calibrated(bundle: Bundle, network: str, seen: Seen, alpha: float | None) -
     info = bundle.manifest.networks[network].detector
     detector = Detector.load(bundle.file(info.file))
     labels = bundle.manifest.labels
-    if detector.columns != info.layers or len(detector.gaussians[0].means) != len(labels):
+    if detector.columns != info.columns or len(detector.gaussians[0].means) != len(labels):
         raise BundleCorrupt(f"{bundle.path / info.file} is not the detector of {network!r}", hint=AGAIN)
     rate = info.alpha if alpha is None else alpha
     return detector.calibrated(seen.scores, seen.predicted, rate, labels, layers=seen.layers)

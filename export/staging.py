@@ -95,7 +95,7 @@ def stage_network(
         ),
         detector=DetectorInfo(
             file=detector_file,
-            layers=detector.columns,
+            columns=detector.columns,
             alpha=detector.alpha,
             calibration=MARGINAL if detector.calibration_classes is None else PER_CLASS,
             calibration_n=detector.calibration_n,

@@ -142,7 +142,7 @@ def lessons_of(bundle: Path, network: Network, served: str, parts: Parts) -> tup
         )
     info = opened.manifest.networks[served].detector
     detector = Detector.load(opened.file(info.file))
-    if detector.columns != info.layers or len(detector.gaussians[0].means) != len(opened.manifest.labels):
+    if detector.columns != info.columns or len(detector.gaussians[0].means) != len(opened.manifest.labels):
         raise BundleCorrupt(f"{opened.path / info.file} is not the detector of {served!r}", hint=AGAIN)
     gaussians = dict(zip(detector.layers, detector.gaussians, strict=True))
     return detector, teach(network, served, gaussians, parts.validation, settings)

@@ -151,7 +151,7 @@ def _stage_network(staged: Path, network: str, alpha: float) -> NetworkInfo:
         outputs=outputs,
         detector=DetectorInfo(
             file=f"detector/{network}.npz",
-            layers=LAYERS,
+            columns=LAYERS,
             alpha=alpha,
             calibration="marginal",
             calibration_n=CALIBRATION,

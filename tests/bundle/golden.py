@@ -88,7 +88,7 @@ def network(name: str) -> NetworkInfo:
 
 def detector(name: str, layers: tuple[str, ...]) -> DetectorInfo:
     return DetectorInfo(
-        file=f"detector/{name}.npz", layers=layers, alpha=0.05, calibration=CALIBRATIONS[name], calibration_n=1000
+        file=f"detector/{name}.npz", columns=layers, alpha=0.05, calibration=CALIBRATIONS[name], calibration_n=1000
     )
 
 

@@ -198,8 +198,8 @@ def test_attacks_that_teach_nothing_name_the_way_without(tiny_run, tmp_path, att
 def test_the_bundle_is_whole_and_tells_where_it_came_from(exported):
     manifest = Bundle.open(exported.path).manifest
     assert set(manifest.networks) == set(tensors.NETWORKS)
-    assert manifest.networks["full"].detector.layers[-1] == "focus/overall"
-    assert "focus/overall" not in manifest.networks["attention"].detector.layers
+    assert manifest.networks["full"].detector.columns[-1] == "focus/overall"
+    assert "focus/overall" not in manifest.networks["attention"].detector.columns
     assert set(manifest.networks["full"].parity.outputs) == set(tensors.OUTPUTS["full"])
     assert (manifest.networks["full"].precision, manifest.networks["full"].quality) == ("fp32", {})
     assert manifest.training["preset"] == "small"

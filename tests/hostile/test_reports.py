@@ -113,7 +113,7 @@ def test_a_bundle_that_does_not_tell_its_lessons(bundle, tiny_run, tmp_path, mon
 def test_a_bundle_whose_detector_has_other_layers(tiny_run, bundle, monkeypatch):
     opened = Bundle.open(bundle)
     full = opened.manifest.networks["full"]
-    other = replace(full, detector=replace(full.detector, layers=full.detector.layers[::-1]))
+    other = replace(full, detector=replace(full.detector, columns=full.detector.columns[::-1]))
     told = Bundle(bundle, replace(opened.manifest, networks=opened.manifest.networks | {"full": other}))
     monkeypatch.setattr("robustness.fitting.Bundle.open", lambda _: told)
     with pytest.raises(BundleCorrupt, match=r"full\.npz is not the detector of 'full'"):
