@@ -11,7 +11,7 @@ from PIL import Image
 from bundle import tensors
 from bundle.folder import write_bundle
 from bundle.image import ImageSpec
-from bundle.manifest import SCHEMA, PrototypeInfo
+from bundle.manifest import MANIFEST_SCHEMA, PrototypeInfo
 from bundle.resolution import ALPHA
 from detector.combination import Combination
 from detector.gaussian import ClassGaussians
@@ -84,7 +84,7 @@ def write_synthetic(folder: Path, backbone: str, *, size: int = 224, classes: in
         for index in range(count)
     ]
     fields = {
-        "schema": SCHEMA,
+        "schema": MANIFEST_SCHEMA,
         "name": f"{backbone}-random",
         "labels": labels,
         "image": spec,

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from bundle.arrays import read_arrays
 from bundle.errors import BundleCorrupt
 from bundle.files import atomic_file
-from bundle.manifest import AGAIN
+from bundle.manifest import FETCH_AGAIN
 
 LAYERS, WEIGHTS, BIAS, ALPHA = "layers", "weights", "bias", "alpha"
 CALIBRATION, CALIBRATION_CLASSES, CALIBRATION_LAYERS = "calibration", "calibration_classes", "calibration_layers"
@@ -117,7 +117,7 @@ def opened(path: Path) -> Iterator[DetectorFile]:
     try:
         yield DetectorFile(arrays=read_arrays(path))
     except (OSError, ValueError) as problem:
-        raise BundleCorrupt(f"{path} is not a detector ({problem})", hint=AGAIN) from None
+        raise BundleCorrupt(f"{path} is not a detector ({problem})", hint=FETCH_AGAIN) from None
 
 
 def write(path: Path, arrays: Mapping[str, Array]) -> None:

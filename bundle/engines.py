@@ -17,14 +17,14 @@ from bundle.files import open_regular, sha256_of
 from bundle.manifest import PRECISIONS, FileEntry, canonical_json, read_json
 from bundle.records import RecordError, from_plain, to_plain
 
-SCHEMA = 1
+ENGINES_SCHEMA = 1
 ENGINES = "engines.json"
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
 RUNTIMES = (TENSORRT, TENSORRT_RTX)
 INSPECTOR, BUILDER, NETWORK = "inspector", "builder", "network"
 MAX_BATCH = 4096  # the exported graphs promise no more
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
-AGAIN = "Build it again: fieldmark engine BUNDLE --out ENGINES --force"
+BUILD_AGAIN = "Build it again: fieldmark engine BUNDLE --out ENGINES --force"
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _TARGET = re.compile(r"sm_[1-9][0-9]{1,2}")
 _VERSION = re.compile(r"[0-9A-Za-z.+_-]{1,64}")
@@ -182,22 +182,22 @@ def read_engines(path: Path) -> Engines:
             hint="Give the folder that 'fieldmark engine --out' wrote.",
         ) from None
     if len(data) > MAX_DOCUMENT_BYTES:
-        raise EngineError(f"{where} is larger than {MAX_DOCUMENT_BYTES:,} bytes", hint=AGAIN)
+        raise EngineError(f"{where} is larger than {MAX_DOCUMENT_BYTES:,} bytes", hint=BUILD_AGAIN)
     try:
         plain = read_json(data.decode("utf-8"))
         schema = plain.get("schema") if isinstance(plain, dict) else None
         if not isinstance(schema, int) or isinstance(schema, bool):
             raise RecordError("", "no schema number")
-        if schema != SCHEMA:
+        if schema != ENGINES_SCHEMA:
             raise EngineError(
-                f"{where} has schema {schema}, and this version reads schema {SCHEMA}",
+                f"{where} has schema {schema}, and this version reads schema {ENGINES_SCHEMA}",
                 hint="Upgrade fieldmark, or build the engines with this version.",
             )
         document = from_plain(Engines, plain)
         if document.to_json().encode("utf-8") != data:
             raise RecordError("", "not in canonical form (sorted keys, no spaces, one newline at the end)")
     except (ValueError, RecursionError) as problem:  # RecordError and every Unicode error are ValueErrors
-        raise EngineError(f"{where} is damaged ({problem})", hint=AGAIN) from None
+        raise EngineError(f"{where} is damaged ({problem})", hint=BUILD_AGAIN) from None
     return document
 
 
@@ -210,8 +210,8 @@ def verify(path: Path, record: EngineRecord) -> None:
         with open_regular(file, follow=False):
             size = file.stat().st_size
         if size != record.bytes:
-            raise EngineError(f"{file} has {size:,} bytes, and {ENGINES} says {record.bytes:,}", hint=AGAIN)
+            raise EngineError(f"{file} has {size:,} bytes, and {ENGINES} says {record.bytes:,}", hint=BUILD_AGAIN)
         if sha256_of(file) != record.sha256:
-            raise EngineError(f"{file} does not match its SHA-256 in {ENGINES}", hint=AGAIN)
+            raise EngineError(f"{file} does not match its SHA-256 in {ENGINES}", hint=BUILD_AGAIN)
     except OSError as problem:
-        raise EngineError(f"{file} cannot be read ({problem.strerror})", hint=AGAIN) from None
+        raise EngineError(f"{file} cannot be read ({problem.strerror})", hint=BUILD_AGAIN) from None

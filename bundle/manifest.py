@@ -20,10 +20,10 @@ from bundle.image import ImageSpec
 from bundle.records import KEY, RecordError, from_plain, to_plain
 from bundle.tensors import TensorSpec
 
-SCHEMA = 2
+MANIFEST_SCHEMA = 2
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-AGAIN = "Fetch or export the bundle again."
+FETCH_AGAIN = "Fetch or export the bundle again."
 MAX_INTEGER = 2**63 - 1
 MAX_DEPTH = 32
 MAX_FILES = 100_000
@@ -201,7 +201,7 @@ class Manifest:
                 tensors.PROBABILITIES: (len(self.labels),),
                 tensors.LAYER_SCORES: (len(network.detector.columns),),
             }
-            tensors.check(name, network.inputs, network.outputs, sizes)
+            tensors.check_tensors(name, network.inputs, network.outputs, sizes)
             for path in (network.model, network.detector.file):
                 if path not in self.files:
                     raise ValueError(f"networks.{name} names {path[:80]!r}, which is not in files")
@@ -238,23 +238,23 @@ def parse_manifest(text: str, where: str) -> Manifest:
     try:
         document = read_json(text)
     except (ValueError, RecursionError) as problem:
-        raise BundleCorrupt(f"{where} is not valid JSON ({problem})", hint=AGAIN) from None
+        raise BundleCorrupt(f"{where} is not valid JSON ({problem})", hint=FETCH_AGAIN) from None
     schema = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(schema, int) or isinstance(schema, bool):
-        raise BundleCorrupt(f"{where} has no schema number", hint=AGAIN)
-    if schema != SCHEMA:
+        raise BundleCorrupt(f"{where} has no schema number", hint=FETCH_AGAIN)
+    if schema != MANIFEST_SCHEMA:
         raise BundleUnsupported(
-            f"{where} has schema {schema}, and this version reads schema {SCHEMA}",
-            hint="Upgrade fieldmark." if schema > SCHEMA else "Export the run again with this version.",
+            f"{where} has schema {schema}, and this version reads schema {MANIFEST_SCHEMA}",
+            hint="Upgrade fieldmark." if schema > MANIFEST_SCHEMA else "Export the run again with this version.",
         )
     try:
         manifest = from_plain(Manifest, document)
         if manifest.to_json().encode("utf-8") != text.encode("utf-8"):
             raise RecordError("", "not in canonical form (sorted keys, no spaces, one newline at the end)")
     except UnicodeEncodeError:  # an escaped half of a surrogate pair
-        raise BundleCorrupt(f"{where} holds text that is not Unicode", hint=AGAIN) from None
+        raise BundleCorrupt(f"{where} holds text that is not Unicode", hint=FETCH_AGAIN) from None
     except RecordError as problem:
-        raise BundleCorrupt(f"{where}: {problem}", hint=AGAIN) from None
+        raise BundleCorrupt(f"{where}: {problem}", hint=FETCH_AGAIN) from None
     return manifest
 
 

@@ -20,7 +20,7 @@ from bundle.manifest import (
     DEFAULT_NETWORK,
     FP32,
     MANIFEST,
-    SCHEMA,
+    MANIFEST_SCHEMA,
     NetworkInfo,
     PrototypeInfo,
 )
@@ -126,7 +126,7 @@ def export_run(
             out,
             staged,
             {
-                "schema": SCHEMA,
+                "schema": MANIFEST_SCHEMA,
                 "name": record.dataset.name,
                 "labels": record.labels,
                 "image": spec,

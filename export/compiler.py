@@ -18,7 +18,7 @@ from typing import Any
 from bundle import tensors
 from bundle.engines import BUILDER, INSPECTOR, NETWORK, RUNTIMES, TENSORRT, TENSORRT_RTX, Evidence, Profile, is_target
 from bundle.errors import EngineError, MissingExtra, OptionError, first_line
-from bundle.manifest import AGAIN
+from bundle.manifest import FETCH_AGAIN
 from export.layers import inspected_layers, listed_layers, network_layers
 
 LOCAL = "local"
@@ -275,7 +275,7 @@ def _use_timings(config: Any, timings: bytes | None) -> None:
 def _profile(builder: Any, network: Any, where: Path, profile: Profile) -> Any:
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     if [tensor.name for tensor in inputs] != [tensors.IMAGE] or inputs[0].shape[0] != -1:
-        raise EngineError(f"{where} does not have the one input {tensors.IMAGE!r} with a free batch", hint=AGAIN)
+        raise EngineError(f"{where} does not have the one input {tensors.IMAGE!r} with a free batch", hint=FETCH_AGAIN)
     size = tuple(inputs[0].shape)[1:]
     made = builder.create_optimization_profile()
     made.set_shape(tensors.IMAGE, (profile.min, *size), (profile.opt, *size), (profile.max, *size))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bundle.engines import (
     ENGINES,
-    SCHEMA,
+    ENGINES_SCHEMA,
     EngineRecord,
     Engines,
     EngineSet,
@@ -29,7 +29,7 @@ from bundle.engines import (
 from bundle.errors import BundleCorrupt, EngineError, OptionError
 from bundle.files import atomic_file, check_place, full_disk, lock_for_this_process, open_regular, write_text
 from bundle.folder import Bundle
-from bundle.manifest import AGAIN, BF16, FP16, INT8
+from bundle.manifest import BF16, FETCH_AGAIN, FP16, INT8
 from bundle.tensors import NETWORKS
 from export.compiler import Compiler
 from export.layers import CONVOLUTION
@@ -111,7 +111,7 @@ def build_engines(
                 else:
                     found[record.network, record.target] = record
             engines = tuple(found[place] for place in sorted(found))
-            text = Engines(schema=SCHEMA, bundle_id=bundle.bundle_id, engines=engines).to_json()
+            text = Engines(schema=ENGINES_SCHEMA, bundle_id=bundle.bundle_id, engines=engines).to_json()
             if _read(out / ENGINES) != text.encode("utf-8"):
                 write_text(out / ENGINES, text)
         except BaseException:
@@ -128,7 +128,7 @@ def read_graph(bundle: Bundle, network: str) -> bytes:
     path, info = bundle.model(network), bundle.manifest.networks[network]
     graph = _read(path)
     if graph is None or hashlib.sha256(graph).hexdigest() != bundle.manifest.files[info.model].sha256:
-        raise BundleCorrupt(f"{path} has changed since the bundle was verified", hint=AGAIN)
+        raise BundleCorrupt(f"{path} has changed since the bundle was verified", hint=FETCH_AGAIN)
     if info.precision != INT8:
         return graph
     import onnx

@@ -28,7 +28,7 @@ Values = npt.NDArray[np.float64]
 
 
 @torch.no_grad()
-def compare(
+def prove_parity(
     module: ServedNetwork, session: GraphSession, served: str, images: npt.NDArray[np.uint8], *, exact: bool
 ) -> Parity:
     """The graph's differences from PyTorch over images : (n, H, W, 3) in batches of 1, 2, 7 and 64; `exact`ly the same

@@ -43,7 +43,9 @@ class Trial:
         )
 
 
-def check(served: str, precision: str, found: Mapping[str, Quality], detector: Detector, max_loss: float) -> None:
+def check_quality(
+    served: str, precision: str, found: Mapping[str, Quality], detector: Detector, max_loss: float
+) -> None:
     """Raise ExportError if `precision` loses more than `max_loss` percentage points of float32's accuracy, or flags a
     share of clean images that the detector's alpha does not allow.
     """

@@ -14,9 +14,9 @@ from bundle.manifest import BF16, FP32, MARGINAL, PER_CLASS, DetectorInfo, Netwo
 from bundle.tensors import DTYPES, TensorSpec
 from detector.model import Detector
 from export.graph import CPU, GraphSession, finish, set_calibration, to_onnx
-from export.parity import compare
+from export.parity import prove_parity
 from export.precision import emulated, narrowed
-from export.quality import Trial, check
+from export.quality import Trial, check_quality
 from export.served import ServedNetwork
 from training.networks import Network
 
@@ -68,7 +68,7 @@ def stage_network(
     detector, session = _calibrated(model, model, detector, calibration, labels, graphs.device)
     module.calibrate(detector)
     examples = examples[:PARITY_IMAGES]
-    parity = compare(module, session, served, examples, exact=True)
+    parity = prove_parity(module, session, served, examples, exact=True)
     quality = {}
     if narrowing is not None:
         precision = graphs.precision
@@ -76,9 +76,9 @@ def stage_network(
         runs = emulated(model) if precision == BF16 and graphs.device == CPU else None
         model = narrowed(model, precision, narrowing.ranges)
         detector, session = _calibrated(model, runs or model, detector, calibration, labels, graphs.device)
-        parity = compare(module, session, served, examples, exact=False)
+        parity = prove_parity(module, session, served, examples, exact=False)
         quality[precision] = narrowing.trial.quality(session)
-        check(served, precision, quality, detector, graphs.max_accuracy_loss)
+        check_quality(served, precision, quality, detector, graphs.max_accuracy_loss)
     answer = session.run(examples[:1])
     model_file, detector_file = f"{served}/model.onnx", f"detector/{served}.npz"
     (staged / served).mkdir()

@@ -39,7 +39,7 @@ from training.optimiser import parameter_groups, rate_factor
 from training.outcome import exploded, fallen, guessing
 from training.parallel import Devices, gathered, in_parallel, share_statistics
 from training.projection import fit_last_layer, project
-from training.run import SCHEMA, DatasetRecord, Run, RunRecord, image_spec, network_config, start_from
+from training.run import RUN_SCHEMA, DatasetRecord, Run, RunRecord, image_spec, network_config, start_from
 from training.warmup import warm_up
 
 if TYPE_CHECKING:
@@ -464,7 +464,7 @@ class Trainer:
         if self.share.processes > 1:
             versions["devices"] = str(self.share.processes)
         return RunRecord(
-            schema=SCHEMA,
+            schema=RUN_SCHEMA,
             config=self.config,
             labels=self.dataset.labels,
             dataset=DatasetRecord.of(self.dataset),

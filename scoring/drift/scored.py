@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bundle import Bundle, detector_file
 from bundle.errors import ScoringError
-from bundle.manifest import AGAIN, PER_CLASS
+from bundle.manifest import FETCH_AGAIN, PER_CLASS
 from scoring.local.jobs import read_state
 from scoring.local.shards import read_scores
 from scoring.rows import OK, Scored, arrow
@@ -110,7 +110,7 @@ def _check_same(place: str, job: Scored, bundle: Bundle) -> None:
             hint="Give the bundle that scored it.",
         )
     if job.network not in bundle.manifest.networks:
-        raise ScoringError(f"{place} names network {job.network!r}, which the bundle does not carry", hint=AGAIN)
+        raise ScoringError(f"{place} names network {job.network!r}, which the bundle does not carry", hint=FETCH_AGAIN)
 
 
 def read_calibration(bundle: Bundle, network: str) -> Calibration:

@@ -28,7 +28,7 @@ from bundle.engines import BUILDER, ENGINES, INSPECTOR, NETWORK, EngineSet, Evid
 from bundle.errors import BundleCorrupt, DiskFull, EngineError, ExportError, MissingExtra, OptionError
 from bundle.manifest import Quality
 from export.compiler import Compiled, Compiler, local_target, plain
-from export.engine_check import check_engine, compare, widened
+from export.engine_check import check_answers, check_engine, widened
 from export.engines import LOCK, build_engines
 from export.graph import GraphSession
 from export.layers import CONVOLUTION, inspected_layers, listed_layers
@@ -728,11 +728,11 @@ def answers(count: int = 200) -> dict[str, np.ndarray]:
 
 def test_answers_that_are_the_same_to_rounding_are_the_same() -> None:
     expected, found = answers(), answers()
-    assert set(compare(expected, found, "fp32", "it").values()) == {0.0}
+    assert set(check_answers(expected, found, "fp32", "it").values()) == {0.0}
     found[tensors.LAYER_SCORES] += 0.5  # of 900
     found[tensors.IS_ADVERSARIAL][0] ^= True  # one of 200
     found[tensors.PROTOTYPE_INDICES][:, :2] = found[tensors.PROTOTYPE_INDICES][:, 1::-1].copy()
-    differences = compare(expected, found, "fp32", "it")
+    differences = check_answers(expected, found, "fp32", "it")
     assert differences[tensors.LAYER_SCORES] == pytest.approx(0.5 / 900, rel=0.1)
     assert differences[tensors.IS_ADVERSARIAL] == pytest.approx(1 / 200)
 
@@ -742,14 +742,14 @@ def test_any_output_that_differs_is_refused(name: str) -> None:
     expected, found = answers(), answers()
     found[name] = np.roll(found[name], 1, axis=0)
     with pytest.raises(EngineError, match=f"^it: .*{'labels|' * (name == tensors.PROBABILITIES)}{name}"):
-        compare(expected, found, "fp16", "it")
+        check_answers(expected, found, "fp16", "it")
     if found[name].dtype == np.float32:
         found[name] = np.full_like(expected[name], np.nan)
         with pytest.raises(EngineError):
-            compare(expected, found, "fp16", "it")
+            check_answers(expected, found, "fp16", "it")
     found[name] = expected[name][:-1]
     with pytest.raises(EngineError, match=f"^it: {name} is "):
-        compare(expected, found, "fp16", "it")
+        check_answers(expected, found, "fp16", "it")
 
 
 def test_a_bfloat16_graph_is_held_against_the_same_in_float32(bundles: dict[str, Bundle]) -> None:

@@ -20,7 +20,7 @@ from calibration.recalibration import recalibrate
 from detector.model import Detector
 from export.bundling import _prototype_files, better_head, export_run
 from export.graph import GraphSession, to_onnx
-from export.parity import compare
+from export.parity import prove_parity
 from export.served import ServedNetwork
 from robustness.fitting import DetectorSettings, measure
 from training.attacks import from_bytes
@@ -173,10 +173,10 @@ def test_parity_notices_another_rule_of_classes(per_class, even_run, parts):
     _, network = Run(even_run).load_network()
     detector = Detector.load(per_class.file("detector/full.npz"))
     session = GraphSession(onnx.load(per_class.model("full")))
-    compare(ServedNetwork(network, "full", detector), session, "full", parts["test"][0], exact=True)
+    prove_parity(ServedNetwork(network, "full", detector), session, "full", parts["test"][0], exact=True)
     other = replace(detector, calibration_classes=(detector.calibration_classes + 1) % 3)
     with pytest.raises(ExportError, match=r"full\.p_value at batch"):
-        compare(ServedNetwork(network, "full", other), session, "full", parts["test"][0], exact=True)
+        prove_parity(ServedNetwork(network, "full", other), session, "full", parts["test"][0], exact=True)
 
 
 @pytest.mark.parametrize(
@@ -250,13 +250,13 @@ def test_parity_notices_a_graph_that_computes_something_else(exported, tiny_run,
     detector = Detector.load(exported.file("detector/full.npz"))
     session = GraphSession(onnx.load(exported.model("full")))
     images = parts["validation"][0]
-    found = compare(ServedNetwork(network, "full", detector), session, "full", images, exact=True)
+    found = prove_parity(ServedNetwork(network, "full", detector), session, "full", images, exact=True)
     assert found.outputs["probabilities"].max_abs < 1e-4
     assert (found.images, found.argmax_agreement, found.flag_agreement) == (64, 1.0, 1.0)
     with torch.no_grad():
         network.attention_head.specific.bias.add_(0.5)
     with pytest.raises(ExportError, match=r"full\.\w+ at batch 1: the graph differs"):
-        compare(ServedNetwork(network, "full", detector), session, "full", images, exact=True)
+        prove_parity(ServedNetwork(network, "full", detector), session, "full", images, exact=True)
 
 
 class Named:
@@ -283,7 +283,9 @@ def test_prototypes_of_equal_similarity_may_stand_for_one_another_and_no_others(
 
     def says(change):
         return (
-            compare(module, Named(session, change), "full", images[:1], exact=True).outputs["prototype_indices"].max_abs
+            prove_parity(module, Named(session, change), "full", images[:1], exact=True)
+            .outputs["prototype_indices"]
+            .max_abs
         )
 
     assert says(lambda names: names) == 0

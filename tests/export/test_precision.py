@@ -348,11 +348,11 @@ def test_what_costs_too_much_accuracy_is_refused_with_the_numbers(bundles):
     detector = Detector.load(bundles["fp32"].file("detector/full.npz"))
     wide = Quality(images=200, accuracy=0.90, flagged=0.1, auroc={})
     narrow = Quality(images=200, accuracy=0.89, flagged=0.1, auroc={})
-    quality.check("full", "int8", {"fp32": wide, "int8": narrow}, detector, 1.0)
+    quality.check_quality("full", "int8", {"fp32": wide, "int8": narrow}, detector, 1.0)
     with pytest.raises(
         ExportError, match=r"full in int8 loses 1\.00 points.*200 validation.*0\.5 are.*90\.00 % in fp32"
     ):
-        quality.check("full", "int8", {"fp32": wide, "int8": narrow}, detector, 0.5)
+        quality.check_quality("full", "int8", {"fp32": wide, "int8": narrow}, detector, 0.5)
 
 
 @pytest.mark.parametrize("flagged", [0.0, 0.35])
@@ -360,7 +360,7 @@ def test_flags_that_alpha_does_not_allow_are_refused(bundles, flagged):
     detector = Detector.load(bundles["fp32"].file("detector/full.npz"))  # alpha 0.1
     wide, narrow = (Quality(images=600, accuracy=1.0, flagged=share, auroc={}) for share in (0.1, flagged))
     with pytest.raises(ExportError, match=r"full in fp16 flags \d+\.0 % of 600 .*alpha = 0\.1 gives .*fp32 flags 10"):
-        quality.check("full", "fp16", {"fp32": wide, "fp16": narrow}, detector, 0.5)
+        quality.check_quality("full", "fp16", {"fp32": wide, "fp16": narrow}, detector, 0.5)
 
 
 def test_the_interval_of_flags_covers_what_calibration_gives():
