@@ -24,6 +24,7 @@ from detector.model import Detector
 from export import quality
 from export.bundling import export_run
 from export.graph import GraphSession, check_device, labels_digest, to_onnx
+from export.plan import ExportSettings
 from export.precision import backbone, emulated, narrowed, signed
 from export.served import ServedNetwork
 from export.staging import GraphSettings
@@ -299,7 +300,7 @@ def test_a_layer_that_cannot_be_exported_is_named(bundles, tiny_run, kind, capfd
     network.backbone.stages[1].body[2] = Odd(kind)
     detector = Detector.load(bundles["fp32"].file("detector/full.npz"))
     with pytest.raises(ExportError, match=r"layer backbone\.stages\.1\.body\.2 \(") as caught:
-        to_onnx(ServedNetwork(network, "full", detector), "full", SPEC)
+        to_onnx(ServedNetwork(network, "full", detector), SPEC)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
@@ -381,15 +382,8 @@ def test_a_refused_precision_writes_nothing(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(quality.Trial, "quality", lambda self, session: next(worse))
     worse = iter([Quality(images=12, accuracy=share, flagged=0.1, auroc={}) for share in (0.9, 0.5)])
     with pytest.raises(ExportError, match=r"full in int8 loses 40\.00 points"):
-        export_run(
-            tiny_run,
-            tmp_path / "out",
-            SETTINGS,
-            Console(quiet=True),
-            data=None,
-            replace=False,
-            graphs=GraphSettings(precision="int8"),
-        )
+        settings = ExportSettings(detector=SETTINGS, graphs=GraphSettings(precision="int8"))
+        export_run(tiny_run, tmp_path / "out", settings, Console(quiet=True))
     assert not (tmp_path / "out").exists()
 
 
