@@ -8,7 +8,7 @@ was killed may have left some.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bundle import tensors
@@ -69,22 +69,18 @@ class Evidence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineRecord:
-    """One engine. `version` is the runtime's; `target` the compute capability it runs on, `sm_86` for 8.6;
-    `graph_sha256` the ONNX graph it was built from; `bytes` and `sha256` its file.
+class Recipe:
+    """All that an engine is made of, so that two of one recipe stand for one another. `version` is the runtime's;
+    `target` the compute capability it runs on, `sm_86` for 8.6; `graph_sha256` the ONNX graph it is built from.
     """
 
     network: str
-    file: str
     runtime: str
     version: str
     target: str
     precision: str
     profile: Profile
     graph_sha256: str
-    bytes: int
-    sha256: str
-    evidence: Evidence
 
     def __post_init__(self) -> None:
         if self.network not in tensors.NETWORKS:
@@ -99,6 +95,24 @@ class EngineRecord:
             raise ValueError(f"unknown precision {self.precision[:80]!r}")
         if not _HEX64.fullmatch(self.graph_sha256):
             raise ValueError("graph_sha256 is not 64 hexadecimal digits")
+
+    @property
+    def recipe(self) -> "Recipe":
+        """This alone, also of an engine's record."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord(Recipe):
+    """One engine: its recipe, and what came of it, a file of so many `bytes` and `sha256`. They stand side by side."""
+
+    file: str
+    bytes: int
+    sha256: str
+    evidence: Evidence
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         FileEntry(bytes=self.bytes, sha256=self.sha256)
         if self.file != engine_file(self.network, self.target, self.sha256):
             raise ValueError(f"file is not {engine_file(self.network, self.target, self.sha256)!r}")

@@ -12,7 +12,7 @@ from bundle import Bundle, tensors
 from bundle.engines import EngineRecord, EngineSet
 from bundle.errors import EngineError, first_line
 from bundle.manifest import BF16, FP16, FP32, INT8
-from export.compiler import Compiler, local_target
+from export.engines.compiler import Compiler, local_target
 
 WARM_UP, RUNS = 20, 200
 # precision -> largest difference of a number, relative to the output's largest (or 1); least share of images whose
