@@ -12,9 +12,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bundle import tensors
+from bundle.canonical import canonical_json, read_json
 from bundle.errors import EngineError
 from bundle.files import open_regular, sha256_of
-from bundle.manifest import PRECISIONS, FileEntry, canonical_json, read_json
+from bundle.manifest import PRECISIONS, FileEntry
 from bundle.records import RecordError, from_plain, to_plain
 
 ENGINES_SCHEMA = 1
