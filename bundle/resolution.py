@@ -29,7 +29,9 @@ def needed(alpha: float) -> int:
 
 
 def wilson(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927); (0, 1) of nothing."""
+    """The 95 % score interval of a share (Wilson 1927); (0, 1) of nothing. Ours, since this room loads no scipy, whose
+    own takes no share of repeated draws: `right` need not be whole.
+    """
     if not count:
         return 0.0, 1.0
     share, factor = right / count, 1 + z * z / count

@@ -59,6 +59,6 @@ def test_a_decided_sample_makes_another_bundle(
     known = calibrated(made, "full")
     assert known is not None
     assert known.of == "calibration images"
-    assert known.distances.shape == (len(rows) - 3, len(made.manifest.networks["full"].detector.layers))
+    assert known.distances.shape == (len(rows) - 3, len(made.manifest.networks["full"].detector.columns))
     with review.reading() as connection:
         assert connection.execute("SELECT DISTINCT made FROM uses").fetchall()[0][0] == made.bundle_id
