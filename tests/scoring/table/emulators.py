@@ -125,7 +125,7 @@ class _Door(BaseHTTPRequestHandler):
         line = http.client.HTTPConnection("127.0.0.1", self.behind, timeout=60)
         line.request(request.method, request.path, request.body, request.headers)
         got = line.getresponse()
-        reply = Reply(got.status, dict(got.getheaders()), got.read())
+        reply = Reply(got.status, {name.lower(): value for name, value in got.getheaders()}, got.read())
         line.close()
         return reply
 
@@ -134,10 +134,10 @@ class _Door(BaseHTTPRequestHandler):
         headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP[1:]}
         query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
         reply = self.answered(Request(self.command, self.path, headers, body), query)
-        length = reply.headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(reply.body))
+        length = reply.headers.get("content-length", "0") if self.command == "HEAD" else str(len(reply.body))
         self.send_response(reply.status)
         for name, value in reply.headers.items():
-            if name.lower() not in HOP:
+            if name not in HOP:
                 self.send_header(name, value)
         self.send_header("Content-Length", length)
         self.end_headers()
