@@ -202,7 +202,7 @@ class ConstantCrew:
         yield from ChunkScorer(
             place=work.place,
             begun=work.begun,
-            manifest=work.manifest,
+            inventory=work.inventory,
             inference=self.inference,
             asking=work.asking,
             reader=read,

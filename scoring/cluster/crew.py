@@ -63,7 +63,7 @@ class Cluster:
         parcel = Parcel(
             place=work.place,
             begun=work.begun,
-            manifest=work.manifest,
+            inventory=work.inventory,
             asking=work.asking,
             threads=self.threads,
             files=names_of(work.bundle),

@@ -14,7 +14,7 @@ from scoring.sources import SourceFile
 from scoring.table.columns import data_file, rows_of
 from scoring.table.fetching import Unfetched
 from scoring.table.place import Place
-from scoring.table.runs import DONE, Begun, Chunk, Manifest, write_record
+from scoring.table.runs import DONE, Begun, Chunk, Inventory, write_record
 from scoring.table.spans import Task, read_chunk
 from serving.prediction import Inference
 
@@ -27,7 +27,7 @@ class ChunkScorer:
 
     place: Place
     begun: Begun
-    manifest: Manifest
+    inventory: Inventory
     inference: Inference
     asking: Asking
     reader: Read
@@ -45,7 +45,7 @@ class ChunkScorer:
 
     def _pieces(self, numbers: Iterable[int]) -> Iterator[tuple["_Piece", Sequence[SourceFile]]]:
         for number in numbers:
-            tasks = read_chunk(self.place, self.begun, self.manifest, number)
+            tasks = read_chunk(self.place, self.begun, self.inventory, number)
             yield _Piece(number, tasks), [task.file for task in tasks if not task.gone]
 
     def _write(self, number: int, tasks: Sequence[Task], rows: Sequence[Row]) -> Chunk:

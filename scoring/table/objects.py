@@ -52,9 +52,9 @@ def open_objects(text: str) -> Objects:
     """Look at SOURCE and decide what it is; raises InputError when it is nothing that can be scored."""
     local = local_path(text)
     if local is None:
-        return Manifest(text) if text.lower().endswith(MANIFESTS) else Prefix(text)
+        return Catalogue(text) if text.lower().endswith(MANIFESTS) else Prefix(text)
     if local.lower().endswith(MANIFESTS) and os.path.isfile(local):
-        return Manifest(os.path.abspath(local))
+        return Catalogue(os.path.abspath(local))
     return Files(Source.open(Path(local)))
 
 
@@ -187,8 +187,8 @@ def _nanoseconds(moment: Any) -> int | None:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """A CSV or Parquet file with an id for each path; a relative path starts at the file's own folder."""
+class Catalogue:
+    """A manifest that a user made; a relative path in it starts at the file's own folder."""
 
     name: str
 
