@@ -13,6 +13,7 @@ from typing import Any
 
 from bundle.errors import MissingExtra
 
+CONNECTIONS = 100  # to S3 at a time, as the clients of the other stores have
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}  # fsspec's other names of the same stores
 
@@ -109,7 +110,7 @@ def _options(scheme: str, patience: Patience) -> dict[str, Any]:
     kind = _ALIASES.get(scheme, scheme)
     if kind == "s3":
         seconds = {"connect_timeout": patience.connect, "read_timeout": patience.read}
-        return {"config_kwargs": seconds | {"retries": {"max_attempts": 2}}}
+        return {"config_kwargs": seconds | {"retries": {"max_attempts": 2}, "max_pool_connections": CONNECTIONS}}
     if kind == "gs":
         import aiohttp
 

@@ -72,6 +72,7 @@ class Worker:
             inference=inference,
             asking=parcel.asking,
             reader=Reader(spec=inference.manifest.image),
+            cores=parcel.threads,  # and not all of its node, where others are at work
         )
 
     def versions(self) -> tuple[str, str]:
