@@ -81,7 +81,7 @@ def table(result: dict[str, Any]) -> str:
         f"| `--out`, of the limit | {shares['shards']:.2f} ({rates['shards']:,.0f}) | {LOCAL_AIM:.2f} |",
         f"| `--table`, of the limit | {shares['table']:.2f} ({rates['table']:,.0f}) | {LOCAL_AIM:.2f} |",
         f"| `--cluster local`, of the limit, once it runs | {shares[MANY]:.2f} ({rates[MANY]:,.0f}) | {FAR_AIM:.2f} |",
-        "| its workers of one core on all cores, against one that is held to one core | "
+        "| its workers of one core against one of them | "
         f"{result['all_workers_against_one']:.2f}x | {0.9 * result['cores']:.1f}x |",
     ]
     for count, found in result["rows"].items():
