@@ -17,7 +17,7 @@ from training.attacks import from_bytes
 from training.augment import augment
 from training.data import Dataset, Sample, open_dataset
 from training.data.cub_writer import Recipe, write_birds
-from training.data.loading import CACHE_BYTES, ImageLoader, image_loader
+from training.data.loading import CACHE_BYTES, ImageLoader, image_loader, load_part
 from training.fit import Trainer
 from training.parallel import Devices
 from training.presets import preset
@@ -69,7 +69,7 @@ CASES = {
 }
 
 
-def measure(cases: Mapping[str, Case] = CASES) -> dict[str, Any]:
+def measure_training(cases: Mapping[str, Case] = CASES) -> dict[str, Any]:
     """For each case milliseconds of a step, `maxsep` after each other system, and images/s of the loader beside it.
 
     Float32 on the CPU, random weights: speed does not depend on what a network has learned.
@@ -121,10 +121,11 @@ def made_up_batch(case: Case) -> tuple[Tensor, Tensor]:
 
 def optimisation_step(trainer: Trainer, images: Tensor, labels: Tensor) -> Tensor:
     """Forward, the whole objective, backward, Adam, as in the training loop after warm-up; returns the loss, []."""
-    loss: Tensor = trainer.model(images, labels, True)
-    trainer.fabric_optimizer.zero_grad()
-    trainer.fabric.backward(loss)
-    trainer.fabric_optimizer.step()
+    learner = trainer.learner
+    loss: Tensor = learner.loss(images, labels, True)
+    learner.optimizer.zero_grad()
+    learner.fabric.backward(loss)
+    learner.optimizer.step()
     return loss.detach()
 
 
@@ -138,14 +139,15 @@ def _measure_loader(
     is the work between the two, and belongs to neither.
     """
 
+    spec = trainer.feed.spec
+
     def loader(count: int, cache_bytes: int) -> ImageLoader:
         return image_loader(
-            tuple(itertools.islice(itertools.cycle(samples), count)),
-            trainer.spec,
+            load_part(tuple(itertools.islice(itertools.cycle(samples), count)), spec, cache_bytes=cache_bytes),
+            spec,
             batch_size=case.batch,
             shuffle_seed=0,
             workers=WORKERS,
-            cache_bytes=cache_bytes,
         )
 
     def pass_over(batches: ImageLoader) -> None:

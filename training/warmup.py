@@ -4,7 +4,7 @@ The authors warm up for eleven thousand steps. A frozen backbone gives the same 
 augmented copies are kept, and thousands of steps cost little more than the copies did.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -15,17 +15,15 @@ from bundle.progress import shown
 from training.attacks import from_bytes
 from training.augment import augment
 from training.config import TrainingConfig
+from training.feed import Walk
 from training.losses import Objective
 from training.networks import Network, read_heads
-
-# uint8 images [B, H, W, 3], labels [B], positions in the part [B]
-Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 
 
 def warm_up(
     network: Network,
     objective: Objective,
-    batches: Callable[[], Batches],
+    batches: Walk,
     config: TrainingConfig,
     generator: torch.Generator,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -34,8 +32,7 @@ def warm_up(
     """Take `warmup_steps` steps of the heads; returns the mean loss of the last tenth of them.
 
     The backbone computes under `autocast`, the heads as they always do, in float32. The rate is constant for half of
-    the steps and falls to zero over the rest. Nothing but the heads changes. Shown on
-    `console`.
+    the steps and falls to zero over the rest. Nothing but the heads changes. Shown on `console`.
     """
     # No longer than for the features: autocast keeps the weights that it has cast, and the steps below change them.
     with autocast():
@@ -65,7 +62,7 @@ def warm_up(
 
 @torch.no_grad()
 def _features(
-    network: Network, batches: Callable[[], Batches], config: TrainingConfig, generator: torch.Generator
+    network: Network, batches: Walk, config: TrainingConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Last maps of `warmup_copies` augmented copies of every image, [n, C, h, w] in bfloat16, and labels [n]."""
     network.eval()

@@ -12,7 +12,7 @@ from detector.combination import relative_combination
 from detector.moments import fit_gaussians
 from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_detector, fit_layers, measure
 from training.data import open_dataset
-from training.data.loading import image_loader, images_array
+from training.data.loading import image_loader, images_array, load_part
 from training.run import Run
 
 COUNT, ATTACKS = 50, ("fgsm-8", "pgd10-8")
@@ -43,7 +43,8 @@ def photographers(network, train):
 def test_gaussians_of_a_stream_are_those_of_all_features_at_once(network, train, tiny_birds, tiny_config, cache_bytes):
     samples = open_dataset(tiny_birds, seed=tiny_config.seed).parts["train"]
     spec = ImageSpec(height=32, width=32)
-    loader = image_loader(samples, spec, batch_size=7, shuffle_seed=None, cache_bytes=cache_bytes)
+    part = load_part(samples, spec, cache_bytes=cache_bytes)
+    loader = image_loader(part, spec, batch_size=7, shuffle_seed=None)
     found = fit_layers(network, "full", loader)
     features, _ = measure(network, "full", train[0])
     assert found.keys() == features.keys()

@@ -145,7 +145,6 @@ def image_loader(
     workers: int = 0,
     share: Share = Share(),
     copies: int = 1,
-    cache_bytes: int = CACHE_BYTES,
 ) -> ImageLoader:
     """Batches (images [B, H, W, 3] uint8, labels [B] int64, indices [B] int64), deterministic by `shuffle_seed`.
 
@@ -153,7 +152,7 @@ def image_loader(
     part does not fit into memory. An ImageParts that was loaded before may stand for its samples, so that several
     loaders share one decoding.
     """
-    part = samples if isinstance(samples, ImageParts) else load_part(samples, spec, cache_bytes=cache_bytes)
+    part = samples if isinstance(samples, ImageParts) else load_part(samples, spec)
     return ImageLoader(
         _Guarded(part),
         batch_sampler=Batches(len(part), batch_size, shuffle_seed, share, copies),

@@ -16,7 +16,7 @@ from scoring.table.chunks import FETCHING, ChunkScorer
 from scoring.table.fetching import Reader
 from scoring.table.job import TableOptions, Work, score_into_table
 from scoring.table.runs import Chunk
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 
 
 @dataclass
