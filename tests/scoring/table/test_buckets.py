@@ -150,6 +150,13 @@ def test_what_a_manifest_in_a_bucket_names_can_be_reviewed(
             source.read(outside, 10**6)
 
 
+def test_a_scheme_in_capitals_is_the_same(score: Score, store: ObjectStore, toy_bundle: Bundle) -> None:
+    score(SOURCE.replace("s3", "S3"), TABLE.replace("s3", "S3"))
+    assert score(SOURCE, TABLE).rows == 0
+    source = open_source(TABLE.replace("s3", "S3"), toy_bundle)
+    assert [len(source.read(item.image, 99)) for item in source.news()] == [100] * 21
+
+
 def test_a_list_and_a_manifest_may_name_objects(score: Score, store: ObjectStore, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{SOURCE}/a/00.png\nphotos/a/01.png\n{SOURCE}/never.png\n")
     summary = score(tmp_path / "list.txt", tmp_path / "table")
