@@ -48,6 +48,17 @@ def false_alarms(n: int, alpha: float) -> FalseAlarms:
     return FalseAlarms(mean, math.sqrt(mean * (1 - mean) / (n + 2)))
 
 
+def coarser(n: int, former: int) -> str:
+    """What is lost where n calibration images take the place of more of them, in words; empty where nothing is."""
+    if n >= former:
+        return ""
+    return (
+        f"{n:,} images take the place of {former:,} calibration images: with n images no p-value is below 1/(n + 1), "
+        f"so the smallest will be {smallest_p_value(n):.2g} instead of {smallest_p_value(former):.2g}, and the share "
+        "of clean images that is flagged less certain"
+    )
+
+
 def resolution(n: int, alpha: float) -> str:
     """The same in words, for a person."""
     rate = false_alarms(n, alpha)

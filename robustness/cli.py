@@ -2,6 +2,7 @@
 
 import json as jsonlib
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from bundle.resolution import ALPHA
 from detector.conformal import check_calibration_size
 
 if TYPE_CHECKING:
+    from robustness.decided import Family
     from robustness.journal import Journal
     from robustness.report import Report
     from training.networks import Network
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**32 - 1
 SUITES = ("paper", "full", "adaptive")
+CLEAN_IMAGES = 2000  # of the test part, beside which attacked images that came as files are judged
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -53,6 +56,15 @@ def evaluate(
     ] = None,
     source: Annotated[
         list[str] | None, typer.Option(metavar="NAME=RUN", help="A run to transfer attacks from, as ATTACK@NAME.")
+    ] = None,
+    attacked_images: Annotated[
+        Path | None,
+        typer.Option(
+            "--attacked-images",
+            metavar="FOLDER",
+            help="Instead of a suite: attacked images as files, of 'fieldmark review --export attacks' or 'fieldmark "
+            "attack'; how well the detector tells them, when they taught it and when not.",
+        ),
     ] = None,
     part: Annotated[str, typer.Option(help="Part of the dataset to attack; 'paper' only.")] = "test",
     count: Annotated[int | None, typer.Option(min=1, help="Images at most, spread over the classes.")] = None,
@@ -89,6 +101,12 @@ def evaluate(
         )
     if run is not None and not bundled:
         raise OptionError(f"--run goes with a bundle, and {target} is none", hint="Name the run alone.")
+    if attacked_images is not None:
+        others = (attacks, source, count, autoattack_count, adaptive_steps, minutes, quick or None, force or None)
+        if suite != "paper" or part != "test" or any(each is not None for each in others):
+            raise OptionError(
+                "--attacked-images takes the place of suites and attacks", hint="Leave out what is said of these."
+            )
     given = {"--quick": quick, "--force": force, "--adaptive-steps": adaptive_steps is not None}
     if suite == "paper" and (words := [word for word, is_given in given.items() if is_given]):
         raise OptionError(f"{words[0]} goes with a report", hint="Add --suite full or --suite adaptive.")
@@ -101,6 +119,10 @@ def evaluate(
     record, network = opened.load_network()
     if bundled:
         _check_weights(target, opened)
+    if attacked_images is not None:
+        root = data if data is not None else Path(record.dataset.root)
+        _attacked_images(opened, root, target if bundled else None, attacked_images, seed, out, json)
+        return
     sources = open_sources(tuple(source or ()), record)
     root = data if data is not None else Path(record.dataset.root)
     if suite == "paper":
@@ -163,8 +185,7 @@ def _paper(
 ) -> None:
     from robustness.accuracy import PAPER, evaluate_run, show
 
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise OptionError(f"cannot write {out}", hint="Name a file in a folder that exists.")
+    check_json(out)
     transferred = tuple(f"pgd10-8@{name}" for name in sources) if names is None else ()
     result = evaluate_run(
         record,
@@ -188,6 +209,71 @@ def _paper(
         console.print(show(result))
         for line in result["not_measured"]:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _attacked_images(
+    run: "Run", root: Path, bundle: Path | None, folder: Path, seed: int, out: Path | None, json: bool
+) -> None:
+    """Attacks that came as files, before a bundle's own detectors or such as export would fit."""
+    from robustness.decided import read_families, sentences, table
+    from training.run import image_spec
+
+    check_json(out)
+    record, network = run.load_network()
+    families = read_families(folder, image_spec(record.config))
+    heads, told = _judged(run, network, root, bundle, families, seed), sentences(families)
+    document = {
+        "schema": 1,
+        "weights_sha256": sha256_of(run.path / "model.pt"),
+        "attacked_images": folder.resolve().name,
+        "seed": seed,
+        "heads": heads,
+        "sentences": told,
+    }
+    text = jsonlib.dumps(document) + "\n"
+    if out is not None:
+        write_text(out, text)
+    if json:
+        sys.stdout.write(text)
+        return
+    console = Console()
+    console.print(table(heads))
+    say(console, *told)
+
+
+def _judged(
+    run: "Run", network: "Network", root: Path, bundle: Path | None, families: "Mapping[str, Family]", seed: int
+) -> dict[str, Any]:
+    from robustness.decided import judge
+    from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate, lessons_of
+    from training.adversaries import run_dataset, spread
+    from training.data.loading import images_array
+    from training.run import image_spec
+
+    record = run.read_record()
+    dataset, spec = run_dataset(record, root), image_spec(record.config)
+    if bundle is None:
+        _check_calibration(len(dataset.parts["calibration"]))
+    parts = Parts.of(dataset, spec)
+    clean, _ = images_array(spread(dataset.parts["test"], CLEAN_IMAGES), spec)
+    found = {}
+    for head in network.config.heads:
+        if head not in tensors.NETWORKS:
+            continue
+        if bundle is None:
+            detector, lessons = fit_and_calibrate(network, head, parts, DetectorSettings(seed=seed), record.labels)
+        else:
+            detector, lessons = lessons_of(bundle, network, head, parts)
+        found[head] = judge(network, head, detector, lessons, clean, parts.calibration[0], families, seed)
+    if not found:
+        raise OptionError(f"{run.path} is a substitute to attack from; it has no detector", hint="Name another run.")
+    return found
+
+
+def check_json(out: Path | None) -> None:
+    """Raise OptionError where no file can be written."""
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise OptionError(f"cannot write {out}", hint="Name a file in a folder that exists.")
 
 
 def _check_weights(target: Path, run: "Run") -> None:

@@ -48,6 +48,7 @@ def test_a_decided_sample_makes_another_bundle(
     said = capsys.readouterr()
     assert "--images DIR" in " ".join(said.err.split())
     assert "of the sample left out: 3 attacks" in said.out
+    assert "take the place of" not in said.out, "they are more than before"
     made = Bundle.open(tmp_path / "here")
     assert made.bundle_id != bundle.bundle_id
     assert made.manifest.training["calibration"]["source"] == "review review.db, sample 1"
