@@ -22,6 +22,7 @@ from scoring.rows import Answer
 from scoring.sources import SourceFile
 from serving.client.prediction import Inference, Outputs, check_alpha, predictions
 
+MAX_READERS = 256  # threads
 MAX_AHEAD_BYTES = 512 * 1024 * 1024  # of decoded images that wait for inference
 
 Pixels = npt.NDArray[np.uint8]
@@ -44,8 +45,8 @@ class Asking:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise OptionError(f"--batch {self.batch} is not at least 1")
-        if self.workers is not None and not 1 <= self.workers <= 256:
-            raise OptionError(f"--workers {self.workers} is not between 1 and 256")
+        if self.workers is not None and not 1 <= self.workers <= MAX_READERS:
+            raise OptionError(f"--workers {self.workers} is not between 1 and {MAX_READERS}")
 
     def check(self, manifest: Manifest) -> None:
         """Raise OptionError where the bundle has no such network, or no such alpha."""

@@ -20,11 +20,11 @@ from pathlib import Path
 
 from bundle.errors import InputError, ScoringError
 from bundle.formats import count_passed_over, is_image, passed_over, suffixes
+from bundle.places import scheme_of
 
 MAX_LINE_BYTES = 64 * 1024
 _BOM = b"\xef\xbb\xbf"
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_PATH_OF_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")  # what is left of one in a Path
+_PATH_OF_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # what is left of one in a Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Source:
 
     def place_of(self, path: str) -> str:
         """Where a file of this source is, from the root, by its `path`; a URL stays as it is."""
-        if _URL.match(path) and not self.is_folder:
+        if scheme_of(path) and not self.is_folder:
             return path
         return os.path.abspath(path if self.is_folder else os.path.join(os.path.dirname(self.path), path))
 
@@ -200,5 +200,5 @@ def _lines(path: Path) -> Iterator[SourceFile]:
             line = line.rstrip(b"\r\n")
             if line.strip():
                 text = os.fsdecode(line)
-                url = f"{text}: a URL, and a list names files" if _URL.match(text) else ""
+                url = f"{text}: a URL, and a list names files" if scheme_of(text) else ""
                 yield SourceFile(text, os.path.join(folder, text), url)

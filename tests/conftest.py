@@ -53,10 +53,18 @@ def toy_images() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def make_toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeToyBundle:
-    """`make_toy_bundle(path, name="toy", alpha=0.05, networks=("full", "attention"))` writes a bundle of its own id."""
+    """`make_toy_bundle(path, name="toy", alpha=0.05, networks=("full", "attention"))` writes a bundle of its own id.
+
+    `layers` are those of its detectors, "grid" among them.
+    """
 
     def make(
-        path: Path, *, name: str = "toy", alpha: float = 0.05, networks: tuple[str, ...] = tensors.NETWORKS
+        path: Path,
+        *,
+        name: str = "toy",
+        alpha: float = 0.05,
+        networks: tuple[str, ...] = tensors.NETWORKS,
+        layers: tuple[str, ...] = LAYERS,
     ) -> Bundle:
         staged = tmp_path_factory.mktemp("staged")
         fields = {
@@ -64,7 +72,7 @@ def make_toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeToyBundle:
             "name": name,
             "labels": LABELS,
             "image": ImageSpec(height=SIZE, width=SIZE),
-            "networks": {network: _stage_network(staged, network, alpha) for network in networks},
+            "networks": {network: _stage_network(staged, network, alpha, layers) for network in networks},
             "prototypes": _stage_prototypes(staged),
             "training": {"preset": "toy", "seed": 0},
         }
@@ -115,16 +123,18 @@ def _stage_prototypes(staged: Path) -> tuple[PrototypeInfo, ...]:
     return tuple(found)
 
 
-def _stage_network(staged: Path, network: str, alpha: float) -> NetworkInfo:
+def _stage_network(staged: Path, network: str, alpha: float, layers: tuple[str, ...]) -> NetworkInfo:
     import onnx
     import onnxruntime
 
-    gaussians = _gaussians()
+    gaussians = {layer: gaussian for layer, gaussian in _gaussians().items() if layer in layers}
     weights, bias = WEIGHTS[network]
+    weights = tuple(weight for layer, weight in zip(LAYERS, weights, strict=True) if layer in layers)
     clean = _batch(100, 20)[:CALIBRATION]
     scores = np.full(CALIBRATION, bias)
-    for (layer, features), weight in zip(_features(clean).items(), weights, strict=True):
-        scale, means = gaussians[layer]
+    clean_features = _features(clean)
+    for (layer, (scale, means)), weight in zip(gaussians.items(), weights, strict=True):
+        features = clean_features[layer]
         scores += weight * ((scale * features[:, None] - means) ** 2).sum(axis=-1).min(axis=1)
     calibration = np.sort(scores).astype(np.float32)
 
@@ -151,7 +161,7 @@ def _stage_network(staged: Path, network: str, alpha: float) -> NetworkInfo:
         outputs=outputs,
         detector=DetectorInfo(
             file=f"detector/{network}.npz",
-            columns=LAYERS,
+            columns=tuple(gaussians),
             alpha=alpha,
             calibration="marginal",
             calibration_n=CALIBRATION,
@@ -193,8 +203,7 @@ def _graph(
     node("AveragePool", ["chw"], "map", kernel_shape=[step, step], strides=[step, step])  # (N, 3, 4, 4)
     node("ReduceMean", ["chw", spatial], "colour", keepdims=0)
     node("Reshape", ["map", constant("flat", [0, -1], np.int64)], "grid")
-    for layer in LAYERS:
-        scale, means = gaussians[layer]
+    for layer, (scale, means) in gaussians.items():
         node("Mul", [layer, constant(f"{layer}_scale", scale)], f"{layer}_white")
         node("Unsqueeze", [f"{layer}_white", axis1], f"{layer}_white_row")
         node("Sub", [f"{layer}_white_row", constant(f"{layer}_means", means[None])], f"{layer}_differences")
@@ -202,7 +211,7 @@ def _graph(
         node("ReduceMin", [f"{layer}_distances", axis1], f"{layer}_score", keepdims=1)
     node("Mul", ["grid_distances", constant("temperature", -0.02)], "logits")
     node("Softmax", ["logits"], tensors.PROBABILITIES, axis=1)
-    node("Concat", [f"{layer}_score" for layer in LAYERS], tensors.LAYER_SCORES, axis=1)
+    node("Concat", [f"{layer}_score" for layer in gaussians], tensors.LAYER_SCORES, axis=1)
     node("MatMul", [tensors.LAYER_SCORES, constant("weights", weights[:, None])], "weighted")
     node("Add", ["weighted", constant("bias", bias)], "scored")  # (N, 1)
     node("Squeeze", ["scored", axis1], tensors.INSTANCE_SCORE)
@@ -234,7 +243,7 @@ def _graph(
     types = {"FP32": TensorProto.FLOAT, "BOOL": TensorProto.BOOL, "INT64": TensorProto.INT64}
     ranks = {
         tensors.PROBABILITIES: ["N", len(LABELS)],
-        tensors.LAYER_SCORES: ["N", len(LAYERS)],
+        tensors.LAYER_SCORES: ["N", len(gaussians)],
         tensors.ATTENTION: ["N", GRID, GRID],
         tensors.PROTOTYPE_INDICES: ["N", SHOWN],
         tensors.PROTOTYPE_SIMILARITIES: ["N", SHOWN],

@@ -37,7 +37,7 @@ class Wall:
 
 
 WALLS = {
-    "bundle": Wall(never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
+    "bundle": Wall(never=TORCH | FITTING | GRAPHS | CALLS | DRAWING, not_at_import=ENGINES | {"aiohttp"}),
     "detector": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
     "training": Wall(rooms={"bundle"}, never=CALLS - {"pyarrow"} | GRAPHS, not_at_import={"pyarrow"}),
     "robustness": Wall(rooms={"bundle", "detector", "training"}, never=CALLS | GRAPHS, not_at_import=DRAWING),

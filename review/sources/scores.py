@@ -9,13 +9,14 @@ from typing import Any
 
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ImageGone, ReviewError
+from bundle.places import scheme_of
 from review.sources.source import read_file
 from review.store.item import Item, chance
 from scoring.local.jobs import STATE, Job, read_state
 from scoring.local.shards import read_scores
 from scoring.rows import OK, Scored, arrow, exact_paths
 from scoring.table.objects import MANIFESTS
-from scoring.table.place import filesystem, reached, scheme_of
+from scoring.table.place import filesystem, reached
 from serving.quarantine.entry import FLAGGED, SAMPLE
 
 DRAWN = 4000  # images that are in the random sample, about

@@ -9,10 +9,10 @@ from typing import Protocol
 from bundle import Bundle
 from bundle.errors import ImageGone, ReviewError
 from bundle.files import open_regular
+from bundle.places import scheme_of
 from review.store.item import Item
 
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
 class Source(Protocol):
@@ -44,7 +44,7 @@ def open_source(given: str, bundle: Bundle, *, images: Path | None = None) -> So
 
     `images` is where a scored folder lies now.
     """
-    if not _URL.match(given):
+    if not scheme_of(given):
         path = Path(given)
         if not path.is_dir():
             raise ReviewError(

@@ -7,7 +7,7 @@ that have no record yet. What a chunk is, and why twice is harmless, stands in s
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bundle.errors import FieldmarkError, ScoringError, first_line
@@ -60,16 +60,20 @@ class Cluster:
         return count, {"num_cpus": float(self.threads)} | ({"num_gpus": 1.0} if gpus else {})
 
     def _workers(self, work: Work, count: int, needs: dict[str, float]) -> list[Any]:
-        parcel = Parcel(
+        parcel = self.parcel(work)
+        kind = ray_library().remote(Worker).options(**needs, max_restarts=-1, max_task_retries=DEATHS - 1)
+        return [kind.remote(parcel) for _ in range(count)]
+
+    def parcel(self, work: Work) -> Parcel:
+        """What each worker is given. How many threads of it read follows from its cores."""
+        return Parcel(
             place=work.place,
             begun=work.begun,
-            manifest=work.manifest,
-            asking=work.asking,
+            inventory=work.inventory,
+            asking=replace(work.asking, workers=None),
             threads=self.threads,
             files=names_of(work.bundle),
         )
-        kind = ray_library().remote(Worker).options(**needs, max_restarts=-1, max_task_retries=DEATHS - 1)
-        return [kind.remote(parcel) for _ in range(count)]
 
     def _check_versions(self, workers: Sequence[Any]) -> None:
         """Raise ScoringError where a worker has another version of Fieldmark or Python than this process."""

@@ -14,7 +14,7 @@ from scoring.answers import Asking
 from scoring.table.chunks import ChunkScorer
 from scoring.table.fetching import Reader
 from scoring.table.place import Place
-from scoring.table.runs import Begun, Chunk, Manifest
+from scoring.table.runs import Begun, Chunk, Inventory
 from serving.client.local import LocalInference
 
 BUNDLES = "_fieldmark/bundles"
@@ -26,7 +26,7 @@ class Parcel:
 
     place: Place
     begun: Begun
-    manifest: Manifest
+    inventory: Inventory
     asking: Asking
     threads: int
     files: tuple[str, ...]
@@ -68,10 +68,11 @@ class Worker:
         self._scorer = ChunkScorer(
             place=parcel.place,
             begun=parcel.begun,
-            manifest=parcel.manifest,
+            inventory=parcel.inventory,
             inference=inference,
             asking=parcel.asking,
             reader=Reader(spec=inference.manifest.image),
+            cores=parcel.threads,  # and not all of its node, where others are at work
         )
 
     def versions(self) -> tuple[str, str]:

@@ -5,47 +5,53 @@ same file once more. It becomes part of the table with the run's one commit, or 
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from scoring.answers import Answers, Asking, Read, Row
+from bundle.places import scheme_of
+from scoring.answers import MAX_READERS, Answers, Asking, Read, Row
 from scoring.rows import ERROR
 from scoring.sources import SourceFile
 from scoring.table.columns import data_file, rows_of
 from scoring.table.fetching import Unfetched
 from scoring.table.place import Place
-from scoring.table.runs import DONE, Begun, Chunk, Manifest, write_record
+from scoring.table.runs import DONE, Begun, Chunk, Inventory, write_record
 from scoring.table.spans import Task, read_chunk
 from serving.client.prediction import Inference
 
 NAMED = 10  # files without a score in a chunk's record
+FETCHING = 8  # threads a core that read objects of a store: most of their time they wait for it
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkScorer:
-    """Scores chunks of a run with one inference, wherever it is."""
+    """Scores chunks of a run with one inference, wherever it is; `cores` are those that it may use."""
 
     place: Place
     begun: Begun
-    manifest: Manifest
+    inventory: Inventory
     inference: Inference
     asking: Asking
     reader: Read
     check: Callable[[], None] = lambda: None  # called before a chunk is written, and may raise
+    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def score(self, numbers: Iterable[int], on_rows: Callable[[int], None] = lambda count: None) -> Iterator[Chunk]:
         """Score chunks, one after the other, and write each; decoding runs ahead over their ends.
 
         `on_rows(count)` is told of the rows of the chunk that are there; it may raise.
         """
-        answers: Answers[_Piece] = Answers(self.inference, self.asking, self.reader, on_rows=on_rows)
+        readers = self.cores * (FETCHING if scheme_of(self.begun.source) else 1)
+        asking = replace(self.asking, workers=self.asking.workers or min(readers, MAX_READERS))
+        answers: Answers[_Piece] = Answers(self.inference, asking, self.reader, on_rows=on_rows)
         for piece, rows in answers.of(self._pieces(numbers)):
             self.check()
             yield self._write(piece.number, piece.tasks, rows)
 
     def _pieces(self, numbers: Iterable[int]) -> Iterator[tuple["_Piece", Sequence[SourceFile]]]:
         for number in numbers:
-            tasks = read_chunk(self.place, self.begun, self.manifest, number)
+            tasks = read_chunk(self.place, self.begun, self.inventory, number)
             yield _Piece(number, tasks), [task.file for task in tasks if not task.gone]
 
     def _write(self, number: int, tasks: Sequence[Task], rows: Sequence[Row]) -> Chunk:

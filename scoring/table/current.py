@@ -12,7 +12,7 @@ from scoring.rows import OK, arrow
 from scoring.table.columns import GONE
 from scoring.table.delta import ScoreTable
 from scoring.table.place import Place
-from scoring.table.runs import RUNS, Begun, key_of, read_manifest, runs_of
+from scoring.table.runs import RUNS, Begun, key_of, read_inventory, runs_of
 
 Integers = npt.NDArray[np.int64]
 
@@ -28,8 +28,8 @@ def last_begun(table: ScoreTable) -> Begun | None:
     if not number:
         return None
     for begun in runs_of(table.place, number):
-        manifest = read_manifest(table.place, begun)
-        if manifest is not None and table.holds(key_of(begun, manifest)):
+        inventory = read_inventory(table.place, begun)
+        if inventory is not None and table.holds(key_of(begun, inventory)):
             return begun
     raise ScoringError(
         f"{table.place.url} has {number:,} runs of fieldmark, and the list of the last one is not in {RUNS}",

@@ -8,19 +8,21 @@ and finds either his own work done or that of another.
 """
 
 import json
-import os
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from bundle.errors import MissingExtra, ScoringError, first_line
+from bundle.errors import MissingExtra, ScoringError
 from scoring.table.columns import PARTITIONS
-from scoring.table.place import Place, scheme_of
+from scoring.table.place import Place
 from scoring.table.runs import Chunk
+from scoring.table.storage import storage_options
 
 APP = "fieldmark"
 TRIES = 20  # of a commit that others overtake with work that is none of ours, such as OPTIMIZE
 OTHER_TABLE = "Use another table."
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class ScoreTable:
@@ -28,7 +30,7 @@ class ScoreTable:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self._options = _storage_options(place)
+        self._options = storage_options(place)
         self._table: Any = None
 
     def exists(self) -> bool:
@@ -160,7 +162,7 @@ class ScoreTable:
 
     def _failed(self, problem: BaseException) -> ScoringError:
         return ScoringError(
-            f"the table at {self.place.url} cannot be read or written ({first_line(problem)[:300]})",
+            f"the table at {self.place.url} cannot be read or written ({_said(problem)})",
             hint="What was scored is safe; run the same command again.",
         )
 
@@ -188,6 +190,12 @@ def _alike(found: Any, wanted: Any) -> bool:
     return bool(found == wanted)
 
 
+def _said(problem: BaseException) -> str:
+    """What deltalake says in one line, which may be a coloured tree of causes."""
+    lines = (line.strip(" ↳") for line in _COLOUR.sub("", str(problem)).splitlines())
+    return ": ".join(line for line in lines if line)[:300] or type(problem).__name__
+
+
 def _action(chunk: Chunk, day: str, bundle_id: str) -> Any:
     # Bounds of some columns and not of all make pyarrow's readers pass over rows that are there; so none are given.
     stats = {"numRecords": chunk.rows}
@@ -195,21 +203,3 @@ def _action(chunk: Chunk, day: str, bundle_id: str) -> Any:
     return delta_library().transaction.AddAction(
         chunk.path, chunk.bytes, partition, int(time.time() * 1000), True, json.dumps(stats)
     )
-
-
-def _storage_options(place: Place) -> dict[str, str]:
-    """What deltalake must be told so that it reaches the same store with the same credentials as fsspec does."""
-    if scheme_of(place.url) != "s3":
-        return {}
-    import botocore.session
-
-    session = botocore.session.get_session()
-    options = {"aws_region": session.get_config_variable("region") or "us-east-1"}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        options |= {"aws_endpoint": endpoint, "allow_http": "true"}
-    if found := session.get_credentials():
-        keys = found.get_frozen_credentials()
-        options |= {"aws_access_key_id": keys.access_key, "aws_secret_access_key": keys.secret_key}
-        options |= {"aws_session_token": keys.token} if keys.token else {}
-    return options

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from bundle.errors import FieldmarkError, ImageError
 from bundle.image import ImageSpec
+from bundle.places import scheme_of
 from scoring.answers import Pixels
 from scoring.sources import SourceFile
-from scoring.table.place import filesystem, reached, scheme_of
+from scoring.table.place import filesystem, reached
 
 PAUSES = (0.5, 2.0, 8.0, 20.0)  # seconds before an object is asked for again
 

@@ -22,7 +22,7 @@ class Here:
         scorer = ChunkScorer(
             place=work.place,
             begun=work.begun,
-            manifest=work.manifest,
+            inventory=work.inventory,
             inference=self.inference,
             asking=work.asking,
             reader=Reader(spec=self.inference.manifest.image, pauses=self.pauses),

@@ -31,11 +31,11 @@ from scoring.table.runs import (
     RUNS,
     Begun,
     Chunk,
-    Manifest,
+    Inventory,
     begin,
     done_chunks,
     key_of,
-    read_manifest,
+    read_inventory,
     run_number,
     runs_of,
     write_record,
@@ -68,7 +68,7 @@ class Work:
 
     place: Place
     begun: Begun
-    manifest: Manifest
+    inventory: Inventory
     bundle: Bundle
     asking: Asking
 
@@ -211,14 +211,14 @@ class _TableJob:
         """Finish the run that was begun, or make the next one; not `fresh` where it had been listed before."""
         before = self.before()
         begun, fresh = self._begun(before)
-        manifest = None if fresh else read_manifest(self.place, begun)
-        fresh = manifest is None  # a list that was not whole is of now
-        if manifest is None:
-            manifest = self._planned(before, begun)
-        if not manifest.rows:
+        inventory = None if fresh else read_inventory(self.place, begun)
+        fresh = inventory is None  # a list that was not whole is of now
+        if inventory is None:
+            inventory = self._planned(before, begun)
+        if not inventory.rows:
             self.place.remove(begun.folder)
-            return _Done(fresh, manifest.objects)
-        done = self._scored(begun, manifest)
+            return _Done(fresh, inventory.objects)
+        done = self._scored(begun, inventory)
         self.table.make_ready(table_schema(begun), f"Scores of {begun.source} by 'fieldmark score'.")
         facts = {
             "source": begun.source,
@@ -228,13 +228,13 @@ class _TableJob:
             "day": begun.day,
             "version": begun.version,
         }
-        self.table.commit(begun.number, key_of(begun, manifest), done, facts)
+        self.table.commit(begun.number, key_of(begun, inventory), done, facts)
         self.chunks += done
         self.runs, self.number = self.runs + 1, begun.number
         for name in self.place.names(RUNS):  # what came before is not looked at any more
             if (number := run_number(name)) is not None and number < begun.number:
                 self.place.remove(f"{RUNS}/{name}")
-        return _Done(fresh, manifest.objects)
+        return _Done(fresh, inventory.objects)
 
     def _begun(self, before: Begun | None) -> tuple[Begun, bool]:
         """The run to do, and whether it is a new one. One that was begun for another job is thrown away."""
@@ -248,11 +248,11 @@ class _TableJob:
         write_record(self.place, f"{begun.folder}/{BEGUN}", begun)
         return begun, True
 
-    def _planned(self, before: Begun | None, begun: Begun) -> Manifest:
+    def _planned(self, before: Begun | None, begun: Begun) -> Inventory:
         everything = before is not None and before.bundle_id != begun.bundle_id
         unfetched, next_id = set[int](), 0
         if before is not None:
-            known = read_manifest(self.place, before)
+            known = read_inventory(self.place, before)
             next_id = known.next_id if known else 0
             for chunk in done_chunks(self.place, before).values():
                 unfetched.update(chunk.unfetched)
@@ -266,17 +266,17 @@ class _TableJob:
             on_listed=self.on_listed,
         )
 
-    def _scored(self, begun: Begun, manifest: Manifest) -> list[Chunk]:
+    def _scored(self, begun: Begun, inventory: Inventory) -> list[Chunk]:
         """All chunks of a run, in order; those without a record are scored."""
         done = done_chunks(self.place, begun)
-        left = [number for number in range(-(-manifest.rows // begun.chunk_rows)) if number not in done]
+        left = [number for number in range(-(-inventory.rows // begun.chunk_rows)) if number not in done]
 
         def on_rows(count: int) -> None:
             there = sum(chunk.rows for chunk in done.values())
-            self.on_progress(there + count, self.scored + count, manifest.rows)
+            self.on_progress(there + count, self.scored + count, inventory.rows)
 
         on_rows(0)
-        work = Work(place=self.place, begun=begun, manifest=manifest, bundle=self.bundle, asking=self.options.asking)
+        work = Work(place=self.place, begun=begun, inventory=inventory, bundle=self.bundle, asking=self.options.asking)
         for chunk in self.crew.score(work, left, on_rows):
             done[chunk.number] = chunk
             self.scored += chunk.rows - chunk.gone

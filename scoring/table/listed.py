@@ -8,8 +8,9 @@ import numpy as np
 
 from bundle.errors import InputError, first_line
 from bundle.files import open_regular
+from bundle.places import local_path, scheme_of
 from scoring.rows import arrow
-from scoring.table.place import filesystem, local_path, reached, scheme_of
+from scoring.table.place import filesystem, reached
 
 COLUMNS = ("id", "path", "size", "mtime_ns", "etag")
 NEEDED = "A manifest has the columns id (int64, each once) and path (text)."

@@ -24,15 +24,17 @@ from typing import IO, Any, Protocol
 
 from bundle.errors import InputError, ScoringError
 from bundle.formats import count_passed_over, is_image, passed_over, suffixes
+from bundle.places import below, local_path, scheme_of
 from scoring.sources import Source, SourceFile
 from scoring.table.listed import manifest_rows
-from scoring.table.place import filesystem, local_path, reached, scheme_of
+from scoring.table.place import filesystem, reached
 
 SORTED_ROWS = 100_000  # of an unsorted source are in memory at a time
 PAGE = 1000  # keys that S3 gives at a time; files that are looked at together
 LOOKERS = 32  # threads that ask an object store about single objects
 MANIFESTS = (".csv", ".parquet")
-CHANGED = ("LastModified", "last_modified", "updated", "mtime")  # how stores call the time of last change
+TAGS = ("ETag", "md5Hash", "etag")  # how stores call an object's tag; Google's etag changes with its storage class too
+CHANGED = ("LastModified", "last_modified", "mtime")  # how they call the time of last change
 
 
 class Objects(Protocol):
@@ -50,9 +52,9 @@ def open_objects(text: str) -> Objects:
     """Look at SOURCE and decide what it is; raises InputError when it is nothing that can be scored."""
     local = local_path(text)
     if local is None:
-        return Manifest(text) if text.lower().endswith(MANIFESTS) else Prefix(text)
+        return Catalogue(text) if text.lower().endswith(MANIFESTS) else Prefix(text)
     if local.lower().endswith(MANIFESTS) and os.path.isfile(local):
-        return Manifest(os.path.abspath(local))
+        return Catalogue(os.path.abspath(local))
     return Files(Source.open(Path(local)))
 
 
@@ -105,10 +107,10 @@ class Prefix:
 
     @property
     def name(self) -> str:
-        return self.url.rstrip("/")
+        return f"{scheme_of(self.url)}://{below(self.url).rstrip('/')}"
 
     def after(self, path: str, passed: Counter[str]) -> Iterator[SourceFile]:
-        scheme, root = scheme_of(self.url), self.name[len(scheme_of(self.url)) + 3 :]
+        scheme, root = scheme_of(self.url), below(self.name)
         found = _pages(self.name, root, path) if scheme == "s3" else _walked(filesystem(scheme), self.name, root)
         last = path
         for name, facts in found:
@@ -173,22 +175,20 @@ def _entries(store: Any, folder: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _stamped(file: SourceFile, facts: dict[str, Any]) -> SourceFile:
     """A file with what a store says of it: the names differ from one to the other."""
-    etag = next((str(facts[name]).strip('"') for name in ("ETag", "etag", "md5Hash") if facts.get(name)), None)
+    etag = next((str(facts[name]).strip('"') for name in TAGS if facts.get(name)), None)
     stamp = _nanoseconds(next((facts[name] for name in CHANGED if facts.get(name)), None))
     size = facts.get("Size", facts.get("size"))
     return replace(file, size=size, mtime_ns=stamp, etag=etag)
 
 
 def _nanoseconds(moment: Any) -> int | None:
-    """A store's time as nanoseconds since 1970: it gives a datetime, seconds, or text that only its client reads."""
-    if isinstance(moment, datetime.datetime):
-        return int(moment.timestamp() * 1e9)
-    return int(moment * 1e9) if isinstance(moment, (int, float)) else None
+    """A store's time as nanoseconds since 1970."""
+    return int(moment.timestamp() * 1e9) if isinstance(moment, datetime.datetime) else None
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """A CSV or Parquet file with an id for each path; a relative path starts at the file's own folder."""
+class Catalogue:
+    """A manifest that a user made; a relative path in it starts at the file's own folder."""
 
     name: str
 

@@ -4,9 +4,7 @@ A name is a path below the place, with slashes. Whatever is written is there who
 name when it is on the disk, and an object store shows an object only when all of it has come.
 """
 
-import functools
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,50 +12,24 @@ from typing import Any, TypeVar
 
 from bundle.errors import InputError, MissingExtra, OptionError, ScoringError, first_line
 from bundle.files import atomic_file
+from bundle.places import KINDS, Patience, below, file_system, local_path, scheme_of
 from scoring.local.jobs import disk_errors
 
-URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-# scheme -> the extra that brings it, and the variables that its credentials are looked for in
-STORES: dict[str, tuple[str, str]] = {
-    "s3": ("s3", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_ENDPOINT_URL"),
-    "gs": ("gs", "GOOGLE_APPLICATION_CREDENTIALS"),
-    "az": ("az", "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_CONNECTION_STRING"),
-}
-CONNECT_SECONDS, READ_SECONDS = 10, 30  # after which an object store counts as silent
+PATIENCE = Patience(connect=10, read=30)
 T = TypeVar("T")
 
 
-def scheme_of(text: str) -> str:
-    """The scheme of a URL; empty for a path."""
-    found = URL.match(text)
-    return found.group(1).lower() if found else ""
-
-
-def local_path(text: str) -> str | None:
-    """The path that a plain path or a file:// URL means on this machine; None for an object store's."""
-    scheme = scheme_of(text)
-    if scheme == "file":
-        return text[len("file://") :] or "/"
-    return None if scheme else text
-
-
-@functools.cache
 def filesystem(scheme: str) -> Any:
     """The fsspec file system of a scheme; raises MissingExtra, or OptionError for one that nothing is known about."""
-    if scheme not in STORES:
-        known = ", ".join(f"{name}://" for name in (*STORES, "file"))
+    if scheme not in KINDS:
+        known = ", ".join(f"{name}://" for name in (*KINDS, "file"))
         raise OptionError(f"{scheme}:// is no place that is known here", hint=f"Known are {known} and paths.")
     try:
-        import fsspec
-
-        if scheme == "s3":  # no cache of listings: a job looks at what is there now
-            patience = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
-            return fsspec.filesystem(
-                scheme, use_listings_cache=False, config_kwargs=patience | {"retries": {"max_attempts": 2}}
-            )
-        return fsspec.filesystem(scheme, use_listings_cache=False)
-    except ImportError as problem:
-        raise MissingExtra.named(STORES[scheme][0], f"{scheme}://", problem) from None
+        return file_system(scheme, PATIENCE)
+    except MissingExtra:
+        raise
+    except Exception as problem:  # a client that wants an account before it is asked for anything
+        raise InputError(f"{scheme}:// cannot be used ({first_line(problem)[:200]})", hint=_looked_at(scheme)) from None
 
 
 def reached(url: str, action: Callable[[], T], kind: type[InputError] | type[ScoringError] = ScoringError) -> T:
@@ -83,7 +55,7 @@ def reached(url: str, action: Callable[[], T], kind: type[InputError] | type[Sco
 
 
 def _looked_at(scheme: str) -> str:
-    return f"Credentials are looked for in {STORES[scheme][1]}." if scheme in STORES else "Check the rights."
+    return f"Credentials are looked for in {KINDS[scheme].variables}." if scheme in KINDS else "Check the rights."
 
 
 class Place:
@@ -92,16 +64,17 @@ class Place:
     def __init__(self, url: str) -> None:
         local = local_path(url)
         self.local = None if local is None else Path(os.path.abspath(local))
-        self.url = url.rstrip("/") if self.local is None else os.fspath(self.local)
+        self.scheme = "" if self.local is not None else scheme_of(url)
+        self.url = f"{self.scheme}://{below(url).rstrip('/')}" if self.local is None else os.fspath(self.local)
         if self.local is None:
-            filesystem(scheme_of(url))  # whether it is known here at all
-            self._root = self.url[len(scheme_of(url)) + 3 :]
+            filesystem(self.scheme)  # whether it is known here at all
+            self._root = below(self.url)
             if not self._root.strip("/"):
-                raise OptionError(f"{url} names no bucket", hint=f"Give {scheme_of(url)}://BUCKET/FOLDER.")
+                raise OptionError(f"{url} names no bucket", hint=f"Give {self.scheme}://BUCKET/FOLDER.")
 
     @property
     def _store(self) -> Any:
-        return filesystem(scheme_of(self.url))
+        return filesystem(self.scheme)
 
     def child(self, name: str) -> "Place":
         """The folder `name` below this one."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from scoring.sources import SourceFile
 from scoring.table.objects import Objects
 from scoring.table.place import Place
-from scoring.table.runs import LISTING, MANIFEST, WORK, Begun, Manifest, write_record
+from scoring.table.runs import INVENTORY, LISTING, WORK, Begun, Inventory, write_record
 from scoring.table.spans import SpanEnd, Task, listed, read_end, span_name, write_span
 
 SPAN = 65_536  # objects
@@ -30,7 +30,7 @@ def plan(
     next_id: int,
     passed: Counter[str],
     on_listed: OnListed = lambda count: None,
-) -> Manifest:
+) -> Inventory:
     """List a run's objects and its work, or go on where that was stopped; returns the whole list.
 
     An object is scored when it is new, has changed, or `again(id)` says so; ids from `next_id` on are free.
@@ -42,15 +42,15 @@ def plan(
         ids = _Ids(ends[-1].next_id if ends else next_id)
         events = _compared(objects.after(last, passed), before, again, ids)
         ends += list(_written(place, begun, events, ids, tuple(ends), on_listed))
-    manifest = Manifest(
+    inventory = Inventory(
         objects=sum(end.objects for end in ends),
         work=tuple(end.work for end in ends),
         gone=sum(end.gone for end in ends),
         next_id=ends[-1].next_id,
         digest=_digest(place, begun, len(ends)),
     )
-    write_record(place, f"{begun.folder}/{MANIFEST}", manifest)
-    return manifest
+    write_record(place, f"{begun.folder}/{INVENTORY}", inventory)
+    return inventory
 
 
 class _Ids:

@@ -29,7 +29,7 @@ from scoring.table.place import Place
 FORMAT = 1
 RUNS = "_fieldmark/runs"
 _FOLDER = re.compile(r"([0-9]{6,})-[0-9a-f]{16}")
-BEGUN, MANIFEST, LISTING, WORK, DONE = "begun.json", "manifest.json", "listing", "work", "done"
+BEGUN, INVENTORY, LISTING, WORK, DONE = "begun.json", "manifest.json", "listing", "work", "done"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Begun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Inventory:
     """A whole list: `objects` in the source, `work` rows in each file of work, `gone` of them tombstones; ids from
     `next_id` on are free. `digest` is over all of it."""
 
@@ -110,12 +110,12 @@ def begin(number: int, before: str | None, pinned: dict[str, Any], chunk_rows: i
     )
 
 
-def key_of(begun: Begun, manifest: Manifest) -> str:
+def key_of(begun: Begun, inventory: Inventory) -> str:
     """What no other input shares: a digest over the list, the bundle, the network and alpha.
 
     The run's number is in it, since a source may return to what it was the night before last.
     """
-    facts = [manifest.digest, begun.bundle_id, begun.network, repr(begun.alpha), begun.number]
+    facts = [inventory.digest, begun.bundle_id, begun.network, repr(begun.alpha), begun.number]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -175,7 +175,7 @@ def done_chunks(place: Place, begun: Begun) -> dict[int, Chunk]:
     return {chunk.number: chunk for chunk in found if chunk is not None}
 
 
-def read_manifest(place: Place, begun: Begun) -> Manifest | None:
+def read_inventory(place: Place, begun: Begun) -> Inventory | None:
     """A run's list where it is whole, else None."""
-    found: Manifest | None = read_record(place, f"{begun.folder}/{MANIFEST}", Manifest)
+    found: Inventory | None = read_record(place, f"{begun.folder}/{INVENTORY}", Inventory)
     return found

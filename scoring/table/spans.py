@@ -10,7 +10,7 @@ from bundle.errors import ScoringError
 from scoring.rows import arrow, exact_paths, path_columns
 from scoring.sources import SourceFile
 from scoring.table.place import Place
-from scoring.table.runs import LISTING, WORK, Begun, Manifest, damaged
+from scoring.table.runs import LISTING, WORK, Begun, Inventory, damaged
 
 _END, _LAST, _NEXT, _GONE = b"fieldmark.end", b"fieldmark.last", b"fieldmark.next_id", b"fieldmark.gone"
 
@@ -84,12 +84,12 @@ def listed(place: Place, folder: str, after: str) -> Iterator[SourceFile]:
                 yield SourceFile(path, "", size=size, mtime_ns=mtime_ns, etag=etag, id=number)
 
 
-def read_chunk(place: Place, begun: Begun, manifest: Manifest, number: int) -> list[Task]:
+def read_chunk(place: Place, begun: Begun, inventory: Inventory, number: int) -> list[Task]:
     """The rows of a chunk, which may lie in more than one span."""
-    begin, end = number * begun.chunk_rows, min((number + 1) * begun.chunk_rows, manifest.rows)
+    begin, end = number * begun.chunk_rows, min((number + 1) * begun.chunk_rows, inventory.rows)
     tasks: list[Task] = []
     first = 0
-    for span, rows in enumerate(manifest.work):
+    for span, rows in enumerate(inventory.work):
         if first < end and begin < first + rows:
             table = read_parquet(place, span_name(f"{begun.folder}/{WORK}", span))
             low = max(begin - first, 0)

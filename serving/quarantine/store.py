@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from bundle.errors import DiskFull, FieldmarkError, MissingExtra, OptionError, QuarantineError, first_line, printable
 from bundle.files import atomic_file, leftovers, open_regular
+from bundle.places import Patience, below, connect, scheme_of
 
-SECONDS = 10  # for an object store to be reached, and again for each answer
+PATIENCE = Patience(connect=10, read=10)
 LEFT_SECONDS = 3600.0  # after which a temporary file is nobody's any more
-_S3 = ("s3", "s3a")
 _LOCAL = ("file", "local")
 
 
@@ -113,7 +113,7 @@ class Bucket:
     """A place in an object store, where a file is whole or not there by itself."""
 
     def __init__(self, where: str) -> None:
-        self._files, self._root = _connect(where)
+        self._files, self._root = _connected(where)
 
     def write(self, folder: str, name: str, data: bytes) -> None:
         with _words():
@@ -158,10 +158,10 @@ class Bucket:
 
 def open_store(where: str, *, prepare: bool = False) -> Store:
     """The store at a folder's path or a URL; raises OptionError. `prepare` makes the folder, if it is one."""
-    protocol, separator, rest = where.partition("://")
-    if separator and protocol not in _LOCAL:
+    is_local = scheme_of(where) in _LOCAL
+    if "://" in where and not is_local:
         return Bucket(where)
-    path = Path(rest if separator else where)
+    path = Path(below(where) if is_local else where)
     if path.exists() and not path.is_dir():
         raise OptionError(f"{path} is no folder", hint="A quarantine is a folder, or a URL such as s3://bucket/place.")
     folder = Folder(path)
@@ -170,27 +170,18 @@ def open_store(where: str, *, prepare: bool = False) -> Store:
     return folder
 
 
-def _connect(where: str) -> tuple[Any, str]:
+def _connected(where: str) -> tuple[Any, str]:
     """fsspec's file system of a URL, and the place in it. Nothing is asked yet."""
     try:
-        import fsspec
-    except ImportError as problem:
-        raise MissingExtra.named("gateway", "a quarantine in an object store", problem) from None
-    # fsspec would hand out the file system of an earlier opening, with the address and the keys of that time
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if where.partition("://")[0] in _S3:
-        patience = {"connect_timeout": SECONDS, "read_timeout": SECONDS, "retries": {"max_attempts": 2}}
-        options["config_kwargs"] = patience
-    try:
-        files, root = fsspec.url_to_fs(where, **options)
-    except ImportError as problem:
-        raise MissingExtra.named("s3", f"{where.partition('://')[0]}://", problem) from None
+        files, root = connect(where, PATIENCE)
+    except MissingExtra:
+        raise
     except Exception as problem:  # each kind of store has its own way to dislike a URL
         raise OptionError(
             f"{printable(where)} is no place for a quarantine ({printable(first_line(problem))})",
             hint="A folder, or a URL such as s3://bucket/place.",
         ) from None
-    root = str(root).rstrip("/")
+    root = root.rstrip("/")
     if not root.strip("/"):
         raise OptionError(f"{printable(where)} names no bucket", hint="A URL such as s3://bucket/place.")
     return files, root

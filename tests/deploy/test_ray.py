@@ -1,5 +1,6 @@
-"""The RayJob is rendered by kubectl; its pods are valid pods, and its command is one that the verb takes."""
+"""The RayJob is rendered by kubectl; it is one of KubeRay's, its pods are valid pods, its command one of the verb's."""
 
+import copy
 import importlib.metadata
 import re
 import shlex
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import typer
@@ -35,6 +37,39 @@ def templates(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
     cluster = spec["rayClusterSpec"]
     found = {"submitter": spec["submitterPodTemplate"], "head": cluster["headGroupSpec"]["template"]}
     return found | {group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]}
+
+
+@pytest.fixture(scope="module")
+def published() -> jsonschema.Draft202012Validator:
+    """KubeRay's schema, as far as it concerns our job: no package of a registry carries all of it."""
+    return jsonschema.Draft202012Validator(yaml.safe_load(Path(__file__).with_name("rayjob.schema.yaml").read_text()))
+
+
+def test_it_is_a_job_of_kuberays(rendered: dict[str, Any], published: jsonschema.Draft202012Validator) -> None:
+    assert [problem.message for problem in published.iter_errors(rendered["RayJob"])] == []
+
+
+@pytest.mark.parametrize(
+    ("at", "name", "value"),
+    [
+        (("spec",), "ttlSecondsAfterFinish", 600),
+        (("spec",), "backoffLimit", "3"),
+        (("spec", "rayClusterSpec"), "version", "2.59.0"),
+        (("spec", "rayClusterSpec", "headGroupSpec"), "replicas", 1),
+        (("spec", "rayClusterSpec", "headGroupSpec", "rayStartParams"), "num-cpus", 0),
+        (("spec", "rayClusterSpec", "workerGroupSpecs", 0), "maxReplica", 50),
+    ],
+)
+def test_a_slip_in_it_is_seen(
+    rendered: dict[str, Any], published: jsonschema.Draft202012Validator, at: tuple[Any, ...], name: str, value: object
+) -> None:
+    job = copy.deepcopy(rendered["RayJob"])
+    part = job
+    for step in at:
+        part = part[step]
+    part[name] = value
+    (problem,) = published.iter_errors(job)
+    assert name in problem.message or list(problem.absolute_path) == [*at, name]
 
 
 def test_every_pod_is_valid_and_closed(rendered: dict[str, Any]) -> None:

@@ -14,10 +14,12 @@ from deltalake.transaction import CommitProperties, Transaction
 
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ImageGone, InputError, ScoringError
+from bundle.places import Patience
 from review.sources.source import open_source
 from scoring.table import lease, objects, place
-from scoring.table.delta import ScoreTable, _storage_options
+from scoring.table.delta import ScoreTable
 from scoring.table.place import Place
+from scoring.table.storage import storage_options
 from tests.scoring.conftest import Score
 from tests.scoring.table.object_store import ObjectStore, object_store
 
@@ -42,10 +44,8 @@ def store(served: ObjectStore, monkeypatch: pytest.MonkeyPatch, photos: Path) ->
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     monkeypatch.setattr(lease, "STILL_SECONDS", 0.5)
-    monkeypatch.setattr(place, "READ_SECONDS", 1)
+    monkeypatch.setattr(place, "PATIENCE", Patience(connect=10, read=1))
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # of its own, beside those of a job
-    place.filesystem.cache_clear()
-    s3fs.S3FileSystem.clear_instance_cache()
     client = boto3.client("s3")
     for bucket in ("archive", "lake"):
         client.create_bucket(Bucket=bucket)
@@ -63,7 +63,7 @@ def store(served: ObjectStore, monkeypatch: pytest.MonkeyPatch, photos: Path) ->
 
 
 def rows() -> list[dict[str, Any]]:
-    table = DeltaTable(TABLE, storage_options=_storage_options(Place(TABLE)))
+    table = DeltaTable(TABLE, storage_options=storage_options(Place(TABLE)))
     return sorted(table.to_pyarrow_table().to_pylist(), key=lambda row: (row["id"], row["run"]))
 
 
@@ -150,6 +150,13 @@ def test_what_a_manifest_in_a_bucket_names_can_be_reviewed(
             source.read(outside, 10**6)
 
 
+def test_a_scheme_in_capitals_is_the_same(score: Score, store: ObjectStore, toy_bundle: Bundle) -> None:
+    score(SOURCE.replace("s3", "S3"), TABLE.replace("s3", "S3"))
+    assert score(SOURCE, TABLE).rows == 0
+    source = open_source(TABLE.replace("s3", "S3"), toy_bundle)
+    assert [len(source.read(item.image, 99)) for item in source.news()] == [100] * 21
+
+
 def test_a_list_and_a_manifest_may_name_objects(score: Score, store: ObjectStore, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{SOURCE}/a/00.png\nphotos/a/01.png\n{SOURCE}/never.png\n")
     summary = score(tmp_path / "list.txt", tmp_path / "table")
@@ -195,7 +202,7 @@ def test_two_jobs_that_believe_they_are_alone(
 def test_the_store_lets_one_commit_of_a_version_in(score: Score, store: ObjectStore) -> None:
     """What the guard rests on: a file of the log that must not exist yet, and no second try behind our back."""
     score(SOURCE, TABLE)
-    first, second = (DeltaTable(TABLE, storage_options=_storage_options(Place(TABLE))) for _ in range(2))
+    first, second = (DeltaTable(TABLE, storage_options=storage_options(Place(TABLE))) for _ in range(2))
     once = CommitProperties(max_commit_retries=0, app_transactions=[Transaction("x", 1)])
     for table, refused in ((first, False), (second, True)):
         with pytest.raises(CommitFailedError) if refused else contextlib.nullcontext():
@@ -223,8 +230,6 @@ def test_no_credentials(score: Score, store: ObjectStore, monkeypatch: pytest.Mo
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    place.filesystem.cache_clear()
-    s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(InputError, match=r"no credentials for s3://archive.*AWS_ACCESS_KEY_ID.*AWS_PROFILE"):
         score(SOURCE, tmp_path / "table")
     assert not (tmp_path / "table").exists()

@@ -24,7 +24,7 @@ from scoring.table.delta import ScoreTable
 from scoring.table.job import FAILED, TableSummary
 from scoring.table.lease import held
 from scoring.table.place import Place
-from scoring.table.runs import RUNS, done_chunks, key_of, read_manifest, runs_of
+from scoring.table.runs import RUNS, done_chunks, key_of, read_inventory, runs_of
 from serving.client.local import LocalInference
 from tests.scoring.conftest import Score, save
 
@@ -214,11 +214,11 @@ def test_the_commit_lets_one_job_in(score: Score, photos: Path, tmp_path: Path) 
     table = ScoreTable(place)
     assert table.exists()
     (begun,) = runs_of(place, 1)
-    manifest = read_manifest(place, begun)
-    assert manifest is not None
+    inventory = read_inventory(place, begun)
+    assert inventory is not None
     chunks = list(done_chunks(place, begun).values())
     facts = {"day": begun.day, "bundle_id": begun.bundle_id}
-    assert not table.commit(1, key_of(begun, manifest), chunks, facts), "the same run once more is no other commit"
+    assert not table.commit(1, key_of(begun, inventory), chunks, facts), "the same run once more is no other commit"
     with pytest.raises(ScoringError, match=r"another job has finished run 1 .* Nothing of this one"):
         table.commit(1, "0" * 64, chunks, facts)
     assert len(rows_in(tmp_path / "table")) == ROWS
