@@ -13,13 +13,13 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.record import paired
-from training.attacks import from_bytes
 from training.augment import augment
 from training.data import Dataset, Sample, open_dataset
 from training.data.cub_writer import Recipe, write_birds
-from training.data.loading import CACHE_BYTES, ImageLoader, image_loader
+from training.data.loading import CACHE_BYTES, ImageLoader, image_loader, load_part
 from training.fit import Trainer
 from training.parallel import Devices
+from training.pixels import from_bytes
 from training.presets import preset
 from training.run import Run
 
@@ -139,14 +139,9 @@ def _measure_loader(
     """
 
     def loader(count: int, cache_bytes: int) -> ImageLoader:
-        return image_loader(
-            tuple(itertools.islice(itertools.cycle(samples), count)),
-            trainer.spec,
-            batch_size=case.batch,
-            shuffle_seed=0,
-            workers=WORKERS,
-            cache_bytes=cache_bytes,
-        )
+        repeated = tuple(itertools.islice(itertools.cycle(samples), count))
+        part = load_part(repeated, trainer.spec, cache_bytes=cache_bytes)
+        return image_loader(part, trainer.spec, batch_size=case.batch, shuffle_seed=0, workers=WORKERS)
 
     def pass_over(batches: ImageLoader) -> None:
         for _ in batches:

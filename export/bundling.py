@@ -35,12 +35,14 @@ from export.parity import BATCHES
 from export.plan import Limits, Plan, make_plan, trial_attacks
 from export.quality import Trial
 from export.staging import GraphSettings, Narrowing, stage_network
-from robustness.fitting import DetectorSettings, Images, Labels, Lessons, Parts, attacked, fit_detector
+from robustness.fitting import DetectorSettings, Images, Labels, Lessons, Parts, Taught, attacked, fit_detector
 from robustness.report import headlines, make_report, require
 from robustness.suites import Suite
-from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset, spread
+from training.attacks.attacker import Attackers
+from training.attacks.names import CLEAN, NOISE, check_attacks
 from training.data import Sample, check_outside
 from training.data.loading import images_array
+from training.data.selection import evenly
 from training.networks import Network
 from training.run import PrototypeSource, Run, RunRecord, image_spec, published_config
 
@@ -79,7 +81,7 @@ def export_run(
             hint="Export a run of another system.",
         )
     root = data if data is not None else Path(record.dataset.root)
-    dataset = run_dataset(record, root)
+    dataset = record.dataset.unchanged_at(root)
     check_outside(dataset, out)
     check_calibration_size(len(dataset.parts["calibration"]), settings.alpha)
     if not dataset.parts["test"] and suite is not None:
@@ -108,14 +110,13 @@ def export_run(
         if plan.suite is not None:
             report = make_report(
                 run,
-                record,
-                network,
-                {served: Detector.load(staged / info.detector.file) for served, (info, _) in found.items()},
+                Attackers(network=network, seed=settings.seed),
+                {
+                    served: Taught(Detector.load(staged / info.detector.file), lessons)
+                    for served, (info, lessons) in found.items()
+                },
                 dataset,
                 plan.suite,
-                lessons={served: lessons for served, (_, lessons) in found.items()},
-                sources={},
-                seed=settings.seed,
             )
             (staged / REPORT).mkdir()
             report.write(staged / REPORT)
@@ -183,11 +184,11 @@ def _export_network(
 
 def _trial(network: Network, served: str, judged: tuple[Images, Labels], plan: Plan) -> Trial:
     """The validation part clean, and some of it under what the detector learns from (or would, by default)."""
-    generator, names = torch.Generator().manual_seed(plan.settings.seed), trial_attacks(plan.settings)
-    picked = np.array(spread(tuple(range(len(judged[1]))), plan.trial_images))
+    attacker = Attackers(network=network, seed=plan.settings.seed).on(served)
+    names, picked = trial_attacks(plan.settings), evenly(len(judged[1]), plan.trial_images)
     part = judged[0][picked], judged[1][picked]
     with Work(f"{served}: attacks on the narrower graph", len(names) * len(part[1])) as work:
-        made = {name: attacked(name, network, served, part, generator, work=work) for name in names}
+        made = {name: attacked(name, attacker, part, work=work) for name in names}
     return Trial(clean=judged[0], labels=judged[1], picked=picked, attacked=made)
 
 

@@ -23,23 +23,25 @@ from bundle import tensors
 from bundle.console import say
 from bundle.errors import CheckpointError, Interrupted, OptionError, Terminated, TrainingError, first_line
 from bundle.progress import Work
-from training.adversaries import spread
-from training.attack_losses import loss_of
-from training.attacks import Attack, from_bytes, run_attack
+from training.attacks.losses import loss_of
+from training.attacks.step import Attack, run_attack
 from training.augment import augment
 from training.backbones import IMAGENET, load_weights, make_backbone
 from training.config import TrainingConfig
 from training.curves import Silent, curves
 from training.data import Dataset
 from training.data.loading import ImageParts, Share, image_loader, load_part
+from training.data.record import DatasetRecord
+from training.data.selection import spread
 from training.hardening import ROBUST, WATCHED, Hardening
 from training.losses import Objective, divergence
 from training.networks import Network
 from training.optimiser import parameter_groups, rate_factor
 from training.outcome import exploded, fallen, guessing
 from training.parallel import Devices, gathered, in_parallel, share_statistics
+from training.pixels import from_bytes
 from training.projection import fit_last_layer, project
-from training.run import SCHEMA, DatasetRecord, Run, RunRecord, image_spec, network_config, start_from
+from training.run import SCHEMA, Run, RunRecord, image_spec, network_config, start_from
 from training.warmup import warm_up
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 is fitted to what they are now.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,15 +10,14 @@ from rich.console import Console
 from torch import Tensor
 
 from bundle.progress import shown
-from training.attacks import from_bytes
 from training.config import TrainingConfig
 from training.data import Sample
+from training.data.loading import Batches
 from training.losses import others_mask, sparsity
 from training.networks import Network
+from training.pixels import from_bytes
 from training.run import PrototypeSource
 
-# uint8 images [B, H, W, 3], labels [B], positions in the part [B]
-Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 # images [B, 3, H, W] in [0, 1] and labels [B] -> attacked images
 Attacked = Callable[[Tensor, Tensor], Tensor]
 

@@ -4,7 +4,7 @@ The authors warm up for eleven thousand steps. A frozen backbone gives the same 
 augmented copies are kept, and thousands of steps cost little more than the copies did.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,14 +12,12 @@ from rich.console import Console
 from torch import Tensor
 
 from bundle.progress import shown
-from training.attacks import from_bytes
 from training.augment import augment
 from training.config import TrainingConfig
+from training.data.loading import Batches
 from training.losses import Objective
 from training.networks import Network, read_heads
-
-# uint8 images [B, H, W, 3], labels [B], positions in the part [B]
-Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
+from training.pixels import from_bytes
 
 
 def warm_up(

@@ -23,9 +23,9 @@ from export.graph import GraphSession, to_onnx
 from export.parity import compare
 from export.served import ServedNetwork
 from robustness.fitting import DetectorSettings, measure
-from training.attacks import from_bytes
 from training.data import open_dataset
 from training.data.loading import images_array
+from training.pixels import from_bytes
 from training.run import PrototypeSource, Run
 
 SPEC = ImageSpec(height=32, width=32)

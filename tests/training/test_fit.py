@@ -13,8 +13,8 @@ from rich.console import Console
 import training.fit
 from bundle.errors import CheckpointError, OptionError, TrainingError
 from bundle.image import ImageSpec
-from training.attack_losses import loss_of
-from training.attacks import from_bytes, run_attack
+from training.attacks.losses import loss_of
+from training.attacks.step import run_attack
 from training.backbones import BACKBONES
 from training.data import open_dataset
 from training.data.loading import images_array
@@ -23,6 +23,7 @@ from training.hardening import Hardening
 from training.losses import sparsity
 from training.networks import HEADS, NetworkConfig, PrototypeHead
 from training.parallel import Devices
+from training.pixels import from_bytes
 from training.presets import preset
 from training.run import Run, network_config
 from training.systems import SYSTEMS

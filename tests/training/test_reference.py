@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from bundle.errors import CheckpointError, OptionError
-from training.attacks import Attack, attack_named
+from training.attacks.names import attack_named
+from training.attacks.step import Attack
 from training.augment import Augmentation, augment
 from training.data import open_dataset
 from training.fit import Trainer

@@ -6,11 +6,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from training.attacks import from_bytes
 from training.augment import Augmentation
 from training.data import open_dataset
 from training.fit import Trainer
 from training.parallel import Devices, default_precision
+from training.pixels import from_bytes
 from training.run import Run
 from training.warmup import warm_up
 

@@ -4,7 +4,7 @@ The only file of this folder that needs PyTorch.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,8 @@ except ImportError as error:
 
 Samples = tuple[Sample, ...]
 Item = tuple[torch.Tensor, int, int]
+# uint8 images [B, H, W, 3], labels [B], positions in the part [B]
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 CACHE_BYTES = 2**31
 SLOW_SECONDS = 2.0  # a shorter decoding needs no bar
 
@@ -102,7 +104,7 @@ class Share:
     processes: int = 1
 
 
-class Batches(Sampler[list[int]]):
+class BatchOrder(Sampler[list[int]]):
     """Batches of a common order, of which this process takes its share: every `processes`-th image.
 
     Shuffled batches are for training: they are cut to a multiple of the processes, so that all shares are equally large
@@ -145,7 +147,6 @@ def image_loader(
     workers: int = 0,
     share: Share = Share(),
     copies: int = 1,
-    cache_bytes: int = CACHE_BYTES,
 ) -> ImageLoader:
     """Batches (images [B, H, W, 3] uint8, labels [B] int64, indices [B] int64), deterministic by `shuffle_seed`.
 
@@ -153,10 +154,10 @@ def image_loader(
     part does not fit into memory. An ImageParts that was loaded before may stand for its samples, so that several
     loaders share one decoding.
     """
-    part = samples if isinstance(samples, ImageParts) else load_part(samples, spec, cache_bytes=cache_bytes)
+    part = samples if isinstance(samples, ImageParts) else load_part(samples, spec)
     return ImageLoader(
         _Guarded(part),
-        batch_sampler=Batches(len(part), batch_size, shuffle_seed, share, copies),
+        batch_sampler=BatchOrder(len(part), batch_size, shuffle_seed, share, copies),
         num_workers=0 if part.in_memory else workers,
         collate_fn=_collate,
     )
