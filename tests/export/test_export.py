@@ -22,7 +22,7 @@ from export.bundling import _prototype_files, better_head, export_run
 from export.graph import GraphSession, to_onnx
 from export.parity import compare
 from export.served import ServedNetwork
-from robustness.fitting import DetectorSettings, measure
+from robustness.fitting import DetectorSettings, features_of
 from training.data import open_dataset
 from training.data.loading import images_array
 from training.pixels import from_bytes
@@ -51,7 +51,7 @@ def test_the_graph_equals_the_network_and_the_numpy_detector(exported, tiny_run,
     session = GraphSession(onnx.load(exported.model(served)))
     images = parts["test"][0]
     answers = session.run(images)
-    features, predicted = measure(network, served, images)
+    features, predicted = features_of(network, served, images)
     np.testing.assert_array_equal(answers[tensors.PROBABILITIES].argmax(1), predicted)
     np.testing.assert_allclose(answers[tensors.PROBABILITIES].sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(

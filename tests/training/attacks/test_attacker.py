@@ -50,3 +50,13 @@ def test_a_targeted_attack_comes_closer_to_its_target(untrained, head, loss):
     assert ((attacked - pixels).abs() <= 32 / 255 + 1e-6).all()
     own = attacker.attack(f"bim20-32:{loss}", pixels, labels)
     assert not torch.equal(attacked, own)
+
+
+def test_every_attacker_of_a_head_begins_anew_from_the_seed_and_goes_on_from_there(untrained):
+    pixels, labels = torch.rand(3, 3, 32, 32), torch.tensor([0, 1, 2])
+    attackers = Attackers(network=untrained, seed=4)
+    first = attackers.on("full")
+    made = [first.attack("noise", pixels, labels) for _ in range(2)]
+    assert not torch.equal(*made)
+    assert torch.equal(attackers.on("full").attack("noise", pixels, labels), made[0])
+    assert not torch.equal(Attackers(network=untrained, seed=5).on("full").attack("noise", pixels, labels), made[0])

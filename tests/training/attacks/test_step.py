@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.training.attacks.surfaces import FILTER, curved_loss, linear_loss
 from training.attacks.names import attack_named
-from training.attacks.step import noisy_step, run_attack
+from training.attacks.step import Attack, Goal, climb, gradient_of, noisy_step, run_attack
 
 
 @settings(max_examples=40, deadline=None)
@@ -83,3 +83,36 @@ def test_momentum_remembers_where_the_loss_pointed_before():
     mim = run_attack(attack_named("mim2-8"), turning, start, labels)
     torch.testing.assert_close(bim, start)  # one step up, one down
     torch.testing.assert_close(mim, start + 4 / 255)  # one step up; then the velocities cancel
+
+
+def test_a_goal_with_an_end_lets_go_of_what_has_reached_it_and_steps_shrink():
+    """Against the loop written out for one image at a time."""
+    generator = torch.Generator().manual_seed(3)
+    images, labels = torch.rand(12, 3, 6, 6, generator=generator), torch.arange(12) % 2
+    attack = Attack(name="shrinking", eps=0.1, steps=5, step=0.04, shrink=0.5, momentum=1.0)
+
+    def uphill(images, labels):
+        return gradient_of(curved_loss, images, labels)
+
+    def reached(images, labels):
+        return curved_loss(images, labels) > 1.0  # which the loss of label 0 never is
+
+    found = climb(attack, Goal(uphill=uphill, reached=reached), images, labels)
+    lengths = []
+    for index in range(len(images)):
+        start, label = images[index : index + 1], labels[index : index + 1]
+        image, velocity, steps = start, torch.zeros_like(start), 0
+        while steps < 5 and not reached(image, label):
+            gradient = uphill(image, label)
+            velocity = velocity + gradient / gradient.abs().mean()
+            image = image + 0.04 * (1 - 0.5 * steps / 5) * velocity.sign()
+            image = torch.minimum(torch.maximum(image, start - 0.1), start + 0.1).clamp(0, 1)
+            steps += 1
+        torch.testing.assert_close(found.images[index : index + 1], image)
+        assert bool(found.fooled[index]) == bool(reached(image, label))
+        lengths.append(steps)
+    assert {0, 5} < set(lengths), "some need no step, some one or more, some never arrive"
+    assert 0 < found.fooled.sum() < len(images)
+    without = climb(attack, Goal(uphill=uphill), images, labels)
+    assert not without.fooled.any()
+    assert not torch.equal(without.images, found.images)
