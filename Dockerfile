@@ -37,7 +37,7 @@ ENV PATH=/opt/fieldmark/venv/bin:$PATH \
     HOME=/tmp
 WORKDIR /opt/fieldmark
 # Another Python in another base would show here, not in production.
-RUN python3 -c "from serving.environment import find_environment; find_environment()"
+RUN python3 -c "from serving.triton.environment import find_environment; find_environment()"
 # By number, so that Kubernetes can see that it is not root, and above those that a machine gives to its own users.
 USER 10001:10001
 EXPOSE 8010 8011
@@ -67,13 +67,13 @@ ENV PYTHONPATH=/opt/fieldmark:/opt/fieldmark/packages \
     ORT_DISABLE_TELEMETRY=1 \
     HOME=/tmp
 WORKDIR /opt/fieldmark
-RUN python3 -c "import serving.container, serving.probe, serving.gateway.server as gateway; gateway.require_libraries()"
+RUN python3 -c "import serving.triton.container, serving.triton.probe, serving.gateway.server as gateway; gateway.require_libraries()"
 USER 10001:10001
 EXPOSE 8010 8011
 # A real answer of every network: Triton's own health stays green when a network answers nobody.
 HEALTHCHECK --interval=30s --timeout=15s --start-period=120s --retries=3 \
-    CMD ["python3", "-m", "serving.probe", "--url", "127.0.0.1:8001"]
-ENTRYPOINT ["python3", "-m", "serving.container"]
+    CMD ["python3", "-m", "serving.triton.probe", "--url", "127.0.0.1:8001"]
+ENTRYPOINT ["python3", "-m", "serving.triton.container"]
 CMD ["/bundle"]
 
 FROM ${RUNTIME} AS baked

@@ -48,15 +48,15 @@ check: .venv/.ready ## Lint, formatting, strict types, locks and the Dockerfile
 	.venv/bin/python requirements/check.py
 	.venv/bin/hadolint Dockerfile
 
-bench: setup ## Measure every number of the README again
+bench: setup ## Measure again what needs a bundle or nothing; python -m benchmarks --help lists everything
 	.venv/bin/python -m benchmarks
 
 study: setup ## Tables 1-3 of the paper; goes on where it stopped. DATA=FOLDER BACKBONE=vgg16-96 WEIGHTS=FILE take your own
-	@.venv/bin/python -m benchmarks.study $${DATA:+--data "$$DATA"} $${BACKBONE:+--backbone "$$BACKBONE"} \
+	@.venv/bin/python -m benchmarks study $${DATA:+--data "$$DATA"} $${BACKBONE:+--backbone "$$BACKBONE"} \
 		$${WEIGHTS:+--weights "$$WEIGHTS"} $(STUDY)
 
 reliability: setup ## Attack a real service in every way of docs/reliability.md; goes on where it stopped. ROWS=NAME,NAME takes some
-	@.venv/bin/python -m benchmarks.reliability $${ROWS:+--rows "$$ROWS"}
+	@.venv/bin/python -m benchmarks reliability $${ROWS:+--rows "$$ROWS"}
 
 lock: .venv/.ready ## Choose versions again for pyproject.toml, write the locks. UPGRADE=1 takes the newest of everything
 	$(LOCK) --extra gateway --extra envoy --extra signing --output-file requirements/gateway.lock >/dev/null

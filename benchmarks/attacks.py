@@ -64,7 +64,7 @@ class Setup:
     group_images: int = 6
 
 
-def measure(setup: Setup = Setup()) -> dict[str, Any]:
+def measure_attacks(setup: Setup = Setup()) -> dict[str, Any]:
     """Times of ours (first) and of each library (second): a ratio above 1 says how many times faster ours is."""
     torchattacks, foolbox = _libraries()
     with tempfile.TemporaryDirectory(prefix="fieldmark-bench-") as folder:

@@ -23,7 +23,7 @@ from calibration.sample import Seen, look
 from detector.model import Detector
 from robustness.metrics import INTERVAL, flagged_interval, share
 from scoring.sources import Source
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 
 DIVISIONS = 200
 Which = npt.NDArray[np.int64]
@@ -37,7 +37,7 @@ def bench(
     name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json")] = "calibrate",
 ) -> None:
     """Measure how many clean images are flagged before and after a calibration on others of the same source."""
-    result = measure(Bundle.open(bundle), images, count=count, seed=seed)
+    result = measure_flags(Bundle.open(bundle), images, count=count, seed=seed)
     console = Console()
     table = Table("network", "alpha", "flagged before", "after", f"{INTERVAL:.0%} of calibrations give")
     for network, found in result["networks"].items():
@@ -48,7 +48,7 @@ def bench(
     console.print(f"{save(name, result)}", highlight=False, markup=False, soft_wrap=True)
 
 
-def measure(bundle: Bundle, images: Path, *, count: int | None, seed: int) -> dict[str, Any]:
+def measure_flags(bundle: Bundle, images: Path, *, count: int | None, seed: int) -> dict[str, Any]:
     """By network the flagged share of images that took no part, before and after, and what chance allows."""
     sample = look(LocalInference(bundle), [Path(file.location) for file in Source.open(images).files()], skip_bad=True)
     whole = len(sample.paths)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.detection`: the detector of every system of the study on equal footing, and the whole system.
+"""`python -m benchmarks detection`: the detector of every system of the study on equal footing, and the whole system.
 
 Each run is evaluated by `fieldmark evaluate RUN --suite full --quick`; what is finished is not done again. The tables
 go into docs/results.md.
@@ -14,15 +14,15 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from benchmarks.page import ORDER, put, table_head, table_row
-from benchmarks.pictures import MAIN
-from benchmarks.plan import OTHERS
+from benchmarks.page import put, table_head, table_row
 from benchmarks.record import save
+from benchmarks.study.pictures import MAIN
+from benchmarks.study.plan import OTHERS
+from benchmarks.study.tables import ORDER
 from bundle.errors import OptionError
 from bundle.files import sha256_of
 from bundle.resolution import ALPHA
 from demo.stages import fieldmark
-from fieldmark import guarded
 from robustness.gates import broken
 from robustness.report import JSON
 from robustness.suites import SUITES
@@ -180,9 +180,3 @@ def _share(share: dict[str, Any]) -> str:
     if share["mean"] is None:
         return "–"
     return f"{100 * share['mean']:.1f} ({100 * min(share['by_seed']):.0f} to {100 * max(share['by_seed']):.0f})"
-
-
-if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(bench)
-    guarded(app)

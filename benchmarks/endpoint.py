@@ -10,13 +10,13 @@ from benchmarks.record import paired
 from bundle import tensors
 from bundle.folder import Bundle
 from demo.endpoint import served
-from serving.client import TritonInference
-from serving.local import LocalInference
+from serving.client.local import LocalInference
+from serving.client.remote import TritonInference
 
 ROUNDS = 200
 
 
-def measure(bundle_path: Path) -> dict[str, Any]:
+def measure_endpoint(bundle_path: Path) -> dict[str, Any]:
     """Milliseconds at batch 1, in process (first) and over gRPC (second), and their ratio."""
     bundle = Bundle.open(bundle_path)
     local = LocalInference(bundle)

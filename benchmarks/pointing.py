@@ -1,4 +1,4 @@
-"""`python -m benchmarks.pointing [RUN...]`: do attention and prototypes lie on the birds' parts, clean and attacked?
+"""`python -m benchmarks pointing [RUN...]`: do attention and prototypes lie on the birds' parts, clean and attacked?
 
 A run's folder is named ROW-SEED, as `make study` names it; the seeds of a row are summed up together.
 """
@@ -17,7 +17,6 @@ from rich.table import Table
 from benchmarks.record import save
 from bundle.errors import OptionError
 from bundle.resolution import wilson
-from fieldmark import guarded
 from robustness.pointing import ANY, MEASURES, RADIUS, SHOWN, TELLING, pointing
 from training.attacks.attacker import Attackers
 from training.run import Run
@@ -107,9 +106,3 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def _percent(share: dict[str, Any] | None) -> str:
     return "-" if share is None else f"{share['mean']:.0%}"
-
-
-if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(bench)
-    guarded(app)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.recipe DATA --weights FILE`: what each part of our recipe for photographs is worth.
+"""`python -m benchmarks recipe DATA --weights FILE`: what each part of our recipe for photographs is worth.
 
 One change at a time, one seed, clean training; every row is chosen and kept by validation, and the test part is looked
 at once, at its end. Beside them a linear probe: logistic regression on what the same weights make of the same images
@@ -19,7 +19,6 @@ from benchmarks.record import save
 from bundle.files import write_text
 from bundle.resolution import wilson
 from demo.stages import fieldmark
-from fieldmark import guarded
 from training.data import open_dataset
 from training.networks import Network, NetworkConfig
 from training.presets import preset
@@ -77,7 +76,7 @@ ROWS = (
 )
 
 
-def recipe(
+def bench(
     data: Annotated[Path, typer.Argument(help="Photographs, in any form that fieldmark train reads.")],
     weights: Annotated[str, typer.Option(help="'imagenet' or a file.")] = "imagenet",
     backbone: Annotated[str, typer.Option(help="A backbone and a side in pixels, as in a preset's name.")] = "vgg16-96",
@@ -219,9 +218,3 @@ def _begin(row: Mapping[str, Any], head: str) -> list[str]:
 def _percent(share: Mapping[str, Any]) -> str:
     low, high = share["interval"]
     return f"{100 * share['share']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-
-
-if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(recipe)
-    guarded(app)

@@ -61,7 +61,7 @@ def term_in_a_loop(distances: Tensor, attention: Tensor, labels: Tensor, classes
     return cluster / pairs, separation / pairs
 
 
-def measure(
+def measure_regulariser(
     batches: Sequence[int] = BATCHES, *, classes: int = CLASSES, per_class: int = PER_CLASS, side: int = SIDE
 ) -> dict[str, Any]:
     """Milliseconds and peak bytes of forward and backward, O(B) first and all pairs second, so that a ratio above 1

@@ -36,7 +36,7 @@ ITEMS, ROUNDS, DECISIONS = 10_000, 40, 60
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def measure(bundle_path: Path, items: int = ITEMS) -> dict[str, Any]:
+def measure_review(bundle_path: Path, items: int = ITEMS) -> dict[str, Any]:
     """First page, a later hundred rows, groups, figures, one image, a decision; the seconds until all is worked out."""
     bundle = Bundle.open(bundle_path)
     with tempfile.TemporaryDirectory(prefix="fieldmark-bench-") as folder:

@@ -40,7 +40,7 @@ class Setup:
     rounds: int = 5
 
 
-def measure(setup: Setup = Setup()) -> dict[str, Any]:
+def measure_runtime(setup: Setup = Setup()) -> dict[str, Any]:
     """Milliseconds by runtime, backbone and batch, and ratios to PyTorch eager; then what K and the head cost."""
     console = Console(stderr=True)
     peaks = peak()

@@ -17,14 +17,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import typer
 from PIL import Image
 
 from benchmarks.page import put
 from bundle.folder import Bundle
 from bundle.manifest import Manifest
 from bundle.tensors import DTYPES
-from fieldmark import guarded
 from scoring.answers import Asking
 from scoring.cluster.crew import Cluster
 from scoring.local.score import ScoreOptions, score_source
@@ -33,8 +31,8 @@ from scoring.table.chunks import ChunkScorer
 from scoring.table.here import Here
 from scoring.table.job import Crew, TableOptions, Work, score_into_table
 from scoring.table.runs import Chunk
-from serving.local import LocalInference
-from serving.prediction import Outputs
+from serving.client.local import LocalInference
+from serving.client.prediction import Outputs
 
 IMAGES, ROWS, ROUNDS = 4000, (1_000, 100_000, 1_000_000), 3
 SIDE, BATCH, CHUNK = (375, 500), 64, 256
@@ -44,7 +42,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 NUMPY = {"FP32": np.float32, "BOOL": np.bool_, "INT64": np.int64, "UINT8": np.uint8}
 
 
-def measure(bundle_path: Path, *, images: int = IMAGES, rows: Sequence[int] = ROWS) -> dict[str, Any]:
+def measure_scoring(bundle_path: Path, *, images: int = IMAGES, rows: Sequence[int] = ROWS) -> dict[str, Any]:
     """Images a second of each part and job, medians of ROUNDS turns; seconds and peak MB by rows."""
     with tempfile.TemporaryDirectory(prefix="fieldmark-bench-") as place:
         folder = Path(place)
@@ -54,16 +52,9 @@ def measure(bundle_path: Path, *, images: int = IMAGES, rows: Sequence[int] = RO
     return result
 
 
-def measure_and_tell(bundle_path: Path) -> dict[str, Any]:
-    """All of it, and the page."""
-    result = measure(bundle_path)
-    write_page(result)
-    return result
-
-
-def write_page(result: dict[str, Any]) -> None:
-    """Put the table into docs/benchmarks.md, between its marks."""
-    put("scoring", table(result), PAGE)
+def write_page(result: Path) -> None:
+    """Put the table of a kept result into docs/benchmarks.md, between its marks."""
+    put("scoring", table(json.loads(result.read_text(encoding="utf-8"))), PAGE)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -211,7 +202,7 @@ class ConstantCrew:
 
 def _alone(bundle: Path, folder: Path, count: int) -> dict[str, Any]:
     """`rows` in a process of its own, since the peak of memory is a process's."""
-    command = [sys.executable, "-m", "benchmarks.scoring", str(bundle), str(folder), str(count)]
+    command = [sys.executable, "-m", "benchmarks", "rows", str(bundle), str(folder), str(count)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -275,9 +266,3 @@ def _peak() -> float:
     status = Path("/proc/self/status").read_text(encoding="ascii")
     line = next(each for each in status.splitlines() if each.startswith("VmHWM:"))
     return round(int(line.split()[1]) / 1024, 1)
-
-
-if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(rows)
-    guarded(app)

@@ -17,8 +17,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.page import ORDER, put, table_head, table_row
+from benchmarks.page import put, table_head, table_row
 from benchmarks.record import save
+from benchmarks.study.tables import ORDER
 from bundle import tensors
 from bundle.console import say
 from bundle.errors import OptionError
@@ -32,8 +33,8 @@ from robustness.journal import Journal, success
 from robustness.measure import EPS
 from robustness.metrics import share
 from robustness.suites import attacks_on_both
+from training.data.choice import spread
 from training.data.loading import images_array
-from training.data.selection import spread
 from training.run import Run, image_spec
 
 ANY = "any"
@@ -63,7 +64,7 @@ def bench(
     progress.parent.mkdir(parents=True, exist_ok=True)
     journal, rows = Journal(progress), []
     for run in runs:
-        rows += measure(run, data, wanted, steps, count, journal)
+        rows += measure_run(run, data, wanted, steps, count, journal)
         result = {"alpha": ALPHA, "eps": EPS, "steps": steps, "rows": rows}
         path = save(name, result)
     console.print(_table(rows))
@@ -73,7 +74,7 @@ def bench(
     journal.close()
 
 
-def measure(
+def measure_run(
     path: Path, data: Path | None, wanted: Sequence[str], steps: int, count: int, journal: Journal
 ) -> list[dict[str, Any]]:
     """One entry a head: success of each attack and of any of them, of all images and of those answered rightly when

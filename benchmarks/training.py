@@ -69,7 +69,7 @@ CASES = {
 }
 
 
-def measure(cases: Mapping[str, Case] = CASES) -> dict[str, Any]:
+def measure_training(cases: Mapping[str, Case] = CASES) -> dict[str, Any]:
     """For each case milliseconds of a step, `maxsep` after each other system, and images/s of the loader beside it.
 
     Float32 on the CPU, random weights: speed does not depend on what a network has learned.
@@ -121,10 +121,11 @@ def made_up_batch(case: Case) -> tuple[Tensor, Tensor]:
 
 def optimisation_step(trainer: Trainer, images: Tensor, labels: Tensor) -> Tensor:
     """Forward, the whole objective, backward, Adam, as in the training loop after warm-up; returns the loss, []."""
-    loss: Tensor = trainer.model(images, labels, True)
-    trainer.fabric_optimizer.zero_grad()
-    trainer.fabric.backward(loss)
-    trainer.fabric_optimizer.step()
+    learner = trainer.learner
+    loss: Tensor = learner.loss(images, labels, True)
+    learner.optimizer.zero_grad()
+    learner.fabric.backward(loss)
+    learner.optimizer.step()
     return loss.detach()
 
 
@@ -138,10 +139,16 @@ def _measure_loader(
     is the work between the two, and belongs to neither.
     """
 
+    spec = trainer.feed.spec
+
     def loader(count: int, cache_bytes: int) -> ImageLoader:
-        repeated = tuple(itertools.islice(itertools.cycle(samples), count))
-        part = load_part(repeated, trainer.spec, cache_bytes=cache_bytes)
-        return image_loader(part, trainer.spec, batch_size=case.batch, shuffle_seed=0, workers=WORKERS)
+        return image_loader(
+            load_part(tuple(itertools.islice(itertools.cycle(samples), count)), spec, cache_bytes=cache_bytes),
+            spec,
+            batch_size=case.batch,
+            shuffle_seed=0,
+            workers=WORKERS,
+        )
 
     def pass_over(batches: ImageLoader) -> None:
         for _ in batches:

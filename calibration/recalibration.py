@@ -27,7 +27,7 @@ from calibration.graph import recalibrated
 from calibration.sample import Images, Sample, Seen, look
 from detector.conformal import check_calibration_size
 from detector.model import Detector
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 
 CALIBRATION = "calibration"  # the key of `training`, free as that is, that says what a calibration was made with
 REPORT = "report/calibration.json"

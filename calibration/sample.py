@@ -16,7 +16,7 @@ from bundle import tensors
 from bundle.errors import DatasetError, ImageError
 from bundle.files import sha256_of
 from bundle.progress import Work
-from serving.prediction import Inference
+from serving.client.prediction import Inference
 
 BATCH = 64
 NAMED = 10  # images that an error names before it counts the others

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from demo.stages import StageFailed
+from serving.client.prediction import Prediction
 from serving.gateway.client import FieldmarkClient
-from serving.prediction import Prediction
 
 STOP_SECONDS = 30.0
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.files import atomic_file
-from serving.explain import overlay
-from serving.prediction import Prediction
+from serving.client.explain import overlay
+from serving.client.prediction import Prediction
 
 BESIDE = 2  # birds in a line
 GOOD, BAD, QUIET = "#1b7837", "#b2182b", "#555555"

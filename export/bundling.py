@@ -41,8 +41,8 @@ from robustness.suites import Suite
 from training.attacks.attacker import Attackers
 from training.attacks.names import CLEAN, NOISE, check_attacks
 from training.data import Sample, check_outside
+from training.data.choice import evenly
 from training.data.loading import images_array
-from training.data.selection import evenly
 from training.networks import Network
 from training.run import PrototypeSource, Run, RunRecord, image_spec, published_config
 

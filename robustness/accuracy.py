@@ -20,8 +20,8 @@ from training.attacks.attacker import Attackers
 from training.attacks.files import BATCH
 from training.attacks.losses import judge_of
 from training.attacks.names import AUTO_CLASSES, CLEAN
+from training.data.choice import samples_of, spread
 from training.data.loading import image_loader, load_part
-from training.data.selection import samples_of, spread
 from training.pixels import from_bytes, round_to_bytes
 from training.run import RunRecord, image_spec
 

@@ -18,8 +18,8 @@ from robustness.suites import CURVE, KEPT, OWN_HEAD, Suite
 from training.attacks.losses import loss_of, losses_against
 from training.attacks.names import AUTO_CLASSES, CLEAN, NOISE, attack_named
 from training.data import Sample
+from training.data.choice import spread
 from training.data.loading import images_array
-from training.data.selection import spread
 from training.networks import Network
 from training.pixels import from_bytes
 from training.run import RunRecord, image_spec

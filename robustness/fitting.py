@@ -27,8 +27,8 @@ from detector.moments import ClassMoments
 from training.attacks.attacker import Attacker, Attackers
 from training.attacks.names import CLEAN, NOISE
 from training.data import Dataset
+from training.data.choice import evenly, spread
 from training.data.loading import ImageParts, image_loader, images_array, load_part
-from training.data.selection import evenly, spread
 from training.networks import Network, detector_features
 from training.pixels import from_bytes
 

@@ -27,8 +27,8 @@ from training.attacks.losses import loss_of
 from training.attacks.names import AUTO_CLASSES, CLEAN, NOISE
 from training.attacks.step import gradient_of
 from training.data import Dataset
+from training.data.choice import evenly, spread
 from training.data.loading import images_array
-from training.data.selection import evenly, spread
 from training.pixels import from_bytes
 from training.run import RunRecord, image_spec
 

@@ -23,10 +23,10 @@ from training.attacks.attacker import Attackers
 from training.attacks.files import BATCH
 from training.attacks.names import CLEAN
 from training.data import Dataset, Sample
+from training.data.choice import samples_of, spread
 from training.data.index import Landmark
 from training.data.landmarks import placed
 from training.data.loading import image_loader
-from training.data.selection import samples_of, spread
 from training.data.species import telling_parts
 from training.networks import Network
 from training.pixels import from_bytes, round_to_bytes

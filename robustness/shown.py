@@ -7,8 +7,8 @@ from bundle import tensors
 from robustness.figures import Looked, Prototype
 from training.attacks.attacker import Attackers
 from training.data import Dataset
+from training.data.choice import spread
 from training.data.loading import images_array
-from training.data.selection import spread
 from training.networks import Network
 from training.pixels import from_bytes, round_to_bytes
 from training.run import Run, RunRecord, image_spec

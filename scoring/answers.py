@@ -20,7 +20,7 @@ from bundle.errors import EndpointError, OptionError
 from bundle.manifest import Manifest
 from scoring.rows import Answer
 from scoring.sources import SourceFile
-from serving.prediction import Inference, Outputs, check_alpha, predictions
+from serving.client.prediction import Inference, Outputs, check_alpha, predictions
 
 MAX_AHEAD_BYTES = 512 * 1024 * 1024  # of decoded images that wait for inference
 

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from bundle.errors import MissingExtra
 from bundle.version import version
 from scoring.sources import SourceFile
-from serving.prediction import Prediction
+from serving.client.prediction import Prediction
 
 OK, ERROR = "ok", "error"
 Answer = Prediction | str  # a string is the error's sentence

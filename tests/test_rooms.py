@@ -6,6 +6,7 @@ The first sees what comes in through other modules, the second what hides inside
 import ast
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -60,7 +61,27 @@ WALLS = {
         not_at_import=DRAWING | ENGINES | {"scipy", "pyarrow", "onnxruntime"},
     ),
     "fieldmark": Wall(rooms={"bundle"}, never=TORCH | FITTING | GRAPHS | CALLS | DRAWING),
-}
+    # The whole job by the public verbs, each in a process of its own: here are only the clients of what they start.
+    "demo": Wall(
+        rooms={"bundle", "serving", "scoring", "robustness", "fieldmark"},
+        never=TORCH | FITTING | GRAPHS | ENGINES | {"pytriton", "onnxruntime", "pyarrow"},
+        not_at_import=DRAWING,
+    ),
+    "benchmarks": Wall(
+        rooms={
+            "bundle", "detector", "training", "robustness", "export", "serving", "scoring", "calibration", "review",
+            "fieldmark", "demo",
+        },
+        never={"pytriton"},
+        not_at_import=DRAWING | ENGINES | {"pyarrow", "onnxruntime"},
+    ),
+}  # fmt: skip
+NOT_INSTALLED = {"demo", "benchmarks"}  # they belong to the repository
+
+DEFINITIONS = (
+    ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign,
+)  # fmt: skip
+FREE = {"warnings.filterwarnings"}  # Pillow would warn of what our own limits refuse, whoever opens an image first
 
 # Imports every module of a room and prints, as JSON, the top-level names that are loaded then.
 PROBE = """
@@ -106,8 +127,7 @@ def imported(file: Path) -> set[str]:
 def breaches(root: Path, room: str) -> list[str]:
     """Everything that a room does against its wall, one sentence each."""
     wall = WALLS[room]
-    strangers = set(WALLS) | {"demo", "benchmarks", "tests"}
-    strangers -= wall.rooms | {room}
+    strangers = (set(WALLS) | {"tests"}) - wall.rooms - {room}
     found = [f"{room} loads {name}" for name in loaded(root, room) & (strangers | wall.never | wall.not_at_import)]
     for file in sources(root, room):
         where = file.relative_to(root)
@@ -116,6 +136,29 @@ def breaches(root: Path, room: str) -> list[str]:
                 found.append(f"{where} imports {name}")
             if name.startswith("."):
                 found.append(f"{where} imports relatively; the folder path is the import path")
+    return found
+
+
+def works_at_import(root: Path, room: str) -> list[str]:
+    """Statements that do something when a file is imported, beyond definitions: an import has to be free."""
+    found = []
+    for file in sources(root, room):
+        if file.parent.name == "generated":  # by protoc
+            continue
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                called = ast.unparse(node.value.func)
+                free = called.startswith(("app.add_typer", "app.command(")) or called in FREE
+            elif isinstance(node, ast.If):
+                free = ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+            elif isinstance(node, ast.Try):
+                free = all(isinstance(each, ast.Import | ast.ImportFrom) for each in node.body)
+            else:
+                free = isinstance(node, DEFINITIONS) or (
+                    isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+                )
+            if not free:
+                found.append(f"{file.relative_to(root)} does something when it is imported: {ast.unparse(node)[:60]}")
     return found
 
 
@@ -134,13 +177,26 @@ def test_every_folder_of_a_room_is_a_package() -> None:
 
 def test_every_room_has_a_wall() -> None:
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert set(build["only-include"]) == {room if room != "fieldmark" else "fieldmark.py" for room in WALLS}
-    assert set(build["packages"]) == set(WALLS) - {"fieldmark"}
+    installed = set(WALLS) - NOT_INSTALLED
+    assert set(build["only-include"]) == {room if room != "fieldmark" else "fieldmark.py" for room in installed}
+    assert set(build["packages"]) == installed - {"fieldmark"}
 
 
 @pytest.mark.parametrize("room", WALLS)
 def test_room_keeps_its_wall(room: str) -> None:
     assert breaches(ROOT, room) == []
+
+
+@pytest.mark.parametrize("room", WALLS)
+def test_no_room_works_at_import(room: str) -> None:
+    assert works_at_import(ROOT, room) == []
+
+
+@pytest.mark.parametrize("room", ["serving", "scoring", "calibration", "review"])
+def test_what_is_served_is_a_network(room: str) -> None:
+    """`docs/decisions/025-head-and-network.md`: a head is a part of a network in training, and known there alone."""
+    said = re.compile(r"\bheads\b|\bclass Head|\b(full|attention) head\b")
+    assert [str(file) for file in sources(ROOT, room) if said.search(file.read_text(encoding="utf-8"))] == []
 
 
 @pytest.mark.parametrize("room", ["bundle", "serving", "scoring", "fieldmark"])
@@ -202,6 +258,22 @@ def test_a_chatty_import_is_seen(tmp_path: Path) -> None:
     build(tmp_path, bundle__noisy="print('hello')")
     with pytest.raises(AssertionError, match="hello"):
         loaded(tmp_path, "bundle")
+
+
+@pytest.mark.parametrize(
+    "line", ["print('hello')", "for each in ():\n    pass", "torch.set_num_threads(1)", "if len('a'):\n    x = 1"]
+)
+def test_work_at_import_is_seen(tmp_path: Path, line: str) -> None:
+    build(tmp_path, benchmarks__busy=line, benchmarks__fine="import json\nX = 1\n\ndef f():\n    print(X)")
+    (found,) = works_at_import(tmp_path, "benchmarks")
+    assert found.startswith("benchmarks/busy.py does something when it is imported")
+
+
+def test_nobody_imports_the_demo_or_a_benchmark(tmp_path: Path) -> None:
+    build(tmp_path, scoring__bad="def late():\n    from benchmarks.gateway.load import poisson", benchmarks__load="")
+    build(tmp_path, demo__bad="import benchmarks.load")
+    assert breaches(tmp_path, "scoring") == ["scoring/bad.py imports benchmarks"]
+    assert breaches(tmp_path, "demo") == ["demo loads benchmarks", "demo/bad.py imports benchmarks"]
 
 
 def test_a_shadow_is_seen(tmp_path: Path) -> None:

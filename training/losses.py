@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bundle import tensors
 from bundle.errors import MissingExtra, OptionError
-from training.networks import Forward, NetworkConfig, PrototypeHead
+from training.networks import Forward, Network, NetworkConfig, PrototypeHead
 
 # How locations count in the prototype terms: each by the batch's attention (Eq. 3), each by its own image's (Eqs. 1-2),
 # or the closest alone (ProtoPNet).
@@ -153,6 +154,26 @@ class Objective(nn.Module):
             near, away = prototype_conformity(forward.embedding, labels, self.centers)
             loss = loss + weights.proximity * near - weights.contrast * away
         return loss
+
+
+class BatchLoss(nn.Module):
+    """The loss of a batch, with network and objective in one module, so that processes that train together share every
+    parameter.
+    """
+
+    def __init__(self, network: Network, objective: Objective) -> None:
+        super().__init__()
+        self.network, self.objective = network, objective
+
+    def forward(self, images: Tensor, labels: Tensor, joint: bool, clean: Tensor | None = None) -> Tensor:
+        """The loss, [], of images [B, 3, H, W] in [0, 1] and labels [B]; `clean` are the same before an attack."""
+        found = self.network(images)
+        loss: Tensor = self.objective(found, labels, joint=joint)
+        weight = self.objective.weights.consistency
+        if clean is None or not weight:
+            return loss
+        head = tensors.ATTENTION_ONLY if tensors.ATTENTION_ONLY in found.logits else next(iter(found.logits))
+        return loss + weight * divergence(self.network(clean, head).logits[head], found.logits[head])
 
 
 def others_mask(head: PrototypeHead) -> Tensor:

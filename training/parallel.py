@@ -1,4 +1,7 @@
-"""Several processes that train one network: how they start, what they share, and how their errors come home."""
+"""Where to compute, and several processes that train one network: how they start, and how their errors come home.
+
+What such processes share, step by step, is in `training.sharing`.
+"""
 
 import json
 import logging
@@ -12,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from bundle import errors
 from bundle.errors import FieldmarkError, MissingExtra, OptionError, TrainingError
@@ -126,66 +128,3 @@ def _guarded(fabric: "Fabric", work: Callable[["Fabric"], None], message: Path) 
         raise SystemExit(1) from None
     fabric.barrier()  # nobody leaves while another still talks to it
     dist.destroy_process_group()
-
-
-class _Summed(torch.autograd.Function):
-    """A sum over processes, and of gradients on the way back: every process's loss may depend on every term."""
-
-    @staticmethod
-    def forward(context: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
-
-
-def summed(values: Tensor) -> Tensor:
-    """The sum over all processes, differentiable."""
-    total: Tensor = _Summed.apply(values)
-    return total
-
-
-def gathered(rows: Tensor) -> Tensor:
-    """The rows of all processes, [processes * B, ...], each of which holds as many; differentiable."""
-    every = rows.new_zeros(dist.get_world_size(), *rows.shape)
-    every[dist.get_rank()] = rows
-    return summed(every).flatten(0, 1)
-
-
-class SharedBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over the images of all processes. PyTorch's own synchronised form refuses CPUs; equal to
-    nn.BatchNorm2d on the whole batch, for shares of equal size.
-    """
-
-    def forward(self, maps: Tensor) -> Tensor:
-        mean_so_far, variance_so_far, counted = self.running_mean, self.running_var, self.num_batches_tracked
-        if not self.training or mean_so_far is None or variance_so_far is None or counted is None:
-            return super().forward(maps)
-        dimensions, processes = (0, 2, 3), dist.get_world_size()
-        precise = maps.float()  # in mixed precision too
-        moments = torch.stack([precise.mean(dimensions), precise.square().mean(dimensions)])
-        mean, square = summed(moments) / processes
-        variance = (square - mean.square()).clamp_min(0)
-        with torch.no_grad():
-            count = maps.numel() / maps.shape[1] * processes
-            mean_so_far.lerp_(mean, self.momentum or 0.0)
-            variance_so_far.lerp_(variance * count / (count - 1), self.momentum or 0.0)
-            counted.add_(1)
-        scale = torch.rsqrt(variance + self.eps) * self.weight
-        normalised: Tensor = precise * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
-        return normalised.to(maps.dtype)
-
-
-def share_statistics(network: nn.Module, device: torch.device) -> None:
-    """Let every batch normalisation of `network` see the whole batch; its state keeps its names."""
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        return
-    for module in network.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SharedBatchNorm

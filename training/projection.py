@@ -2,7 +2,7 @@
 is fitted to what they are now.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 from bundle.progress import shown
 from training.config import TrainingConfig
 from training.data import Sample
-from training.data.loading import Batches
+from training.feed import Batch, Walk, epoch_seed
 from training.losses import others_mask, sparsity
 from training.networks import Network
 from training.pixels import from_bytes
@@ -24,7 +24,7 @@ Attacked = Callable[[Tensor, Tensor], Tensor]
 
 @torch.no_grad()
 def project(
-    network: Network, batches: Callable[[], Batches], samples: tuple[Sample, ...], device: torch.device
+    network: Network, batches: Walk, samples: tuple[Sample, ...], device: torch.device
 ) -> list[PrototypeSource]:
     """Replace each prototype by its nearest own-class x_i^t over clean, unaugmented images, attention ignored (as the
     authors' code does), and tell where each came from.
@@ -60,7 +60,7 @@ def project(
 
 def fit_last_layer(
     network: Network,
-    batches: Callable[[], Batches],
+    batches: Walk,
     config: TrainingConfig,
     attacked: Attacked | None = None,
     *,
@@ -73,7 +73,7 @@ def fit_last_layer(
     if head is None:
         return
     optimizer = torch.optim.Adam(head.classifier.parameters(), lr=config.learning_rate_last_layer)
-    generator = torch.Generator().manual_seed(config.seed * 100_003 + config.epochs)
+    generator = torch.Generator().manual_seed(epoch_seed(config, config.epochs))
     similarities, labels = _similarities(network, batches(), attacked)
     others = others_mask(head)  # once: with a thousand classes it has ten million entries
     passes = shown(range(config.last_layer_epochs), "fitting the last layer", unit="passes", console=console)
@@ -92,7 +92,7 @@ def fit_last_layer(
             optimizer.step()
 
 
-def _similarities(network: Network, batches: Batches, attacked: Attacked | None) -> tuple[Tensor, Tensor]:
+def _similarities(network: Network, batches: Iterable[Batch], attacked: Attacked | None) -> tuple[Tensor, Tensor]:
     """[n, m] of all images, and their labels [n]."""
     network.eval()
     similar, truth = [], []

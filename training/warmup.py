@@ -14,7 +14,7 @@ from torch import Tensor
 from bundle.progress import shown
 from training.augment import augment
 from training.config import TrainingConfig
-from training.data.loading import Batches
+from training.feed import Walk
 from training.losses import Objective
 from training.networks import Network, read_heads
 from training.pixels import from_bytes
@@ -23,7 +23,7 @@ from training.pixels import from_bytes
 def warm_up(
     network: Network,
     objective: Objective,
-    batches: Callable[[], Batches],
+    batches: Walk,
     config: TrainingConfig,
     generator: torch.Generator,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -32,8 +32,7 @@ def warm_up(
     """Take `warmup_steps` steps of the heads; returns the mean loss of the last tenth of them.
 
     The backbone computes under `autocast`, the heads as they always do, in float32. The rate is constant for half of
-    the steps and falls to zero over the rest. Nothing but the heads changes. Shown on
-    `console`.
+    the steps and falls to zero over the rest. Nothing but the heads changes. Shown on `console`.
     """
     # No longer than for the features: autocast keeps the weights that it has cast, and the steps below change them.
     with autocast():
@@ -63,7 +62,7 @@ def warm_up(
 
 @torch.no_grad()
 def _features(
-    network: Network, batches: Callable[[], Batches], config: TrainingConfig, generator: torch.Generator
+    network: Network, batches: Walk, config: TrainingConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Last maps of `warmup_copies` augmented copies of every image, [n, C, h, w] in bfloat16, and labels [n]."""
     network.eval()

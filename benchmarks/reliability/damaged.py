@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gateway.sides import photographs
 from benchmarks.reliability.brittle import brittle_bundle
 from benchmarks.reliability.deployment import Deployment, Door
 from benchmarks.reliability.neighbours import png
 from benchmarks.reliability.rows import Ground, Outcome, Row, beside_neighbours, tally
 from benchmarks.reliability.wire import Heard, outcome
-from benchmarks.sides import photographs
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.generated.fieldmark_pb2_grpc import FieldmarkStub
 

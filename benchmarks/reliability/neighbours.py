@@ -16,9 +16,9 @@ from benchmarks.reliability.wire import Heard, outcome
 from bundle import Bundle
 from bundle.resolution import smallest_p_value
 from bundle.tensors import INSTANCE_SCORE, P_VALUE, PROBABILITIES
+from serving.client.local import LocalInference
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.generated.fieldmark_pb2_grpc import FieldmarkStub
-from serving.local import LocalInference
 
 IMAGES = 8
 PAUSE_SECONDS = 0.05  # between two calls of one neighbour: they are honest, not many

@@ -1,4 +1,4 @@
-"""What the bundle says of one image, computed anew: both heads, where they looked, which prototypes fired."""
+"""What the bundle says of one image, computed anew: every network, where it looked, which prototypes fired."""
 
 import hashlib
 import threading
@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle import Bundle, tensors
-from serving.local import LocalInference
-from serving.prediction import Outputs, Prediction, predictions
+from serving.client.local import LocalInference
+from serving.client.prediction import Outputs, Prediction, predictions
 
 TOP = 3
 MOST_KEPT = 64  # looks that are not computed again
@@ -30,7 +30,7 @@ class Fired:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head:
+class NetworkLook:
     """One network's answer; attention : (h, w) in 0..1; `fired` only of the full network."""
 
     network: str
@@ -44,7 +44,7 @@ class Look:
     """pixels : (H, W, 3) uint8, as the network saw them; an answer for each network of the bundle, by name."""
 
     pixels: Pixels
-    heads: Mapping[str, Head]
+    networks: Mapping[str, NetworkLook]
 
 
 class Looker:
@@ -64,19 +64,19 @@ class Looker:
                 self._kept.move_to_end(digest)
                 return self._kept[digest]
         pixels = self.bundle.manifest.image.decode(data)
-        heads = {name: self._head(name, pixels) for name in self.bundle.manifest.networks}
-        found = Look(pixels=pixels, heads=heads)
+        looks = {name: self._look(name, pixels) for name in self.bundle.manifest.networks}
+        found = Look(pixels=pixels, networks=looks)
         with self._lock:
             self._kept[digest] = found
             while len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
         return found
 
-    def _head(self, network: str, pixels: Pixels) -> Head:
+    def _look(self, network: str, pixels: Pixels) -> NetworkLook:
         manifest = self.bundle.manifest
         outputs = self._inference.infer(pixels[None], network)
         top = min(TOP, len(manifest.labels))
-        return Head(
+        return NetworkLook(
             network=network,
             prediction=predictions(outputs, manifest, network, top=top)[0],
             attention=outputs[tensors.ATTENTION][0],

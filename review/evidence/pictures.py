@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from bundle.image import ImageSpec, upright_size_of
-from serving.explain import overlay
+from serving.client.explain import overlay
 
 THUMBNAIL, LARGEST = 112, 1024  # pixels of the longer side
 AMPLIFIED = 10  # times

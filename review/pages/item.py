@@ -19,7 +19,7 @@ from review.pages.queue import existing
 from review.store.queue import Filter, after
 from review.store.sample import samples
 from review.store.verdicts import history, standing
-from serving.classify import prototype_images
+from serving.client.classify import prototype_images
 
 KEPT = "private, max-age=3600"
 DIFFERENCES = ("encoded", "smoothed")
@@ -75,8 +75,8 @@ def picture(request: Request) -> Response:
         return _image(png(look.pixels), "image/png")
     if kind in DIFFERENCES:
         return _image(png(difference(look.pixels, kind)), "image/png")
-    if kind in look.heads:
-        return _image(png(attended(look.pixels, look.heads[kind].attention)), "image/png")
+    if kind in look.networks:
+        return _image(png(attended(look.pixels, look.networks[kind].attention)), "image/png")
     raise NotFound(f"there is no picture {kind[:40]!r} of an image")
 
 

@@ -15,7 +15,7 @@ from scoring.table.chunks import ChunkScorer
 from scoring.table.fetching import Reader
 from scoring.table.place import Place
 from scoring.table.runs import Begun, Chunk, Manifest
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 
 BUNDLES = "_fieldmark/bundles"
 

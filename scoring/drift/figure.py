@@ -9,7 +9,7 @@ from bundle.errors import MissingExtra
 from bundle.files import atomic_file
 from scoring.drift.comparison import CAPITALS, Drift, clean_share, flagging_groups, groups
 from scoring.drift.scored import Calibration, ScoredSet
-from serving.explain import ALARM, CLEAN, INK, SOFT
+from serving.client.explain import ALARM, CLEAN, INK, SOFT
 
 BAND, BAR = "#d8e6d9", "#5b7fa6"
 BINS, BLOCKS, SMALLEST_BLOCK, POINTS = 20, 40, 20, 4000

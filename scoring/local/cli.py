@@ -20,7 +20,7 @@ from scoring.local.jobs import read_state
 from scoring.local.score import ScoreOptions, Summary, score_source
 from scoring.sources import Source
 from scoring.stopping import stopping
-from serving.prediction import Inference
+from serving.client.prediction import Inference
 
 
 def score_shards(

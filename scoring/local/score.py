@@ -20,7 +20,7 @@ from scoring.local.jobs import Job
 from scoring.local.shards import FAILED, ScoreFolder, Taken, failures
 from scoring.local.stretches import Stretch, stretches
 from scoring.sources import Source, SourceFile
-from serving.prediction import Inference
+from serving.client.prediction import Inference
 
 MAX_SHARD_ROWS = 1_000_000  # a shard's rows are held in memory
 NAMED = 10  # failed files in a summary; their list has all

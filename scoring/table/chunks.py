@@ -16,7 +16,7 @@ from scoring.table.fetching import Unfetched
 from scoring.table.place import Place
 from scoring.table.runs import DONE, Begun, Chunk, Manifest, write_record
 from scoring.table.spans import Task, read_chunk
-from serving.prediction import Inference
+from serving.client.prediction import Inference
 
 NAMED = 10  # files without a score in a chunk's record
 

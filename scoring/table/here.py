@@ -7,7 +7,7 @@ from scoring.table.chunks import ChunkScorer
 from scoring.table.fetching import PAUSES, Reader
 from scoring.table.job import Work
 from scoring.table.runs import Chunk
-from serving.prediction import Inference
+from serving.client.prediction import Inference
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from bundle.console import say
-from bundle.errors import MissingExtra, OptionError
+from bundle.errors import MissingExtra
 from bundle.files import atomic_file, check_place, write_text
 from serving.envoy.flags import (
     Binary,
@@ -22,7 +22,7 @@ from serving.envoy.flags import (
     Keys,
     Rate,
     Reflection,
-    check_certificates,
+    envoy_options,
 )
 from serving.envoy.options import DEFAULT_ENVOY_PORT, DEFAULTS, EnvoyOptions
 
@@ -78,23 +78,6 @@ def envoy(
         temporary.touch(mode=0o600)
         temporary.write_text(json.dumps(configuration(options, renewals), indent=2) + "\n", encoding="utf-8")
     say(Console(), f"{out} holds the keys: keep it. Run it: envoy -c {out}")
-
-
-def envoy_options(given: dict[str, object]) -> EnvoyOptions:
-    """Options from flags, whose files are read here; raises OptionError."""
-    from serving.envoy.keys import read_keys
-
-    certificate, key, keys = (given[name] for name in ("certificate", "certificate_key", "keys"))
-    client_ca = given["client_ca"]
-    if not (isinstance(certificate, Path) and isinstance(key, Path) and isinstance(keys, Path)):
-        raise OptionError(
-            "who faces strangers needs a certificate and keys", hint="Give --certificate, --certificate-key and --keys."
-        )
-    check_certificates(certificate, key, client_ca if isinstance(client_ca, Path) else None)
-    try:
-        return EnvoyOptions(**given | {"keys": read_keys(keys)})  # type: ignore[arg-type]
-    except ValueError as problem:
-        raise OptionError(str(problem)) from None
 
 
 def _let_envoy_look(options: EnvoyOptions, binary: Path | None, *, renewed: bool) -> None:

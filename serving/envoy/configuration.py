@@ -9,7 +9,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from serving.client import parse_url
+from serving.client.remote import parse_url
 from serving.envoy.keys import KEY_NAME
 from serving.envoy.options import EnvoyOptions
 from serving.envoy.refusals import CAME_AS, local_replies

@@ -52,7 +52,7 @@ def find_door(given: Mapping[str, Any], host: str, port: int, limits: Mapping[st
 
 
 def _door(given: Mapping[str, Any], host: str, port: int, limits: Mapping[str, Any]) -> Door:
-    from serving.envoy.cli import envoy_options
+    from serving.envoy.flags import envoy_options
     from serving.envoy.process import find_envoy
     from serving.gateway.server import check_port, free_port
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from bundle.errors import OptionError
+from serving.envoy.options import EnvoyOptions
 
 _PANEL = "In front of strangers: Envoy"
 
@@ -54,3 +55,20 @@ def check_certificates(certificate: Path, certificate_key: Path, client_ca: Path
             context.load_verify_locations(client_ca)
     except (ssl.SSLError, ValueError, OSError):
         raise OptionError(f"{client_ca} holds no certificate", hint="A PEM file.") from None
+
+
+def envoy_options(given: dict[str, object]) -> EnvoyOptions:
+    """Options from flags, whose files are read here; raises OptionError."""
+    from serving.envoy.keys import read_keys
+
+    certificate, key, keys = (given[name] for name in ("certificate", "certificate_key", "keys"))
+    client_ca = given["client_ca"]
+    if not (isinstance(certificate, Path) and isinstance(key, Path) and isinstance(keys, Path)):
+        raise OptionError(
+            "who faces strangers needs a certificate and keys", hint="Give --certificate, --certificate-key and --keys."
+        )
+    check_certificates(certificate, key, client_ca if isinstance(client_ca, Path) else None)
+    try:
+        return EnvoyOptions(**given | {"keys": read_keys(keys)})  # type: ignore[arg-type]
+    except ValueError as problem:
+        raise OptionError(str(problem)) from None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.errors import EndpointError
-from serving.client import parse_url
+from serving.client.remote import parse_url
 from serving.envoy.keys import Key
 from serving.gateway.options import DEFAULT_PORT, MESSAGE_MARGIN, MIB, check_positive, flag
 

@@ -19,7 +19,7 @@ from serving.envoy.configuration import certificates, configuration
 from serving.envoy.options import EnvoyOptions
 from serving.gateway.server import address_of
 from serving.processes import ending
-from serving.triton_config import available_cores
+from serving.triton.config import available_cores
 from serving.workspace import Workspace, sweep
 
 START_SECONDS = 30.0

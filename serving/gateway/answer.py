@@ -9,10 +9,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from bundle import Manifest, tensors
+from serving.client.prediction import Outputs, predictions
 from serving.gateway.asked import Asked
 from serving.gateway.failures import set_seconds
 from serving.gateway.generated import fieldmark_pb2 as v1
-from serving.prediction import Outputs, predictions
 
 LookUp = Callable[[int], npt.NDArray[np.uint8] | None]
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from bundle import Bundle, Manifest
 from bundle.errors import EndpointError
-from serving.client import ServedBundle
+from serving.client.remote import ServedBundle
 from serving.gateway.probing import Prober
 from serving.gateway.upstream import Triton, TritonAddress
 

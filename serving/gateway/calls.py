@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from bundle.errors import OptionError, RequestRefused
-from serving.client import channel_options, parse_url
+from serving.client.remote import channel_options, parse_url
 from serving.gateway.failures import DETAILS, read_details
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.options import DEFAULT_PORT, is_loopback

@@ -18,7 +18,7 @@ from rich.console import Console
 from bundle import Bundle
 from bundle.console import say
 from bundle.errors import OptionError, ServerError
-from serving.client import UNIX
+from serving.client.remote import UNIX
 from serving.envoy.door import Door, find_door, limits_of
 from serving.envoy.flags import (
     Binary,
@@ -213,7 +213,7 @@ def _triton(where: str, insisted: Bundle | None, python: Path | None) -> Iterato
     if where.startswith(UNIX) or (not Path(where).exists() and os.sep not in where):
         yield where, None, None
         return
-    from serving.server import TritonServer
+    from serving.triton.server import TritonServer
     from serving.workspace import private_folder
 
     opened = Bundle.open(Path(where))

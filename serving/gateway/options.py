@@ -4,7 +4,7 @@ import ipaddress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from serving.triton_config import available_cores
+from serving.triton.config import available_cores
 
 DEFAULT_PORT = 8010
 DEFAULT_METRICS_PORT = 8011

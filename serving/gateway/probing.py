@@ -12,9 +12,9 @@ import numpy as np
 
 from bundle import Manifest
 from bundle.errors import EndpointError, RequestRefused
-from serving.client import ServedBundle
+from serving.client.remote import ServedBundle
 from serving.gateway.upstream import Triton
-from serving.probe import GREY
+from serving.triton.probe import GREY
 
 
 class Prober:

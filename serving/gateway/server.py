@@ -17,7 +17,7 @@ import grpc
 
 from bundle import Bundle
 from bundle.errors import MissingExtra, ServerError
-from serving.classify import prototype_images
+from serving.client.classify import prototype_images
 from serving.envoy.expiry import note_expiry
 from serving.gateway.behind import Behind
 from serving.gateway.handlers import SERVICE, add_service

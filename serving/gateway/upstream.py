@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from bundle import Manifest, tensors
 from bundle.errors import EndpointError, OptionError, RequestRefused
-from serving.client import ServedBundle, explain, numpy_type, parse_url, served_bundle, shaped
+from serving.client.prediction import Outputs
+from serving.client.remote import ServedBundle, explain, numpy_type, parse_url, served_bundle, shaped
 from serving.gateway import failures
-from serving.prediction import Outputs
-from serving.triton_config import BUNDLE_ID
+from serving.triton.config import BUNDLE_ID
 
 RESTRICTED = "triton-grpc-protocol-"  # Triton wants its flag's name behind this
 CA, CERTIFICATE, KEY = "ca.pem", "client.pem", "client.key"

@@ -39,6 +39,8 @@ from serving.upkeep.options import ServeOptions
 from serving.upkeep.service import Serving
 from serving.workspace import private_folder
 
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
 _SENTENCES = {
     "trouble": "{who}: {cause}; replacing it",
     "replaced": "{who} answers again, after {seconds} s",
@@ -49,6 +51,12 @@ _SENTENCES = {
 }
 
 
+@app.callback()
+def verbs() -> None:
+    """Keeps `serve` a command of its own name while it is the only one here."""
+
+
+@app.command()
 def serve(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
     gateway_options: Annotated[
@@ -136,7 +144,7 @@ def serve(
     'fieldmark roll' moves it to another bundle and back; --watch does so by itself. An address that others reach takes
     a certificate and keys, and an Envoy that is started before the gateway, or --insecure.
     """
-    from serving.triton_command import collector_url
+    from serving.triton.command import collector_url
 
     given = locals()
     kept = [

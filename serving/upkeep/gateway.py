@@ -17,7 +17,7 @@ import grpc
 
 from bundle import Bundle
 from bundle.errors import EndpointError, FieldmarkError, OptionError, ServerError
-from serving.client import channel_options
+from serving.client.remote import channel_options
 from serving.control import tell
 from serving.gateway.options import CLOSE_SECONDS
 from serving.processes import end_group, ending, launch

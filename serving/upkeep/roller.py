@@ -20,7 +20,7 @@ from typing import Any
 
 from bundle import Bundle, Manifest
 from bundle.errors import EndpointError, FieldmarkError, Interrupted, OptionError, RepositoryError, ServerError
-from serving.server import TritonServer
+from serving.triton.server import TritonServer
 from serving.upkeep.gateway import GatewayProcess
 from serving.upkeep.keeper import LOOK_SECONDS, STEP_SECONDS, Trouble
 from serving.upkeep.source import Source

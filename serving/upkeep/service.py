@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from bundle import Bundle
 from bundle.errors import BundleError, ServerError
-from serving.client import UNIX
+from serving.client.remote import UNIX
 from serving.control import Control, check_socket
 from serving.gateway.tally import Tally
-from serving.server import TritonServer
-from serving.triton_command import GRPC_SOCKET, METRICS_SOCKET
+from serving.triton.command import GRPC_SOCKET, METRICS_SOCKET
+from serving.triton.server import TritonServer
 from serving.upkeep.gateway import WHO, GatewayProcess
 from serving.upkeep.keeper import Service, Stopped
 from serving.upkeep.options import DEFAULT_TRITON_PORT, ServeOptions

@@ -17,11 +17,11 @@ import contextlib
 import time
 
 from bundle.errors import EndpointError, ServerError
-from serving.client import TritonInference
-from serving.probe import ask
+from serving.client.remote import TritonInference
 from serving.processes import kill
-from serving.server import TritonServer
-from serving.triton_config import MAX_BATCH_SIZE
+from serving.triton.config import MAX_BATCH_SIZE
+from serving.triton.probe import ask
+from serving.triton.server import TritonServer
 from serving.upkeep.keeper import PATIENCE_SECONDS, STEP_SECONDS, Stopped, Trouble
 
 PROBE_SECONDS = 2.0  # for each probe

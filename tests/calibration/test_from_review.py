@@ -18,7 +18,7 @@ from review.store.queue import counts
 from review.store.sample import draw
 from review.store.verdicts import decide
 from scoring.local.score import ScoreOptions, score_source
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 
 
 def test_a_decided_sample_makes_another_bundle(

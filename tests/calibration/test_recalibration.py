@@ -20,7 +20,7 @@ from calibration.recalibration import CALIBRATION, recalibrate
 from detector.conformal import p_values
 from detector.model import Detector
 from robustness.metrics import flagged_interval
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 
 from .conftest import ALPHA, CALIBRATED
 
@@ -109,7 +109,7 @@ def test_another_alpha_is_the_graphs_own(bundle, other_camera, tmp_path):
 def test_the_benchmark_shows_it_before_and_after(bundle, other_camera):
     """As whoever owns photographs of another source will measure it."""
     folder = other_camera["test"][0].parent
-    found = calibrate.measure(bundle, folder, count=120, seed=0)
+    found = calibrate.measure_flags(bundle, folder, count=120, seed=0)
     assert found["images"]["source"] == "test"
     for network in found["networks"].values():
         assert network["before"]["flagged"]["share"] > network["before"]["bounds"][1]
@@ -117,7 +117,7 @@ def test_the_benchmark_shows_it_before_and_after(bundle, other_camera):
         assert low <= network["after"]["flagged"]["share"] <= high
         assert network["divisions"]["mean"] == pytest.approx(false_alarms(120, ALPHA).mean, abs=0.02)
     with pytest.raises(OptionError, match="240 of them cannot calibrate while others are judged"):
-        calibrate.measure(bundle, folder, count=240, seed=0)
+        calibrate.measure_flags(bundle, folder, count=240, seed=0)
 
 
 # What cannot work

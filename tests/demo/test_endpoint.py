@@ -14,9 +14,9 @@ from bundle import Bundle
 from demo import endpoint
 from demo.endpoint import ask, look, served
 from demo.stages import StageFailed
+from serving.client.local import LocalInference
+from serving.client.prediction import predictions
 from serving.gateway.client import FieldmarkClient
-from serving.local import LocalInference
-from serving.prediction import predictions
 
 NAMES = ("clean", "fgsm-8")
 

@@ -12,7 +12,7 @@ import pytest
 import typer
 import yaml
 
-from serving.server import STOP_SECONDS
+from serving.triton.server import STOP_SECONDS
 from serving.upkeep.cli import serve
 from serving.upkeep.gateway import MARGIN_SECONDS
 from tests.deploy.started import parse

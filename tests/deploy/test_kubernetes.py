@@ -14,13 +14,13 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 
-from serving import container as image
-from serving import probe
 from serving.envoy.keys import read_keys
 from serving.envoy.routes import HEALTH_PATH
 from serving.gateway.handlers import SERVICE
 from serving.gateway.metrics import STAGES, Metrics
-from serving.server import STOP_SECONDS
+from serving.triton import container as image
+from serving.triton import probe
+from serving.triton.server import STOP_SECONDS
 from serving.upkeep.gateway import MARGIN_SECONDS
 from tests.deploy.manifests import (
     KUBERNETES,
@@ -132,7 +132,7 @@ def test_triton_starts_first_and_nobody_but_the_pod_reaches_it(capsys: pytest.Ca
     (triton,) = pod("gpu")["initContainers"]
     assert triton["restartPolicy"] == "Always"  # a sidecar: it is there before the gateway, and until it has ended
     assert "ports" not in triton
-    assert triton["command"][-1] == "serving.container"
+    assert triton["command"][-1] == "serving.triton.container"
     words = image.command(Path("/models"))
     assert "--grpc-address=127.0.0.1" in words
     asked = triton["livenessProbe"]["exec"]["command"]

@@ -17,7 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bundle import Bundle
-from serving.server import TritonServer
+from serving.triton.server import TritonServer
 from serving.upkeep.keeper import PATIENCE_SECONDS
 from tests.deploy.manifests import ROOT, gateway_of
 from tests.serving.gateway.certificates import make_certificate

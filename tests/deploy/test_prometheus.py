@@ -25,7 +25,7 @@ from serving.gateway.keeping import KeepingOptions
 from serving.gateway.server import Gateway, free_port
 from serving.gateway.tally import Tally
 from serving.quarantine.options import QuarantineOptions
-from serving.server import TritonServer
+from serving.triton.server import TritonServer
 from tests.conftest import draw_toy
 from tests.serving.gateway.certificates import make_certificate
 from tests.serving.gateway.gateway_thread import encode, running, stub_of

@@ -12,7 +12,7 @@ from export.plan import Limits
 from robustness.budget import Costs
 from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_detector, lessons_of, some
 from robustness.suites import Suite
-from training.data.selection import spread
+from training.data.choice import spread
 from training.run import Run, image_spec
 
 SETTINGS = DetectorSettings(attacks=("fgsm-8",), alpha=0.1)

@@ -19,7 +19,7 @@ from PIL import Image
 import bundle.folder
 from bundle import Bundle, tensors, write_bundle
 from bundle.errors import BundleCorrupt, BundleError, BundleMissing, ExportError, OptionError
-from serving.classify import prototype_images
+from serving.client.classify import prototype_images
 from tests.bundle import golden
 
 pytestmark = [pytest.mark.hostile, pytest.mark.timeout(60)]

@@ -19,7 +19,7 @@ from bundle.files import sha256_of
 from scoring.drift.scored import read_set
 from scoring.local.jobs import STATE
 from scoring.local.score import ScoreOptions, score_source
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 
 pytestmark = pytest.mark.hostile
 

@@ -27,8 +27,8 @@ from bundle.errors import BundleError, FieldmarkError
 from bundle.folder import describe, sign_bundle
 from detector.model import Detector
 from scoring.drift.scored import read_calibration
-from serving.classify import prototype_images
-from serving.triton_config import Served, Settings, config_text
+from serving.client.classify import prototype_images
+from serving.triton.config import Served, Settings, config_text
 from tests.keys import write_keys
 
 pytestmark = [pytest.mark.hostile, pytest.mark.timeout(120)]

@@ -20,12 +20,12 @@ from bundle import Bundle, write_bundle
 from bundle.errors import BundleUnsupported, DiskFull
 from bundle.files import leftovers
 from bundle.tensors import TensorSpec
-from serving.local import LocalInference
-from serving.repository import Repository
-from serving.rollout import roll_out
-from serving.server import TritonServer
+from serving.client.local import LocalInference
+from serving.triton.repository import Repository
+from serving.triton.rollout import roll_out
+from serving.triton.server import TritonServer
 from tests.conftest import MakeToyBundle
-from tests.serving.engine_sets import write_engines
+from tests.serving.triton.engine_sets import write_engines
 
 pytestmark = pytest.mark.hostile
 

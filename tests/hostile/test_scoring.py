@@ -19,7 +19,7 @@ from scoring.local.jobs import STATE, read_state
 from scoring.local.score import ScoreOptions, score_source
 from scoring.local.shards import read_scores
 from scoring.sources import MAX_LINE_BYTES, Source
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 
 pytestmark = pytest.mark.hostile
 

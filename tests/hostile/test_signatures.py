@@ -20,7 +20,7 @@ from bundle import Bundle
 from bundle.errors import BundleCorrupt, BundleUntrusted, OptionError
 from bundle.folder import sign_bundle
 from bundle.signing import PUBLIC_KEY
-from serving import container
+from serving.triton import container
 from tests.bundle import golden
 from tests.hostile.test_cli import COMMANDS, Run
 from tests.keys import SEED, pem, write_keys

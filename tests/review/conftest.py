@@ -19,8 +19,8 @@ from review.pages.app import application
 from review.pages.page import Console
 from review.sources.quarantine import QuarantineSource
 from review.store.database import Database
-from serving.local import LocalInference
-from serving.prediction import Prediction, predictions
+from serving.client.local import LocalInference
+from serving.client.prediction import Prediction, predictions
 from serving.quarantine.entry import RECORD, Entry, LayerEvidence, place_of, write_record
 from tests.conftest import LABELS, LAYERS, draw_toy
 

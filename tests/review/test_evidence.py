@@ -19,8 +19,8 @@ from review.store.database import Database
 from review.store.groups import COPIES, groups, members
 from review.store.queue import Filter, get
 from review.store.verdicts import decide
-from serving.local import LocalInference
-from serving.prediction import predictions
+from serving.client.local import LocalInference
+from serving.client.prediction import predictions
 from tests.conftest import LAYERS, draw_toy
 from tests.review.conftest import encoded
 
@@ -97,18 +97,18 @@ def test_a_look_is_what_the_graph_says(looker: Looker, toy_bundle: Bundle) -> No
     found = looker.look(encoded(pixels))
     assert looker.look(encoded(pixels)) is found
     assert np.array_equal(found.pixels, pixels)
-    assert set(found.heads) == {"full", "attention"}
-    for network, head in found.heads.items():
+    assert set(found.networks) == {"full", "attention"}
+    for network, seen in found.networks.items():
         outputs = LocalInference(toy_bundle, threads=1).infer(pixels[None], network)
         (expected,) = predictions(outputs, toy_bundle.manifest, network, top=3)
-        assert head.prediction == expected
-        assert np.array_equal(head.attention, outputs["attention"][0])
-    fired = found.heads["full"].fired
+        assert seen.prediction == expected
+        assert np.array_equal(seen.attention, outputs["attention"][0])
+    fired = found.networks["full"].fired
     assert sum(each.count for each in fired) == 3
     assert all(
         each.label == toy_bundle.manifest.labels[toy_bundle.manifest.prototypes[each.index].label] for each in fired
     )
-    assert found.heads["attention"].fired == ()
+    assert found.networks["attention"].fired == ()
 
 
 def test_neighbours_are_the_nearest_decided_ones(database: Database, toy_bundle: Bundle) -> None:

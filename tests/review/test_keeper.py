@@ -17,8 +17,8 @@ from review.sources.source import Source, open_source
 from review.store.database import Database
 from review.store.queue import counts
 from scoring.local.score import ScoreOptions, score_source
-from serving.local import LocalInference
-from serving.prediction import Prediction
+from serving.client.local import LocalInference
+from serving.client.prediction import Prediction
 from serving.quarantine.store import Folder
 from tests.review.conftest import START, write_entry
 

@@ -24,8 +24,8 @@ from review.store.sample import drawable
 from scoring.local.score import ScoreOptions, score_source
 from scoring.local.shards import read_scores
 from scoring.rows import exact_paths
-from serving.local import LocalInference
-from serving.prediction import Prediction
+from serving.client.local import LocalInference
+from serving.client.prediction import Prediction
 from tests.conftest import draw_toy
 from tests.review.conftest import START, encoded, write_entry
 

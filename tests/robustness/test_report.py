@@ -29,8 +29,8 @@ from robustness.metrics import auroc, flagged_interval, share
 from robustness.report import headlines, make_report, render, summary_table
 from robustness.suites import SUITES, Suite, suite_named
 from training.attacks.attacker import Attackers
+from training.data.choice import spread
 from training.data.loading import images_array
-from training.data.selection import spread
 from training.run import Run, image_spec
 
 SMALL = Suite(

@@ -11,7 +11,7 @@ from bundle import Bundle
 from scoring.answers import Asking
 from scoring.table.here import Here
 from scoring.table.job import TableOptions, TableSummary, score_into_table
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 
 Score = Callable[..., TableSummary]
 

@@ -23,7 +23,7 @@ import scoring.local.shards
 from bundle import Bundle
 from scoring.local.score import ScoreOptions, score_source
 from scoring.rows import arrow
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 
 WATCHED = {str(module.__file__) for module in (bundle.files, scoring.local.jobs, scoring.local.shards)}
 SKIPPED = {"to_table", "schema", "path_columns", "digest_of", "part_name", "<listcomp>", "<genexpr>", "total", "part"}

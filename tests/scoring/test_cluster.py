@@ -25,7 +25,7 @@ from scoring.cluster import connection
 from scoring.table.here import Here
 from scoring.table.job import TableOptions, score_into_table
 from scoring.table.runs import RUNS
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 from tests.scoring.cluster_process import RayProcess, free_port, ray_cluster
 from tests.scoring.table.object_store import object_store
 

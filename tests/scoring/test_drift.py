@@ -36,7 +36,7 @@ from scoring.drift.figure import _histogram, _share
 from scoring.drift.scored import Calibration, ScoredSet, read_calibration, read_set
 from scoring.local.score import ScoreOptions, score_source
 from scoring.local.shards import read_scores
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 from tests.conftest import LABELS, draw_toy
 
 COMMON = settings(deadline=None, derandomize=True, max_examples=60)

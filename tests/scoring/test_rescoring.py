@@ -19,8 +19,8 @@ from bundle.errors import InputError, ScoringError
 from scoring.local.jobs import read_state
 from scoring.local.score import ScoreOptions, Summary, score_source
 from scoring.local.shards import FAILED, read_scores
-from serving.local import LocalInference
-from serving.prediction import Outputs
+from serving.client.local import LocalInference
+from serving.client.prediction import Outputs
 
 HERE = Path(__file__).parent
 COUNT = 20

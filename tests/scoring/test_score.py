@@ -35,8 +35,8 @@ from scoring.local.stretches import digest_of
 from scoring.rows import arrow
 from scoring.score_cli import SOME_FAILED
 from scoring.sources import Source, SourceFile
-from serving.local import LocalInference
-from serving.prediction import Outputs, predictions
+from serving.client.local import LocalInference
+from serving.client.prediction import Outputs, predictions
 
 HERE = Path(__file__).parent
 CLI = [sys.executable, "-m", "fieldmark", "score"]
@@ -473,7 +473,7 @@ def test_over_a_real_triton_that_changes_and_goes_away(
     make_toy_bundle: Callable[..., Bundle],
     tmp_path: Path,
 ) -> None:
-    from serving.server import TritonServer
+    from serving.triton.server import TritonServer
 
     def serve(bundle: Bundle, port: int) -> TritonServer:
         return TritonServer(bundle, grpc_port=port, http_port=0, metrics_port=0)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from bundle import Bundle
-from serving.server import TritonServer
+from serving.triton.server import TritonServer
 
 
 @pytest.fixture(scope="session")

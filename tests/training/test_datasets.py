@@ -411,8 +411,7 @@ class TestLoading:
 
     def test_workers_give_the_same_batches(self, samples: tuple[Sample, ...]) -> None:
         alone = image_loader(samples, SPEC, batch_size=4, shuffle_seed=3, workers=2)
-        part = load_part(samples, SPEC, cache_bytes=0)
-        helped = image_loader(part, SPEC, batch_size=4, shuffle_seed=3, workers=2)
+        helped = image_loader(load_part(samples, SPEC, cache_bytes=0), SPEC, batch_size=4, shuffle_seed=3, workers=2)
         assert (alone.num_workers, helped.num_workers) == (0, 2)
         for mine, theirs in zip(alone, helped, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
@@ -425,9 +424,8 @@ class TestLoading:
     def test_a_damaged_image_is_named_even_by_a_worker(
         self, samples: tuple[Sample, ...], tmp_path: Path, workers: int
     ) -> None:
-        broken = self.spoilt(samples, tmp_path)
-        part = load_part(broken, SPEC, cache_bytes=0)
-        loader = image_loader(part, SPEC, batch_size=4, shuffle_seed=None, workers=workers)
+        broken = load_part(self.spoilt(samples, tmp_path), SPEC, cache_bytes=0)
+        loader = image_loader(broken, SPEC, batch_size=4, shuffle_seed=None, workers=workers)
         with pytest.raises(ImageError, match=r"spoilt\.jpg") as caught:
             list(loader)
         assert "Traceback" not in str(caught.value)

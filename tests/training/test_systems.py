@@ -18,7 +18,6 @@ from training.attacks.worst import worst_case
 from training.backbones import load_weights, make_backbone
 from training.data import open_dataset
 from training.fit import Trainer
-from training.losses import divergence
 from training.networks import POOLED, detector_features
 from training.parallel import Devices
 from training.presets import preset
@@ -63,29 +62,12 @@ def test_a_system_learns_with_the_heads_it_has_and_no_others(train, system):
 
 
 @pytest.mark.parametrize("system", ["ap-pcl", "protopnet"])
-def test_a_system_resumes_bit_for_bit_centres_average_and_all(train, tiny_birds, tiny_config, tmp_path, system):
+def test_a_system_resumes_bit_for_bit_centres_average_and_all(train, make_trainer, stopping_before, tmp_path, system):
     whole = train(system, ema=0.9)
-
-    class Stop(Exception):
-        pass
-
-    def trainer():
-        config = whole.read_record().config
-        data = open_dataset(tiny_birds, seed=3)
-        return Trainer(Run(tmp_path / "run"), data, config, Devices(accelerator="cpu"), Console(quiet=True))
-
-    stopping = trainer()
-    original = stopping._epoch
-
-    def stop_after_the_first(epoch, advance):
-        if epoch == 1:
-            raise Stop
-        return original(epoch, advance)
-
-    stopping._epoch = stop_after_the_first
-    with pytest.raises(Stop):
-        stopping.fit(resume=False)
-    trainer().fit(resume=True)
+    config = whole.read_record().config
+    with stopping_before(1):
+        make_trainer(config).fit(resume=False)
+    make_trainer(config).fit(resume=True)
     ours, theirs = Run(tmp_path / "run").read_state("model.pt"), whole.read_state("model.pt")
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
@@ -129,9 +111,9 @@ def test_a_substitute_is_not_served(train, tmp_path):
 
 
 def test_the_loop_never_asks_which_system_it_trains():
-    from training import fit, losses, networks, parallel, projection
+    from training import checkpoint, epoch, feed, fit, learner, losses, networks, projection, selection, sharing, step
 
-    for module in (fit, losses, networks, parallel, projection):
+    for module in (checkpoint, epoch, feed, fit, learner, losses, networks, projection, selection, sharing, step):
         text = Path(module.__file__).read_text(encoding="utf-8")
         assert not [name for name in SYSTEMS if f'"{name}"' in text], module.__name__
         assert "config.system" not in text, module.__name__
@@ -158,35 +140,6 @@ def test_densenet_reads_the_published_files_with_their_old_names(tmp_path):
         assert min(float(maps.min()) for maps in first) >= 0
 
 
-def test_a_collapse_goes_back_to_the_best_epoch_with_half_the_step(tiny_birds, tiny_config, tmp_path):
-    config = replace(tiny_config, adversarial="fast", epochs=3)
-    data = open_dataset(tiny_birds, seed=3)
-    trainer = Trainer(Run(tmp_path / "run"), data, config, Devices(accelerator="cpu"), Console(quiet=True))
-    robust = iter([0.9, 0.1, 0.8])
-    original = trainer.accuracy
-
-    def scripted(part, attack=None):
-        if attack is None:
-            return original(part)
-        return dict.fromkeys(tensors.NETWORKS, next(robust))
-
-    trainer.accuracy = scripted
-    weights = []
-    returning = trainer._return_to_best
-
-    def watched():
-        returning()
-        weights.append({key: value.clone() for key, value in trainer.network.state_dict().items()})
-
-    trainer._return_to_best = watched
-    record = trainer.fit(resume=False)
-    assert [row["caution"] for row in record.results["history"]] == [1.0, 1.0, 0.5]
-    best = trainer.run.read_state("best.pt")
-    assert len(weights) == 1
-    assert all(torch.equal(weights[0][key], best[key]) for key in best)  # the first epoch stayed the best
-    assert trainer.config.training_attack(1.0, 0.5).step == trainer.config.adversarial_step / 2
-
-
 @pytest.mark.parametrize("adversarial", ["fast", "n-fgsm"])
 def test_eps_is_nothing_then_rises_then_is_whole(tiny_config, adversarial):
     config = replace(tiny_config, adversarial=adversarial, adversarial_from=0.25, adversarial_full=0.75)
@@ -201,94 +154,3 @@ def test_eps_is_nothing_then_rises_then_is_whole(tiny_config, adversarial):
     assert [late.training_attack(place).eps > 0 for place in (0.49, 0.5)] == [False, True]
     with pytest.raises(OptionError, match=r"adversarial_full 0\.25 comes before adversarial_from 0\.5"):
         replace(config, adversarial_from=0.5, adversarial_full=0.25)
-
-
-def test_consistency_compares_the_attacked_answer_with_the_clean_one(tiny_birds, tiny_config, tmp_path):
-    loss = replace(tiny_config.loss, consistency=3.0)
-    config = replace(tiny_config, adversarial="fast", loss=loss)
-    trainer = Trainer(
-        Run(tmp_path / "run"), open_dataset(tiny_birds), config, Devices(accelerator="cpu"), Console(quiet=True)
-    )
-    learner = trainer.learner.eval()
-    attacked, clean, labels = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
-    with torch.no_grad():
-        trainer.network.attention_head.specific.weight.mul_(300)  # answers that differ
-        alone = learner(attacked, labels, True)
-        together = learner(attacked, labels, True, clean)
-        answers = [trainer.network(images).logits["attention"] for images in (clean, attacked)]
-    torch.testing.assert_close(together - alone, 3 * divergence(*answers), rtol=1e-3, atol=1e-5)
-    assert together > alone + 1e-3
-
-
-def test_the_regulariser_takes_part_from_where_it_is_told(tiny_birds, tiny_config, tmp_path, monkeypatch):
-    config = replace(tiny_config, epochs=2, regularise_from=0.5)
-    trainer = Trainer(
-        Run(tmp_path / "run"), open_dataset(tiny_birds), config, Devices(accelerator="cpu"), Console(quiet=True)
-    )
-    trainer.run.path.mkdir()
-    asked = []
-    objective = trainer.learner.objective
-    forward = objective.forward
-
-    def watched(found, labels, *, joint):
-        asked.append(joint)
-        return forward(found, labels, joint=joint)
-
-    monkeypatch.setattr(objective, "forward", watched)
-    for epoch in range(2):
-        trainer._epoch(epoch, lambda: None)
-    steps = trainer.steps_per_epoch
-    assert asked == [False] * steps + [True] * steps
-
-
-def test_the_average_over_weights_is_the_recursion_it_is_named_for(tiny_birds, tiny_config, tmp_path):
-    config = replace(tiny_config, ema=0.8, epochs=1)
-    data = open_dataset(tiny_birds, seed=3)
-    trainer = Trainer(Run(tmp_path / "run"), data, config, Devices(accelerator="cpu"), Console(quiet=True))
-    seen, update = [], trainer.average.update_parameters
-    name = "prototype_head.prototypes"
-
-    def watched(network):
-        seen.append(network.state_dict()[name].clone())
-        update(network)
-
-    trainer.average.update_parameters = watched
-    trainer.run.path.mkdir()
-    trainer._epoch(0, lambda: None)
-    expected = seen[0]
-    for weights in seen[1:]:
-        expected = 0.8 * expected + 0.2 * weights
-    torch.testing.assert_close(trainer.kept.state_dict()[name], expected)
-    assert not torch.equal(trainer.network.state_dict()[name], expected)
-    assert torch.equal(trainer.run.read_state("best.pt")[name], trainer.kept.state_dict()[name])
-
-
-def test_the_curves_hold_every_epoch_once_also_after_a_resume(tiny_birds, tiny_config, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    data = open_dataset(tiny_birds, seed=3)
-
-    class Stop(Exception):
-        pass
-
-    def trainer():
-        return Trainer(Run(tmp_path / "run"), data, tiny_config, Devices(accelerator="cpu"), Console(quiet=True))
-
-    stopping = trainer()
-    write = stopping._write
-
-    def die_while_writing(name, state):
-        if name == "state.pt" and len(stopping.history) == 2:
-            raise Stop
-        write(name, state)
-
-    stopping._write = die_while_writing
-    with pytest.raises(Stop):
-        stopping.fit(resume=False)
-    record = trainer().fit(resume=True)
-    curves = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    curves.Reload()
-    losses = curves.Scalars("loss")
-    assert [point.step for point in losses] == [1, 2, 3]
-    assert [point.value for point in losses] == pytest.approx([row["loss"] for row in record.results["history"]])
-    assert {"loss", "full", "attention", "seconds", "learning rate"} <= set(curves.Tags()["scalars"])

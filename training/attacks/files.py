@@ -10,8 +10,8 @@ from bundle.files import atomic_folder
 from bundle.progress import Work
 from training.attacks.attacker import Attackers
 from training.data import check_outside
+from training.data.choice import samples_of, spread
 from training.data.loading import image_loader
-from training.data.selection import samples_of, spread
 from training.run import RunRecord, image_spec
 
 BATCH = 64

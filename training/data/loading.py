@@ -4,7 +4,7 @@ The only file of this folder that needs PyTorch.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +25,6 @@ except ImportError as error:
 
 Samples = tuple[Sample, ...]
 Item = tuple[torch.Tensor, int, int]
-# uint8 images [B, H, W, 3], labels [B], positions in the part [B]
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 CACHE_BYTES = 2**31
 SLOW_SECONDS = 2.0  # a shorter decoding needs no bar
 

@@ -25,7 +25,7 @@ from scoring.table.job import FAILED, TableSummary
 from scoring.table.lease import held
 from scoring.table.place import Place
 from scoring.table.runs import RUNS, done_chunks, key_of, read_manifest, runs_of
-from serving.local import LocalInference
+from serving.client.local import LocalInference
 from tests.scoring.conftest import Score, save
 
 ROWS = 22

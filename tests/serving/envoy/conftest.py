@@ -8,7 +8,7 @@ import pytest
 
 from bundle import Bundle
 from serving.gateway.server import Gateway
-from serving.server import TritonServer
+from serving.triton.server import TritonServer
 from tests.serving.envoy.door import Door, before
 from tests.serving.gateway.certificates import make_certificate
 from tests.serving.gateway.gateway_thread import running

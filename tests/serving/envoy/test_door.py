@@ -24,7 +24,7 @@ from serving.gateway.server import Gateway
 from tests.serving.envoy.conftest import IMAGE_BYTES
 from tests.serving.envoy.door import ANN, BOB, Door, before, metadata, refusal
 from tests.serving.gateway.gateway_thread import encode, running
-from tests.serving.played_triton import PlayedTriton, listen
+from tests.serving.triton.played import PlayedTriton, listen
 
 pytestmark = pytest.mark.triton
 

@@ -17,7 +17,7 @@ from serving.gateway.client import FieldmarkClient
 from serving.processes import command_of
 from tests.serving.envoy.door import ANN
 from tests.serving.gateway.gateway_thread import encode
-from tests.serving.served import FREE, ROOT, Served, gateway_pid, serving
+from tests.serving.upkeep.served import FREE, ROOT, Served, gateway_pid, serving
 
 GOOD = encode(np.full((40, 40, 3), 140, np.uint8))
 

@@ -20,7 +20,7 @@ from serving.envoy.expiry import expires
 from serving.envoy.process import find_envoy
 from serving.gateway.calls import Tls
 from serving.gateway.client import FieldmarkClient
-from serving.server import TritonServer
+from serving.triton.server import TritonServer
 from tests.serving.envoy.door import ANN
 
 ROOT = Path(__file__).parents[3]

@@ -7,9 +7,9 @@ import pytest
 
 from bundle import Bundle
 from serving.gateway.server import Gateway
-from serving.server import TritonServer
+from serving.triton.server import TritonServer
 from tests.serving.gateway.gateway_thread import running, stub_of
-from tests.serving.played_triton import PlayedTriton, listen
+from tests.serving.triton.played import PlayedTriton, listen
 
 
 @pytest.fixture(scope="session")

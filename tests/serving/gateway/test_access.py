@@ -9,14 +9,14 @@ import pytest
 
 from bundle import Bundle
 from bundle.errors import EndpointError, OptionError
-from serving.client import TritonInference
+from serving.client.remote import TritonInference
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.upstream import TritonAddress, read_header
-from serving.repository import write_repository
-from serving.triton_config import Settings
+from serving.triton.config import Settings
+from serving.triton.repository import write_repository
 from tests.serving.gateway.certificates import make_certificate
 from tests.serving.gateway.gateway_thread import encode, running, stub_of
-from tests.serving.triton_process import Triton, triton_over
+from tests.serving.triton.process import Triton, triton_over
 
 GOOD = encode(np.full((40, 40, 3), 140, np.uint8))
 EVERYTHING = "health,metadata,inference,shared-memory,model-config,model-repository,statistics,trace,logging"

@@ -17,7 +17,7 @@ from serving.gateway.admission import Admission
 from serving.gateway.failures import DETAILS, read_details
 from serving.gateway.generated import fieldmark_pb2 as v1
 from tests.serving.gateway.gateway_thread import encode, metric, running, stub_of
-from tests.serving.played_triton import PlayedTriton
+from tests.serving.triton.played import PlayedTriton
 
 GOOD = encode(np.full((40, 40, 3), 140, np.uint8))
 

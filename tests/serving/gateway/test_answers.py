@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from bundle import Bundle
+from serving.client.local import LocalInference
+from serving.client.prediction import Prediction, predictions
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.server import Gateway
-from serving.local import LocalInference
-from serving.prediction import Prediction, predictions
-from serving.server import TritonServer
+from serving.triton.server import TritonServer
 from tests.conftest import LABELS, LAYERS, SIZE
 from tests.serving.gateway.gateway_thread import encode, metric, running, stub_of
 

@@ -22,11 +22,11 @@ from serving.gateway.journal import Journal
 from serving.gateway.metrics import Metrics
 from serving.gateway.upstream import TritonAddress
 from serving.promise import WINDOW, Promise
-from serving.server import TritonServer
+from serving.triton.server import TritonServer
 from tests.conftest import CALIBRATION, LABELS, draw_toy
 from tests.serving.gateway.gateway_thread import encode, metric, running, stub_of
-from tests.serving.played_triton import PlayedTriton, listen
-from tests.serving.remade import remade
+from tests.serving.triton.played import PlayedTriton, listen
+from tests.serving.upkeep.remade import remade
 
 MOST = Promise(CALIBRATION, 0.05).most
 

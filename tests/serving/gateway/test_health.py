@@ -20,10 +20,10 @@ from serving.gateway.failures import DETAILS, read_details
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.server import Gateway
 from serving.processes import group
-from serving.server import TritonServer
+from serving.triton.server import TritonServer
 from tests.conftest import MakeToyBundle
 from tests.serving.gateway.gateway_thread import encode, metric, running, stub_of
-from tests.serving.played_triton import PlayedTriton, listen
+from tests.serving.triton.played import PlayedTriton, listen
 
 pytestmark = pytest.mark.triton
 

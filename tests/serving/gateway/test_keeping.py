@@ -17,7 +17,7 @@ from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.keeping import KeepingOptions
 from serving.quarantine.options import QuarantineOptions
 from serving.quarantine.reader import entries, read_image
-from serving.server import TritonServer
+from serving.triton.server import TritonServer
 from tests.serving.disks import fill
 from tests.serving.gateway.gateway_thread import encode, metric, running, stub_of
 

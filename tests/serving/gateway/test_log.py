@@ -23,7 +23,7 @@ from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.journal import MAX_TEXT, Journal, shorten
 from serving.gateway.server import Gateway
 from tests.serving.gateway.gateway_thread import encode, running, stub_of
-from tests.serving.played_triton import PlayedTriton
+from tests.serving.triton.played import PlayedTriton
 
 ROOT = Path(__file__).parents[3]
 KEY = "53cr3t-k3y-0f-4nn"

@@ -16,7 +16,7 @@ from serving.gateway import health
 from serving.gateway.metrics import Metrics
 from serving.gateway.options import GatewayOptions
 from tests.serving.gateway.gateway_thread import running
-from tests.serving.played_triton import PlayedTriton
+from tests.serving.triton.played import PlayedTriton
 
 ROOT = Path(__file__).parents[3]
 

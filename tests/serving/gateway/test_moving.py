@@ -21,7 +21,7 @@ from serving.gateway.server import Gateway
 from serving.gateway.shadow import MOST, Seen
 from serving.gateway.upstream import TritonAddress
 from tests.serving.gateway.gateway_thread import encode, metric, running, stub_of
-from tests.serving.played_triton import PlayedTriton, listen
+from tests.serving.triton.played import PlayedTriton, listen
 
 GOOD = v1.ClassifyRequest(image=encode(np.full((40, 40, 3), 140, np.uint8)), network=tensors.FULL)
 

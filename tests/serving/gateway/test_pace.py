@@ -12,7 +12,7 @@ import pytest
 from serving.gateway import pace
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.pace import Pace
-from serving.server import TritonServer
+from serving.triton.server import TritonServer
 from tests.serving.gateway.gateway_thread import encode, running, stub_of
 
 NAMED = (("x-fieldmark-key-name", "ann"),)

@@ -24,7 +24,7 @@ from serving.gateway.failures import DETAILS, FAILURES, as_refusal, details, rea
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.server import Gateway
 from tests.serving.gateway.gateway_thread import encode, running, stub_of
-from tests.serving.played_triton import PlayedTriton
+from tests.serving.triton.played import PlayedTriton
 
 pytestmark = [pytest.mark.triton, pytest.mark.hostile]
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from bundle import Bundle
+from serving.client.local import LocalInference
 from serving.gateway import failures
 from serving.gateway.admission import Memory
 from serving.gateway.failures import DETAILS, FAILURES, read_details
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.server import Gateway
-from serving.local import LocalInference
-from serving.server import TritonServer
+from serving.triton.server import TritonServer
 from tests.serving.gateway.gateway_thread import encode, metric, running, stub_of
-from tests.serving.played_triton import PlayedTriton
+from tests.serving.triton.played import PlayedTriton
 
 pytestmark = [pytest.mark.triton, pytest.mark.hostile]
 

@@ -21,11 +21,11 @@ from serving.gateway.client import FieldmarkClient
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.server import Gateway
 from serving.gateway.tracing import asked_for, begin_trace, collector_address
-from serving.server import TritonServer
-from serving.triton_command import collector_url
+from serving.triton.command import collector_url
+from serving.triton.server import TritonServer
 from tests.serving.gateway.collector import Collector, collecting
 from tests.serving.gateway.gateway_thread import encode, metric, running, stub_of
-from tests.serving.played_triton import PlayedTriton
+from tests.serving.triton.played import PlayedTriton
 
 GOOD = encode(np.full((40, 40, 3), 140, np.uint8))
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -22,7 +22,7 @@ from serving.gateway.client import FieldmarkClient
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.options import GatewayOptions, flag, is_loopback
 from serving.quarantine.reader import entries, read_image
-from serving.server import TritonServer
+from serving.triton.server import TritonServer
 from tests.conftest import LABELS
 from tests.serving.gateway.gateway_thread import encode
 

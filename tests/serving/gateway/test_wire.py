@@ -17,7 +17,7 @@ from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.server import Gateway
 from tests.serving.gateway.gateway_thread import encode, metric, running, stub_of
 from tests.serving.gateway.test_refusals import one_clean_sentence
-from tests.serving.played_triton import PlayedTriton
+from tests.serving.triton.played import PlayedTriton
 
 pytestmark = [pytest.mark.triton, pytest.mark.hostile]
 

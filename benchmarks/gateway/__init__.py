@@ -1,0 +1,1 @@
+"""What the gateway and Envoy cost: `python -m benchmarks gateway`."""

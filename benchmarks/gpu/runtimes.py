@@ -1,0 +1,62 @@
+"""One served graph in PyTorch and in ONNX Runtime on the device that is there: the same images, turn by turn."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.record import side_by_side
+from bundle.folder import Bundle
+from detector.model import Detector
+from export.served import ServedNetwork
+from serving.client.local import LocalInference
+from training.run import Run
+
+WARMUP, MOST_ROUNDS = 3, 50
+
+
+def compare_runtimes(run: Path, bundle: Path, batch: int, *, seconds: float) -> dict[str, Any]:
+    """Milliseconds of the main network by runtime, PyTorch first; about so many `seconds` in all. Images go to the
+    device and answers come back, as a server has it.
+    """
+    opened = Bundle.open(bundle)
+    served = opened.manifest.main_network
+    detector = Detector.load(opened.file(opened.manifest.networks[served].detector.file))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    _, network = Run(run).load_network()
+    module = ServedNetwork(network, served, detector).eval().to(device)
+    spec = opened.manifest.image
+    images = np.random.default_rng(0).integers(0, 256, (batch, spec.height, spec.width, 3), dtype=np.uint8)
+    inference = LocalInference(opened)
+
+    @torch.no_grad()
+    def eager() -> None:
+        for output in module(torch.from_numpy(images).to(device)):
+            output.cpu()
+
+    @torch.no_grad()
+    def half() -> None:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            for output in module.forward(torch.from_numpy(images).to(device)):
+                output.cpu()
+
+    def onnxruntime() -> None:
+        inference.infer(images, served)
+
+    provider = inference.providers[0].removesuffix("ExecutionProvider")
+    calls: dict[str, Callable[[], None]] = {
+        f"torch {device}": eager,
+        f"torch {device} bf16": half,
+        f"onnxruntime {provider}": onnxruntime,
+    }
+    for call in calls.values():  # the first call compiles and loads
+        call()
+    started = time.perf_counter()
+    for call in calls.values():
+        call()
+    each = time.perf_counter() - started
+    rounds = max(3, min(MOST_ROUNDS, int(seconds / each) - WARMUP))
+    return side_by_side(calls, rounds=rounds, warmup=WARMUP)

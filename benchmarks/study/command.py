@@ -1,0 +1,286 @@
+"""`make study`: every system of the paper, trained and attacked, on any dataset; one command that can be stopped.
+
+Rows and columns are those of the paper's Tables 1-3: six systems without and with fast adversarial training, and the
+ablation of the regulariser. What is finished is not done again; the tables are written after every run, from whatever
+is there.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from benchmarks.page import PAGE
+from benchmarks.record import RESULTS, environment
+from benchmarks.study.pictures import draw_pictures
+from benchmarks.study.plan import ABLATED, Row, jobs
+from benchmarks.study.tables import write_page
+from bundle.errors import OptionError
+from bundle.files import write_text
+from bundle.progress import Work
+from bundle.resolution import wilson
+from demo.stages import fieldmark
+from robustness.accuracy import WORST
+from robustness.suites import PAPER
+from training.attacks.names import AUTO_CLASSES
+from training.backbones import BACKBONES
+from training.presets import preset
+from training.run import Run, published_config
+
+APGD = "apgd-8"
+SOURCES = {"bb-v": "vgg16", "bb-d": "densenet121"}
+# A substitute for the small backbone: from scratch, without what the authors do to ImageNet weights.
+SHORT = (
+    "warmup_epochs=0",
+    "copies=1",
+    "schedule=cosine",
+    "batch_size=64",
+    "learning_rate_backbone=0.0005",
+    "augmentation.one_of=false",
+    "augmentation.skew=0",
+    "augmentation.scale=0.1",
+)
+WORST_THERE = "worst-there"  # of the columns before it, on AutoAttack's images
+RESAMPLES = 2000
+
+
+def bench(
+    data: Annotated[
+        Path | None, typer.Option(help="CUB, Cars, class folders or a manifest; without it, the built-in birds.")
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="As in a preset's name, with the input side if it is another: small, vgg16, vgg16-96.")
+    ] = "small",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 3,
+    other_seeds: Annotated[
+        int | None, typer.Option(min=0, help="The same of AP+Triplet, AP+PCL and the ablations, if it is another.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Runs and evaluations; BACKBONE is added, and the name of a dataset of your own.")
+    ] = Path("build/study"),
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="benchmarks/results/NAME.json, and the mark in docs/results.md; else paper_tables_BACKBONE, or "
+            "paper_tables_DATASET_BACKBONE."
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the preset's; 8 for the built-in birds.")
+    ] = None,
+    fast_epochs: Annotated[
+        int | None, typer.Option(min=1, help="With adversarial training; 10 for the built-in birds.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Input side in pixels; the preset's, 48 for the built-in birds.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="'imagenet', 'none' or a file, instead of the preset's.")] = None,
+    precision: Annotated[str, typer.Option(help="Of training; evaluation is in float32.")] = "bf16-mixed",
+    count: Annotated[int, typer.Option(min=1, help="Test images under every attack.")] = 100,
+    autoattack_count: Annotated[int, typer.Option(min=0, help="Test images under the whole of AutoAttack.")] = 12,
+    apgd: Annotated[
+        bool, typer.Option("--apgd/--no-apgd", help="AutoAttack's two gradient attacks on every image.")
+    ] = True,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Figs. 2, 4, 5, 6 and 8 of the main systems, at the end.")
+    ] = True,
+) -> None:
+    """Train and attack every row with every seed; write the tables."""
+    if preset(backbone).preset != backbone or not backbone.startswith(tuple(BACKBONES)):
+        raise OptionError(
+            f"{backbone!r} is no backbone", hint=f"Choose one of: {', '.join(BACKBONES)}; with a side: vgg16-96."
+        )
+    console, built_in = Console(), data is None
+    folder, mark = _places(out, backbone, data)
+    name = name or f"paper_tables_{mark.replace(' ', '_')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if data is None:
+        data = out / "birds"
+        if not data.exists():
+            fieldmark("data", "make", data)
+        epochs, fast_epochs, image_size = epochs or 8, fast_epochs or 10, image_size or 48
+    options: dict[str, Any] = {"data": str(data), "epochs": epochs, "fast_epochs": fast_epochs, "weights": weights}
+    options |= {"image_size": image_size, "precision": precision, "count": count, "autoattack": autoattack_count}
+    options |= {"apgd": True} if apgd else {}  # a study of an earlier version has none
+    _same_options(folder / "options.json", options)
+    _rehearse(backbone, {"image_size": image_size, "weights": weights}, epochs, fast_epochs)
+    common = ["--precision", precision]
+    common += [] if weights is None else ["--weights", weights]
+    common += [] if image_size is None else ["--image-size", str(image_size)]
+    if backbone == "small" and (image_size or 64) > 128:
+        raise OptionError("the small backbone is for images of at most 128 pixels", hint="Choose another --backbone.")
+    sources = _sources(data, folder, backbone, common)
+    todo = list(jobs(backbone, seeds, other_seeds))
+    work = Work("study", len(todo), unit="trainings")
+    for done, (seed, row) in enumerate(todo):
+        run, evaluation = folder / f"{row.name}-{seed}", folder / f"{row.name}-{seed}.json"
+        if evaluation.is_file():
+            continue
+        work.at(done, work.worked)
+        console.rule(f"[bold]{row.name}[/], seed {seed}: {work}", align="left")
+        words = [*common, *row.options, "--epochs", str(_length(row, epochs, fast_epochs))]
+        fieldmark("train", data, "--out", run, "--preset", row.preset, "--seed", str(seed), *words, "--resume")
+        attacked = [word for source, path in sources.items() for word in ("--source", f"{source}={path}")]
+        able = apgd and len(Run(run).read_record().labels) >= AUTO_CLASSES
+        attacked += ["--attacks", ",".join([*PAPER, *([APGD] * able), *(f"{ABLATED}@{source}" for source in sources)])]
+        counts = ["--count", str(count), "--autoattack-count", str(autoattack_count)]
+        if row.attacks is not None:
+            attacked, counts = ["--attacks", row.attacks], ["--count", str(count), "--autoattack-count", "0"]
+        fieldmark("evaluate", run, "--data", data, "--seed", str(seed), *attacked, *counts, "--out", evaluation)
+        _save(folder, backbone, seeds, name, built_in)
+        work.advance()
+    result = _save(folder, backbone, seeds, name, built_in)
+    write_page(result, mark if name.startswith("paper_tables_") else name)
+    console.print(f"tables: {result}, in {PAGE}", highlight=False, markup=False, soft_wrap=True)
+    if pictures:
+        console.print(f"pictures: {draw_pictures(folder, backbone, data)}", highlight=False, soft_wrap=True)
+
+
+def _places(out: Path, backbone: str, data: Path | None) -> tuple[Path, str]:
+    """The folder of a study and the mark of its tables: another dataset gets others. A study that was begun in the
+    folder of the backbone alone goes on there.
+    """
+    if data is None:
+        return out / backbone, backbone
+    dataset = re.sub(r"[^a-z0-9]+", "-", (data.stem if data.is_file() else data.resolve().name).lower()).strip("-")
+    begun = out / backbone / "options.json"
+    if begun.is_file() and json.loads(begun.read_text(encoding="utf-8")).get("data") == str(data):
+        return out / backbone, f"{dataset} {backbone}"
+    return out / f"{dataset}-{backbone}", f"{dataset} {backbone}"
+
+
+def _length(row: Row, epochs: int | None, fast_epochs: int | None) -> int:
+    length = (fast_epochs if row.fast else epochs) or preset(row.preset).epochs
+    return 2 * length if row.longer else length
+
+
+def _rehearse(backbone: str, changes: dict[str, Any], epochs: int | None, fast_epochs: int | None) -> None:
+    """Make every row's config once: a setting that fits none must not be found after hours."""
+    for _, row in jobs(backbone, 1):
+        texts = [word for word in row.options if word != "--set"]
+        preset(row.preset, texts=texts, epochs=_length(row, epochs, fast_epochs), **changes)
+
+
+def _same_options(path: Path, options: dict[str, Any]) -> None:
+    """Refuse to mix evaluations that were made with other options."""
+    if path.is_file():
+        made = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in {**dict.fromkeys(made), **options}.items():
+            if made.get(key) != value:
+                raise OptionError(
+                    f"{path.parent} holds a study with {key} {made.get(key)!r}, not {value!r}",
+                    hint="Repeat its options (--no-apgd where it has no apgd), or choose another --out.",
+                )
+    write_text(path, json.dumps(options) + "\n")
+
+
+def _sources(data: Path, folder: Path, backbone: str, common: list[str]) -> dict[str, Path]:
+    """The substitutes that transfer attacks come from, trained once; for the small backbone from scratch, shortly. A
+    weights file is of one backbone: the others are left out.
+    """
+    architecture, _, size = backbone.partition("-")
+    runs = {}
+    for source, network in _substitutes(architecture, common).items():
+        runs[source] = folder / f"gap-{network}"
+        options, name = list(common), f"gap-{network}{f'-{size}' if size else ''}"
+        if architecture == "small":
+            epochs, name = "10" if network == "vgg16" else "5", f"gap-{network}-reference"
+            options += [word for text in SHORT for word in ("--set", text)]
+            options += ["--epochs", epochs, "--weights", "none"]
+            options += [] if "--image-size" in common else ["--image-size", "64"]
+        fieldmark("train", data, "--out", runs[source], "--preset", name, *options, "--resume")
+    return runs
+
+
+def _substitutes(architecture: str, common: list[str]) -> dict[str, str]:
+    weights = common[common.index("--weights") + 1] if "--weights" in common else "imagenet"
+    fitting = architecture == "small" or weights in ("imagenet", "none")
+    return {source: network for source, network in SOURCES.items() if fitting or network == architecture}
+
+
+def _save(folder: Path, backbone: str, seeds: int, name: str, built_in: bool) -> Path:
+    """Collect every evaluation that is there; returns the file."""
+    table = []
+    for row in dict.fromkeys(row for _, row in jobs(backbone, 1)):
+        files = [folder / f"{row.name}-{seed}.json" for seed in range(seeds)]
+        found = [_told_apart(json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()]
+        _same_images(row.name, found)
+        for head in found[0]["right"] if found else ():
+            table.append(
+                {
+                    "row": row.name,
+                    "head": head,
+                    "command": " ".join(("fieldmark train DATA --out RUN --preset", row.preset, *row.options)),
+                    "seeds": [each["seed"] for each in found],
+                    "run": _run_facts(folder / f"{row.name}-{found[0]['seed']}"),
+                    "accuracy": {
+                        column: _summary([each["right"][head][column] for each in found])
+                        for column in found[0]["right"][head]
+                    },
+                }
+            )
+    path = RESULTS / f"{name}.json"
+    runs = {source: folder / f"gap-{network}" for source, network in SOURCES.items()}
+    sources = {source: _run_facts(run) for source, run in runs.items() if (run / "run.json").is_file()}
+    document = {
+        "environment": environment(),
+        "dataset": "built-in birds" if built_in else table[0]["run"]["dataset"] if table else None,
+        "backbone": backbone,
+        "sources": sources,
+        "rows": table,
+    }
+    write_text(path, json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def _same_images(row: str, evaluations: list[dict[str, Any]]) -> None:
+    """Seeds are resampled as trainings that were judged on the same images, so they must have been."""
+    if any(each["images"] != evaluations[0]["images"] for each in evaluations):
+        raise OptionError(
+            f"the seeds of {row} were judged on different images",
+            hint="They were trained with different divisions of the data; start anew with another --out.",
+        )
+
+
+def _told_apart(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """With the worst of the other attacks on AutoAttack's own images, which alone may be compared with it."""
+    places = [evaluation["images"].index(key) for key in evaluation["autoattack_images"]]
+    for answers in evaluation["right"].values():
+        if places:
+            answers[WORST_THERE] = "".join(answers[WORST][place] for place in places)
+    return evaluation
+
+
+def _run_facts(run: Path) -> dict[str, Any]:
+    """What the results tell of a training: no path of this machine is among it."""
+    record = Run(run).read_record()
+    return {
+        "config": published_config(record.config),
+        "dataset": record.dataset.name,
+        "device": record.versions["device"],
+        "validation": record.results.get("validation"),
+    }
+
+
+def _summary(answers: list[str]) -> dict[str, Any]:
+    """Mean over seeds of the share of right answers, and a 95 % interval: by resampling seeds and images together, and
+    no narrower than Wilson's for the images alone.
+    """
+    right = np.array([[int(answer) for answer in each] for each in answers], float)  # [seeds, images]
+    rng = np.random.default_rng(0)
+    chosen_seeds = rng.integers(0, right.shape[0], (RESAMPLES, right.shape[0], 1))
+    chosen_images = rng.integers(0, right.shape[1], (RESAMPLES, 1, right.shape[1]))
+    means = right[chosen_seeds, chosen_images].mean(axis=(1, 2))
+    low, high = np.percentile(means, (2.5, 97.5))
+    # Resampling cannot know what it has not seen: all wrong of twelve images is not surely all wrong.
+    bounds = wilson(float(right.mean()) * right.shape[1], right.shape[1])
+    return {
+        "mean": round(float(right.mean()), 4),
+        "interval": [round(min(float(low), bounds[0]), 4), round(max(float(high), bounds[1]), 4)],
+        "by_seed": [round(float(each), 4) for each in right.mean(axis=1)],
+        "images": right.shape[1],
+    }

@@ -1,0 +1,82 @@
+"""The trainings of a study and their order: the rows of the paper's Tables 1 to 3, and more."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.study.pictures import MAIN
+from training.presets import preset
+
+OTHERS = ("ap-pcl", "ap-triplet")
+# Factors on the preset's weights of clustering and separation: Table 3, the same with adversarial training, and more.
+ABLATION = {"none": (0, 0), "separation": (0, 1), "cluster": (1, 0), "strong": (30, 30)}
+FAST_ABLATION = {"none": (0, 0), "strong": (10, 10)}
+LONGER = ("maxsep", "ap")  # twice the epochs, for the two systems whose order that might change
+# One change at a time of our recipe of adversarial training, screened with one seed.
+RECIPES = {
+    "sum": ("--set", "adversarial_climbs=sum"),
+    "rise": ("--set", "adversarial_full=0.4"),
+    "n-fgsm": ("--set", "adversarial=n-fgsm"),
+    "ema": ("--set", "ema=0.99"),
+    "smoothing": ("--set", "loss.label_smoothing=0.1"),
+}
+ABLATED = "pgd10-8"  # beside clean images, the column of Table 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One training: a preset, and options that change it."""
+
+    name: str
+    preset: str
+    options: tuple[str, ...] = ()
+    fast: bool = False
+    longer: bool = False  # twice the epochs
+    attacks: str | None = None  # None: all columns
+
+
+def rows(backbone: str, systems: tuple[str, ...] = (*MAIN, *OTHERS)) -> Iterator[Row]:
+    """Tables 1 and 2."""
+    for fast in (False, True):
+        for system in systems:
+            name = f"{system}-{backbone}{'-fast' if fast else ''}"
+            yield Row(name=name, preset=name, fast=fast)
+
+
+def ablation(backbone: str) -> Iterator[Row]:
+    """What Table 3 needs beside them, without and with fast adversarial training."""
+    for suffix, variants in (("", ABLATION), ("-fast", FAST_ABLATION)):
+        base = f"{backbone}{suffix}"
+        loss = preset(base).loss
+        for name, (cluster, separation) in variants.items():
+            texts = (f"loss.cluster={loss.cluster * cluster:g}", f"loss.separation={loss.separation * separation:g}")
+            options = tuple(word for text in texts for word in ("--set", text))
+            yield Row(name=f"maxsep-{name}-{base}", preset=base, options=options, fast=bool(suffix), attacks=ABLATED)
+
+
+def longer(backbone: str) -> Iterator[Row]:
+    """Table 2 again, for longer."""
+    for system in LONGER:
+        base = f"{system}-{backbone}-fast"
+        yield Row(name=f"{base}-longer", preset=base, fast=True, longer=True)
+
+
+def recipes(backbone: str) -> Iterator[Row]:
+    """Adversarial training in other ways."""
+    for name, options in RECIPES.items():
+        base = f"maxsep-{backbone}-fast"
+        yield Row(name=f"{base}-{name}", preset=base, options=options, fast=True, attacks=ABLATED)
+
+
+def jobs(backbone: str, seeds: int, other_seeds: int | None = None) -> Iterator[tuple[int, Row]]:
+    """Every table is whole for one seed before the next begins; the main comparison comes before the other systems,
+    which may have fewer seeds, and recipes are screened with one.
+    """
+    others = seeds if other_seeds is None else other_seeds
+    for seed in range(seeds):
+        yield from ((seed, row) for row in rows(backbone, MAIN))
+        if seed < others:
+            yield from ((seed, row) for row in rows(backbone, OTHERS))
+    for table in (ablation, longer):
+        for seed in range(others):
+            yield from ((seed, row) for row in table(backbone))
+    yield from ((0, row) for row in recipes(backbone))

@@ -1,0 +1,122 @@
+"""docs/results.md: the study's tables in the paper's shape, written from the JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.page import interval, put, table_head, table_row
+from bundle import tensors
+
+TITLES = {
+    "clean": "clean",
+    "fgsm-2": "FGSM 2",
+    "fgsm-8": "FGSM 8",
+    "bim10-2": "BIM 2",
+    "bim10-8": "BIM 8",
+    "pgd10-2": "PGD 2",
+    "pgd10-8": "PGD 8",
+    "mim10-2": "MIM 2",
+    "mim10-8": "MIM 8",
+    "pgd10-8@bb-v": "BB-V 8",
+    "pgd10-8@bb-d": "BB-D 8",
+    "apgd-8": "APGD 8",
+    "worst": "worst",
+    "worst-there": "worst there",
+    "autoattack-8": "AutoAttack 8",
+}
+TOLD = ("clean", "pgd10-8", "worst", "worst-there", "autoattack-8")  # columns that get intervals
+FULL, ATTENTION = tensors.FULL, tensors.ATTENTION_ONLY
+ORDER = (
+    ("ap", ATTENTION, "AP"),
+    ("ap-triplet", ATTENTION, "AP + Triplet"),
+    ("ap-pcl", ATTENTION, "AP + PCL"),
+    ("maxsep", ATTENTION, "**Ours-A**"),
+    ("protopnet", FULL, "ProtoPNet"),
+    ("maxsep", FULL, "**Ours-FR**"),
+)
+BLOCKS = {
+    "": "Table 1: trained on clean images",
+    "-fast": "Table 2: with fast adversarial training",
+    "-fast-longer": "Table 2 again, with twice the epochs",
+}
+ABLATED = {
+    "": ("Table 3: what clustering and separation add", ("none", "separation", "cluster", None, "strong")),
+    "-fast": ("Table 3 again, with fast adversarial training", ("none", None, "strong")),
+}
+HEADS = ((ATTENTION, "Ours-A"), (FULL, "Ours-FR"))
+JUDGED = ("clean", "pgd10-8")
+
+
+def write_page(result: Path, mark: str) -> None:
+    """Put the tables of a study's JSON into docs/results.md, between the marks of this name."""
+    put(mark, tables(json.loads(result.read_text(encoding="utf-8"))))
+
+
+def tables(study: dict[str, Any]) -> str:
+    """Tables 1 to 3 and the recipes, in Markdown; rows that are not measured yet are left out."""
+    backbone = study["backbone"]
+    found = {(row["row"], row["head"]): row["accuracy"] for row in study["rows"]}
+    of_row = {row["row"]: row for row in study["rows"]}
+    lines = [_origin(study), ""]
+    for suffix, title in BLOCKS.items():
+        rows = [
+            (label, found[f"{system}-{backbone}{suffix}", head])
+            for system, head, label in ORDER
+            if (f"{system}-{backbone}{suffix}", head) in found
+        ]
+        columns = [column for column in TITLES if any(column in accuracy for _, accuracy in rows)]
+        lines += [f"### {title}", "", *table_head(["system", *(TITLES[column] for column in columns)])]
+        lines += [table_row(label, [_mean(accuracy, column) for column in columns]) for label, accuracy in rows]
+        lines += ["", "The same with 95 % intervals over seeds and images:", ""]
+        told = [column for column in TOLD if column in columns]
+        lines += table_head(["system", *(TITLES[column] for column in told)])
+        lines += [table_row(label, [_interval(accuracy, column) for column in told]) for label, accuracy in rows] + [""]
+    titles = [f"{label} {TITLES[column]}" for _, label in HEADS for column in JUDGED]
+    for suffix, (title, variants) in ABLATED.items():
+        lines += [f"### {title}", "", *table_head(["clustering", "separation", "seeds", *titles])]
+        for variant in variants:
+            name = f"maxsep-{'' if variant is None else variant + '-'}{backbone}{suffix}"
+            if name in of_row:
+                loss = of_row[name]["run"]["config"]["loss"]
+                lines.append(
+                    table_row(f"{loss['cluster']:g}", [f"{loss['separation']:g}", *_judged(of_row[name], found)])
+                )
+        lines.append("")
+    lines += [
+        "### Recipes of fast adversarial training, one change at a time",
+        "",
+        *table_head(["change", "seeds", *titles]),
+    ]
+    base = f"maxsep-{backbone}-fast"
+    for name in of_row:
+        if name == base or name.startswith(f"{base}-"):
+            lines.append(table_row(name.removeprefix(base).lstrip("-") or "none", _judged(of_row[name], found)))
+    return "\n".join(lines) + "\n\n"
+
+
+def _origin(study: dict[str, Any]) -> str:
+    where, rows = study["environment"], study["rows"]
+    config = rows[0]["run"]["config"]
+    accuracy = rows[0]["accuracy"]
+    auto = accuracy["autoattack-8"]["images"] if "autoattack-8" in accuracy else 0
+    seeds = sorted({len(row["seeds"]) for row in rows})
+    return (
+        f"Dataset: {study['dataset']}; backbone `{study['backbone']}` at {config['image_size']} px; {config['epochs']} "
+        f"epochs, {next((row['run']['config']['epochs'] for row in rows if row['row'].endswith('-fast')), '?')} with "
+        f"adversarial training; {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds; "
+        f"{accuracy['clean']['images']} test images a seed, {auto} under AutoAttack. {where['cpu']}, {where['cores']} "
+        f"cores, torch {where['packages']['torch']}, commit {where['commit'][:12]}. Percent of images answered rightly."
+    )
+
+
+def _judged(row: dict[str, Any], found: dict[tuple[str, str], Any]) -> list[str]:
+    cells = [_interval(found[row["row"], head], column) for head, _ in HEADS for column in JUDGED]
+    return [str(len(row["seeds"])), *cells]
+
+
+def _mean(accuracy: dict[str, Any], column: str) -> str:
+    return f"{100 * accuracy[column]['mean']:.1f}" if column in accuracy else ""
+
+
+def _interval(accuracy: dict[str, Any], column: str) -> str:
+    return interval(accuracy[column]) if column in accuracy else ""

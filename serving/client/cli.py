@@ -1,0 +1,134 @@
+"""`fieldmark classify`: images over gRPC, to a Triton that serves a bundle."""
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bundle import Bundle
+from bundle.console import readable, say
+from bundle.errors import OptionError, printable
+
+if TYPE_CHECKING:
+    from serving.client.classify import Answer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def verbs() -> None:
+    """Keeps `classify` a command of its own name while it is the only one here."""
+
+
+@app.command()
+def classify(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...")],
+    url: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server's gRPC address.")] = "localhost:8001",
+    network: Annotated[
+        str | None,
+        typer.Option(help="full or attention; else the one that the bundle names.", show_default=False),
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="False-positive rate of is_adversarial, instead of the bundle's.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Labels to give for each image, best first.")] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object an image, one a line.")] = False,
+    explain: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw attention and the most similar prototypes here.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="Insist on this bundle, and take prototype images from it.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, max=86400, help="Seconds to wait for an answer.")] = 30.0,
+) -> None:
+    """Classify images over gRPC: label, probability, and whether each looks adversarial."""
+    from serving.client.classify import check_options, classify_files
+    from serving.client.remote import TritonInference
+
+    _check_picture(explain, len(images))
+    expected = Bundle.open(bundle) if bundle else None
+    with TritonInference.connect(
+        url, timeout=timeout, expect_bundle=expected.bundle_id if expected else None
+    ) as inference:
+        network = network or inference.manifest.main_network
+        check_options(inference.manifest, network, alpha, top)
+        answers = []
+        for answer in classify_files(inference, images, network, alpha=alpha, top=top):
+            answers.append(answer)
+            if json:
+                _print_record(answer)
+    used = inference.manifest.networks[network].detector.alpha if alpha is None else alpha
+    if not json:
+        _print_table(
+            answers, f"network {network}, alpha {used:g}, bundle {inference.bundle_id[:12]} at {inference.url}"
+        )
+    if explain and any(answer.prediction for answer in answers):
+        _draw(explain, answers, inference, expected, used)
+    if any(answer.error for answer in answers):
+        raise typer.Exit(1)
+
+
+def _print_record(answer: "Answer") -> None:
+    from serving.client.classify import as_record
+
+    print(jsonlib.dumps(as_record(answer, readable(answer.path))), flush=True)
+
+
+def _print_table(answers: "list[Answer]", caption: str) -> None:
+    table = Table(box=SIMPLE_HEAD, caption=escape(printable(caption)), caption_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("file", overflow="fold")
+    table.add_column("label", overflow="fold")
+    for number in ("probability", "instance_score", "p_value"):
+        table.add_column(number, justify="right", no_wrap=True)
+    table.add_column("is_adversarial", no_wrap=True)
+    for answer in answers:
+        if (found := answer.prediction) is None:
+            continue
+        table.add_row(
+            escape(printable(readable(answer.path))),
+            escape(printable(found.label)),
+            f"{found.probability:.3f}",
+            f"{found.instance_score:.3f}",
+            f"{found.p_value:.4f}",
+            "[bold red]true[/]" if found.is_adversarial else "false",
+        )
+        for label, probability in found.top[1:]:
+            table.add_row("", escape(printable(label)), f"{probability:.3f}")
+    if table.rows:
+        # What is written to a file or a pipe must not be cut to the width of a terminal that is not there.
+        Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    for answer in answers:
+        if answer.error:
+            errors.print(f"[bold red]error:[/] {escape(printable(answer.error))}")
+
+
+def _check_picture(explain: Path | None, count: int) -> None:
+    """What can be wrong with --explain, said before anything is sent."""
+    if explain is None:
+        return
+    from serving.client.explain import MAX_ROWS
+
+    if explain.suffix.lower() != ".png":
+        raise OptionError(f"--explain {explain} does not end in .png, and the picture is a PNG")
+    if explain.is_dir():
+        raise OptionError(f"--explain {explain} is a folder")
+    if count > MAX_ROWS:
+        raise OptionError(f"--explain draws at most {MAX_ROWS} images, and {count} are given")
+
+
+def _draw(explain: Path, answers: "list[Answer]", inference: Any, expected: Bundle | None, alpha: float) -> None:
+    from serving.client.classify import prototype_images
+    from serving.client.explain import draw_explanations
+
+    drawn = [answer for answer in answers if answer.prediction]
+    names = [readable(Path(answer.path.name)) for answer in drawn]
+    look_up = prototype_images(expected, inference.manifest)
+    draw_explanations(explain, drawn, inference.manifest, names, look_up, alpha)
+    say(Console(stderr=True), f"picture: {readable(explain)}")

@@ -1,0 +1,232 @@
+"""The study's tables: which rows there are, how seeds are summed up, and a page that keeps its prose."""
+
+import hashlib
+import inspect
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from benchmarks import page
+from benchmarks.study import command as study
+from benchmarks.study import pictures, tables
+from bundle.errors import OptionError
+from bundle.records import to_plain
+from bundle.resolution import wilson
+from training.backbones import BACKBONES
+from training.networks import HEADS
+from training.presets import preset
+from training.run import Run, published_config
+
+
+@pytest.mark.parametrize("backbone", ["small", "vgg16", "vgg19", "resnet34", "vgg16-96"])
+def test_every_row_is_a_preset_and_has_a_name_of_its_own(backbone: str) -> None:
+    jobs = list(study.jobs(backbone, 3))
+    names = [(seed, row.name) for seed, row in jobs]
+    assert len(set(names)) == len(names) == 3 * (10 + 4 + 2 + 2) + 5
+    for _, row in jobs:
+        texts = [word for word in row.options if word != "--set"]
+        config = preset(row.preset, texts=texts)
+        assert config.backbone == backbone.partition("-")[0]
+        assert (config.adversarial != "none") == row.fast
+    assert set(study.SOURCES.values()) <= set(BACKBONES)
+
+
+def test_options_that_fit_no_row_are_told_before_anything_is_trained(tmp_path: Path) -> None:
+    for options, message in (
+        ({"backbone": "foo"}, "unknown preset 'foo'"),
+        ({"backbone": "../x"}, "unknown preset"),
+        ({"backbone": "ap-vgg16"}, "'ap-vgg16' is no backbone"),
+        ({"backbone": "vgg16", "image_size": 2000, "data": tmp_path}, "image size 2000"),
+        ({"image_size": 9, "data": tmp_path}, "image size 9"),
+    ):
+        given = {name: default for name, default in _defaults().items() if name != "out"}
+        with pytest.raises(OptionError, match=message):
+            study.bench(**{**given, "out": tmp_path / "study", **options})
+
+
+def test_the_main_comparison_is_whole_before_anything_else_begins() -> None:
+    jobs = [(seed, row.name) for seed, row in study.jobs("vgg16-96", 2, 1)]
+    main = [f"{system}-vgg16-96{fast}" for fast in ("", "-fast") for system in ("ap", "maxsep", "protopnet")]
+    assert jobs[:6] == [(0, name) for name in main]
+    assert [(1, name) for name in main] == [job for job in jobs if job[0] == 1]  # the others have one seed
+
+
+def test_a_weights_file_is_of_one_backbone_and_others_are_no_substitutes() -> None:
+    assert study._substitutes("vgg16", ["--weights", "vgg16.pt"]) == {"bb-v": "vgg16"}
+    assert study._substitutes("vgg16", []) == study._substitutes("vgg16", ["--weights", "none"]) == study.SOURCES
+    assert study._substitutes("small", ["--weights", "none"]) == study.SOURCES
+
+
+def _defaults() -> dict[str, Any]:
+    return {name: each.default for name, each in inspect.signature(study.bench).parameters.items()}
+
+
+def test_a_study_does_not_mix_evaluations_of_other_options(tmp_path: Path) -> None:
+    study._same_options(tmp_path / "options.json", {"count": 100, "epochs": 8})
+    study._same_options(tmp_path / "options.json", {"count": 100, "epochs": 8})
+    with pytest.raises(OptionError, match="holds a study with count 100, not 50"):
+        study._same_options(tmp_path / "options.json", {"count": 50, "epochs": 8})
+    with pytest.raises(OptionError, match="a study with apgd None, not True"):
+        study._same_options(tmp_path / "options.json", {"count": 100, "epochs": 8, "apgd": True})
+    study._same_options(tmp_path / "apgd.json", {"apgd": True})
+    with pytest.raises(OptionError, match="a study with apgd True, not None"):
+        study._same_options(tmp_path / "apgd.json", {})
+
+
+def test_the_tables_name_rows_that_are_trained_and_heads_that_exist() -> None:
+    names = {row.name for _, row in study.jobs("small", 1)}
+    for system, head, _ in tables.ORDER:
+        assert head in HEADS
+        assert {f"{system}-small", f"{system}-small-fast"} <= names
+    for suffix, (_, variants) in tables.ABLATED.items():
+        for variant in variants:
+            assert f"maxsep-{'' if variant is None else variant + '-'}small{suffix}" in names
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 30), st.integers(0, 2**31))
+def test_a_summary_is_the_mean_over_seeds_inside_its_interval(seeds: int, images: int, seed: int) -> None:
+    bits = np.random.default_rng(seed).integers(0, 2, (seeds, images))
+    found = study._summary(["".join(map(str, row)) for row in bits])
+    assert found["mean"] == pytest.approx(bits.mean(), abs=1e-4)
+    assert found["by_seed"] == pytest.approx(list(bits.mean(axis=1)), abs=1e-4)
+    assert found["images"] == images
+    low, high = found["interval"]
+    assert 0 <= low <= high <= 1
+    assert low <= wilson(bits.mean() * images, images)[0] + 1e-4
+    assert high >= wilson(bits.mean() * images, images)[1] - 1e-4
+
+
+def test_autoattack_is_compared_with_the_others_on_its_own_images() -> None:
+    evaluation = {
+        "images": ["a", "b", "c", "d"],
+        "autoattack_images": ["b", "d"],
+        "right": {"full": {"worst": "0110", "autoattack-8": "01"}},
+    }
+    assert study._told_apart(evaluation)["right"]["full"][study.WORST_THERE] == "10"
+    without = {"images": ["a"], "autoattack_images": [], "right": {"full": {"worst": "1"}}}
+    assert study._told_apart(without)["right"]["full"] == {"worst": "1"}
+    assert study.WORST_THERE in tables.TITLES
+
+
+def rows_of(accuracy: float) -> list[dict[str, Any]]:
+    """One finished seed of every row, each column with the same figure."""
+    found = []
+    for _, row in study.jobs("small", 1):
+        config = preset(row.preset)
+        heads = ("full", "attention") if config.system == "maxsep" else ("attention",)
+        heads = ("full",) if config.system == "protopnet" else heads
+        columns = ("clean", "pgd10-8", "worst") if row.attacks else tuple(tables.TITLES)
+        summary = {"mean": accuracy, "interval": [accuracy - 0.1, accuracy + 0.1], "images": 100}
+        loss = {"cluster": config.loss.cluster, "separation": config.loss.separation}
+        for head in heads:
+            facts = {"config": {"image_size": 48, "epochs": config.epochs, "loss": loss}}
+            each = {"row": row.name, "head": head, "seeds": [0], "run": facts}
+            found.append({**each, "accuracy": dict.fromkeys(columns, summary)})
+    return found
+
+
+def write_result(path: Path, accuracy: float) -> Path:
+    where = {"cpu": "a processor", "cores": 2, "packages": {"torch": "2"}, "commit": "0" * 40}
+    facts = {"environment": where, "dataset": "birds", "backbone": "small", "rows": rows_of(accuracy)}
+    path.write_text(json.dumps(facts))
+    return path
+
+
+def test_the_page_gets_every_table_and_keeps_the_prose_around_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "PAGE", tmp_path / "results.md")
+    result = write_result(tmp_path / "tables.json", 0.5)
+    tables.write_page(result, "small")
+    first = page.PAGE.read_text()
+    for title in (*tables.BLOCKS.values(), *(title for title, _ in tables.ABLATED.values()), "Recipes"):
+        assert title in first
+    assert first.count("| **Ours-FR** |") == 2 * len(tables.BLOCKS)
+    assert "50.0 (40 to 60)" in first
+    page.PAGE.write_text(first.replace("# Results", "# Results\n\nBefore.") + "\nAfter.\n")
+    tables.write_page(write_result(tmp_path / "tables.json", 0.25), "small")
+    second = page.PAGE.read_text()
+    assert second.startswith("# Results\n\nBefore.\n\n<!-- begin: small -->")
+    assert second.endswith("After.\n")
+    assert "25.0 (15 to 35)" in second
+    assert "50.0" not in second
+
+
+def test_another_dataset_has_a_folder_a_file_and_a_mark_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever owns CUB gets its pages beside those of the birds, by one command, and none of theirs is lost."""
+    out = tmp_path / "study"
+    assert study._places(out, "small", None) == (out / "small", "small")
+    cub, cars = tmp_path / "CUB_200_2011", tmp_path / "cars"
+    assert study._places(out, "vgg16", cub) == (out / "cub-200-2011-vgg16", "cub-200-2011 vgg16")
+    (out / "vgg16").mkdir(parents=True)
+    (out / "vgg16" / "options.json").write_text(json.dumps({"data": str(cub)}))  # begun before
+    assert study._places(out, "vgg16", cub) == (out / "vgg16", "cub-200-2011 vgg16")
+    assert study._places(out, "vgg16", cars) == (out / "cars-vgg16", "cars vgg16")
+    monkeypatch.setattr(page, "PAGE", tmp_path / "results.md")
+    for mark, accuracy in (("small", 0.5), ("cars small", 0.25)):
+        tables.write_page(write_result(tmp_path / "tables.json", accuracy), mark)
+    text = page.PAGE.read_text()
+    assert "<!-- begin: small -->" in text
+    assert "<!-- begin: cars small -->" in text
+    assert "50.0 (40 to 60)" in text
+    assert "25.0 (15 to 35)" in text
+
+
+def test_results_name_the_weights_and_no_place_of_this_machine(tiny_run: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "vgg16.pth"
+    weights.write_bytes(b"weights")
+    record = Run(tiny_run).read_record()
+    config = replace(record.config, weights=str(weights), start=str(tmp_path / "earlier"))
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    run.write_record(replace(record, config=config))
+    told = study._run_facts(run.path)
+    assert str(tmp_path) not in json.dumps(told)
+    assert told["config"]["weights"] == "vgg16.pth"
+    assert told["config"]["weights_file_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert told["config"]["start"] == "earlier"
+    assert published_config(replace(config, weights="imagenet", start=None))["weights"] == "imagenet"
+    assert published_config(record.config) == json.loads(json.dumps(to_plain(record.config)))
+
+
+def test_the_pictures_of_the_paper_are_drawn_once(tiny_run: Path, tiny_birds: Path, tmp_path: Path) -> None:
+    (tmp_path / "maxsep-small-0").symlink_to(tiny_run)
+    out = pictures.draw_pictures(tmp_path, "small", tiny_birds)
+    drawn = sorted(path.name for path in out.iterdir())
+    run = "maxsep-small-0"
+    names = [
+        "accuracy-against-eps.png",
+        *(f"{kind}-{run}.png" for kind in ("attention", "prototype-space", "prototypes")),
+    ]
+    assert drawn == sorted([*names, f"{run}.json"])
+    for name in names:
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 100
+    curves = json.loads((out / f"{run}.json").read_text())
+    assert set(curves) == {"full", "attention"}
+    assert [round(255 * point["eps"]) for point in curves["full"]] == [0, 1, 2, 4, 8, 16, 64]
+    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    pictures.draw_pictures(tmp_path, "small", tiny_birds)
+    again = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert [name for name in times if times[name] != again[name]] == ["accuracy-against-eps.png"]
+
+
+def test_rows_that_are_not_measured_yet_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "PAGE", tmp_path / "results.md")
+    result = write_result(tmp_path / "tables.json", 0.5)
+    facts = json.loads(result.read_text())
+    facts["rows"] = facts["rows"][:1]
+    result.write_text(json.dumps(facts))
+    tables.write_page(result, "small")
+    assert "| AP |" in page.PAGE.read_text()
+    assert "ProtoPNet" not in page.PAGE.read_text()
