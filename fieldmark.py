@@ -23,7 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "attack": ("training.cli", "Attack a trained classifier; write the attacked images as 8-bit files."),
     "export": ("export.cli", "Turn a training run into a bundle: ONNX graphs with preprocessing and detector inside."),
     "calibrate": ("calibration.cli", "Count a bundle's p-values from clean images of your own."),
-    "engine": ("export.engine_cli", "Compile a bundle's graphs for GPUs: TensorRT or TensorRT for RTX engines."),
+    "engine": ("export.engines.cli", "Compile a bundle's graphs for GPUs: TensorRT or TensorRT for RTX engines."),
     "bundle": ("bundle.cli", "Show, verify or sign a bundle."),
     "serve": ("serving.upkeep.cli", "Serve a bundle: a real Triton and fieldmark.v1, kept up."),
     "roll": ("serving.upkeep.roll_cli", "Move a running service to another bundle, or back."),

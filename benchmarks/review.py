@@ -75,7 +75,7 @@ def fill(root: Path, bundle: Bundle, items: int) -> None:
     """A quarantine of so many entries, of pictures that are not copies of each other."""
     random = np.random.default_rng(0)
     network = bundle.manifest.main_network
-    columns = bundle.manifest.networks[network].detector.layers
+    columns = bundle.manifest.networks[network].detector.columns
     spec = bundle.manifest.image
     for number in range(items):
         coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)

@@ -62,7 +62,7 @@ def measure_runtime(setup: Setup = Setup()) -> dict[str, Any]:
 def _runtimes(made: Synthetic, setup: Setup, most: float) -> dict[str, Any]:
     module = ServedNetwork(made.network, tensors.FULL, made.detectors[tensors.FULL]).eval()
     last = copy.deepcopy(module).to(memory_format=torch.channels_last)
-    model = to_onnx(module, tensors.FULL, made.spec)
+    model = to_onnx(module, made.spec)
     wide, narrow = GraphSession(model), GraphSession(narrowed(model, INT8, made.images[:RANGES]))
     flop = flop_of(module, made.images[:1])
     result: dict[str, Any] = {"gflop_an_image": round(flop / 1e9, 3)}
@@ -96,7 +96,7 @@ def _heads(made: Synthetic, setup: Setup) -> dict[str, Any]:
 
 
 def _session(made: Synthetic, served: str) -> GraphSession:
-    return GraphSession(to_onnx(ServedNetwork(made.network, served, made.detectors[served]), served, made.spec))
+    return GraphSession(to_onnx(ServedNetwork(made.network, served, made.detectors[served]), made.spec))
 
 
 def _turns_of(sessions: dict[str, GraphSession], images: Any, setup: Setup) -> dict[str, Any]:

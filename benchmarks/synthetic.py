@@ -11,12 +11,12 @@ from PIL import Image
 from bundle import tensors
 from bundle.folder import write_bundle
 from bundle.image import ImageSpec
-from bundle.manifest import SCHEMA, PrototypeInfo
+from bundle.manifest import MANIFEST_SCHEMA, PrototypeInfo
 from bundle.resolution import ALPHA
 from detector.combination import Combination
 from detector.gaussian import ClassGaussians
 from detector.model import DISTANCES, Detector
-from export.staging import stage_network
+from export.staging import Staging, stage_network
 from robustness.fitting import features_of
 from training.networks import Network, NetworkConfig
 
@@ -67,10 +67,8 @@ def write_synthetic(folder: Path, backbone: str, *, size: int = 224, classes: in
     (staged / "prototypes").mkdir(parents=True)
     (staged / "detector").mkdir()
     Image.fromarray(images[0]).save(staged / "prototypes" / "0.jpg")
-    networks = {
-        served: stage_network(made.network, served, detector, spec, images, images, staged, labels, metadata={})
-        for served, detector in made.detectors.items()
-    }
+    staging = Staging(folder=staged, spec=spec, labels=labels, calibration=images, examples=images)
+    networks = {head: stage_network(made.network, head, detector, staging) for head, detector in made.detectors.items()}
     count = classes * made.network.config.prototypes_per_class
     prototypes = [
         PrototypeInfo(
@@ -84,7 +82,7 @@ def write_synthetic(folder: Path, backbone: str, *, size: int = 224, classes: in
         for index in range(count)
     ]
     fields = {
-        "schema": SCHEMA,
+        "schema": MANIFEST_SCHEMA,
         "name": f"{backbone}-random",
         "labels": labels,
         "image": spec,

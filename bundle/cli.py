@@ -66,7 +66,7 @@ def show(
         detector = network.detector
         table.add_row(
             name,
-            escape(printable(" ".join(detector.layers))),
+            escape(printable(" ".join(detector.columns))),
             f"{detector.alpha:g}",
             detector.calibration,
             str(detector.calibration_n),

@@ -8,23 +8,24 @@ was killed may have left some.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bundle import tensors
+from bundle.canonical import canonical_json, read_json
 from bundle.errors import EngineError
 from bundle.files import open_regular, sha256_of
-from bundle.manifest import PRECISIONS, FileEntry, canonical_json, read_json
+from bundle.manifest import PRECISIONS, FileEntry
 from bundle.records import RecordError, from_plain, to_plain
 
-SCHEMA = 1
+ENGINES_SCHEMA = 1
 ENGINES = "engines.json"
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
 RUNTIMES = (TENSORRT, TENSORRT_RTX)
 INSPECTOR, BUILDER, NETWORK = "inspector", "builder", "network"
 MAX_BATCH = 4096  # the exported graphs promise no more
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
-AGAIN = "Build it again: fieldmark engine BUNDLE --out ENGINES --force"
+BUILD_AGAIN = "Build it again: fieldmark engine BUNDLE --out ENGINES --force"
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _TARGET = re.compile(r"sm_[1-9][0-9]{1,2}")
 _VERSION = re.compile(r"[0-9A-Za-z.+_-]{1,64}")
@@ -69,22 +70,18 @@ class Evidence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineRecord:
-    """One engine. `version` is the runtime's; `target` the compute capability it runs on, `sm_86` for 8.6;
-    `graph_sha256` the ONNX graph it was built from; `bytes` and `sha256` its file.
+class Recipe:
+    """All that an engine is made of, so that two of one recipe stand for one another. `version` is the runtime's;
+    `target` the compute capability it runs on, `sm_86` for 8.6; `graph_sha256` the ONNX graph it is built from.
     """
 
     network: str
-    file: str
     runtime: str
     version: str
     target: str
     precision: str
     profile: Profile
     graph_sha256: str
-    bytes: int
-    sha256: str
-    evidence: Evidence
 
     def __post_init__(self) -> None:
         if self.network not in tensors.NETWORKS:
@@ -99,6 +96,24 @@ class EngineRecord:
             raise ValueError(f"unknown precision {self.precision[:80]!r}")
         if not _HEX64.fullmatch(self.graph_sha256):
             raise ValueError("graph_sha256 is not 64 hexadecimal digits")
+
+    @property
+    def recipe(self) -> "Recipe":
+        """This alone, also of an engine's record."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord(Recipe):
+    """One engine: its recipe, and what came of it, a file of so many `bytes` and `sha256`. They stand side by side."""
+
+    file: str
+    bytes: int
+    sha256: str
+    evidence: Evidence
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         FileEntry(bytes=self.bytes, sha256=self.sha256)
         if self.file != engine_file(self.network, self.target, self.sha256):
             raise ValueError(f"file is not {engine_file(self.network, self.target, self.sha256)!r}")
@@ -182,22 +197,22 @@ def read_engines(path: Path) -> Engines:
             hint="Give the folder that 'fieldmark engine --out' wrote.",
         ) from None
     if len(data) > MAX_DOCUMENT_BYTES:
-        raise EngineError(f"{where} is larger than {MAX_DOCUMENT_BYTES:,} bytes", hint=AGAIN)
+        raise EngineError(f"{where} is larger than {MAX_DOCUMENT_BYTES:,} bytes", hint=BUILD_AGAIN)
     try:
         plain = read_json(data.decode("utf-8"))
         schema = plain.get("schema") if isinstance(plain, dict) else None
         if not isinstance(schema, int) or isinstance(schema, bool):
             raise RecordError("", "no schema number")
-        if schema != SCHEMA:
+        if schema != ENGINES_SCHEMA:
             raise EngineError(
-                f"{where} has schema {schema}, and this version reads schema {SCHEMA}",
+                f"{where} has schema {schema}, and this version reads schema {ENGINES_SCHEMA}",
                 hint="Upgrade fieldmark, or build the engines with this version.",
             )
         document = from_plain(Engines, plain)
         if document.to_json().encode("utf-8") != data:
             raise RecordError("", "not in canonical form (sorted keys, no spaces, one newline at the end)")
     except (ValueError, RecursionError) as problem:  # RecordError and every Unicode error are ValueErrors
-        raise EngineError(f"{where} is damaged ({problem})", hint=AGAIN) from None
+        raise EngineError(f"{where} is damaged ({problem})", hint=BUILD_AGAIN) from None
     return document
 
 
@@ -210,8 +225,8 @@ def verify(path: Path, record: EngineRecord) -> None:
         with open_regular(file, follow=False):
             size = file.stat().st_size
         if size != record.bytes:
-            raise EngineError(f"{file} has {size:,} bytes, and {ENGINES} says {record.bytes:,}", hint=AGAIN)
+            raise EngineError(f"{file} has {size:,} bytes, and {ENGINES} says {record.bytes:,}", hint=BUILD_AGAIN)
         if sha256_of(file) != record.sha256:
-            raise EngineError(f"{file} does not match its SHA-256 in {ENGINES}", hint=AGAIN)
+            raise EngineError(f"{file} does not match its SHA-256 in {ENGINES}", hint=BUILD_AGAIN)
     except OSError as problem:
-        raise EngineError(f"{file} cannot be read ({problem.strerror})", hint=AGAIN) from None
+        raise EngineError(f"{file} cannot be read ({problem.strerror})", hint=BUILD_AGAIN) from None

@@ -20,7 +20,7 @@ from bundle.files import (
     sha256_of_stream,
     write_text,
 )
-from bundle.manifest import AGAIN, MANIFEST, MAX_PARTS, SIGNATURE, FileEntry, Manifest, parse_manifest
+from bundle.manifest import FETCH_AGAIN, MANIFEST, MAX_PARTS, SIGNATURE, FileEntry, Manifest, parse_manifest
 
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 MAX_FOLDERS = 10_000
@@ -65,7 +65,7 @@ def _open(path: Path, key: Path | None) -> Bundle:
             raise BundleMissing(f"there is no bundle at {path}", hint="Make one: fieldmark export RUN --out BUNDLE")
         data, signature = _read_manifest(path / MANIFEST), _read_signature(path / SIGNATURE)
         if key is not None:  # before anything looks into what a stranger may have written
-            signing.check(data, signature, key, path)
+            signing.check_signature(data, signature, key, path)
         manifest = parse_manifest(_decode(data, path / MANIFEST), str(path / MANIFEST))
         waiting = set(manifest.files)
         for name in _walk(path):
@@ -79,9 +79,11 @@ def _open(path: Path, key: Path | None) -> Bundle:
             _verify(path / name, manifest.files[name])
             waiting.remove(name)
         if waiting:
-            raise BundleMissing(f"{path / min(waiting)} is missing", hint=AGAIN)
+            raise BundleMissing(f"{path / min(waiting)} is missing", hint=FETCH_AGAIN)
     except OSError as problem:
-        raise BundleMissing(f"{problem.filename or path} cannot be read ({problem.strerror})", hint=AGAIN) from None
+        raise BundleMissing(
+            f"{problem.filename or path} cannot be read ({problem.strerror})", hint=FETCH_AGAIN
+        ) from None
     return Bundle(path, manifest, signed=signature is not None, key=key)
 
 
@@ -142,7 +144,7 @@ def _read_manifest(path: Path) -> bytes:
             hint="Give the folder that 'fieldmark export' wrote.",
         ) from None
     if len(data) > MAX_MANIFEST_BYTES:
-        raise BundleCorrupt(f"{path} is larger than {MAX_MANIFEST_BYTES:,} bytes", hint=AGAIN)
+        raise BundleCorrupt(f"{path} is larger than {MAX_MANIFEST_BYTES:,} bytes", hint=FETCH_AGAIN)
     return data
 
 
@@ -166,7 +168,9 @@ def _decode(data: bytes, where: Path) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as problem:
-        raise BundleCorrupt(f"{where} is not UTF-8 ({problem.reason} at byte {problem.start})", hint=AGAIN) from None
+        raise BundleCorrupt(
+            f"{where} is not UTF-8 ({problem.reason} at byte {problem.start})", hint=FETCH_AGAIN
+        ) from None
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -197,6 +201,6 @@ def _walk(root: Path) -> Iterator[str]:
 def _verify(path: Path, entry: FileEntry) -> None:
     with open_regular(path, follow=False) as stream:
         if (size := os.fstat(stream.fileno()).st_size) != entry.bytes:
-            raise BundleCorrupt(f"{path} has {size:,} bytes, and the manifest says {entry.bytes:,}", hint=AGAIN)
+            raise BundleCorrupt(f"{path} has {size:,} bytes, and the manifest says {entry.bytes:,}", hint=FETCH_AGAIN)
         if sha256_of_stream(stream, entry.bytes + 1) != entry.sha256:
-            raise BundleCorrupt(f"{path} does not match its SHA-256 in the manifest", hint=AGAIN)
+            raise BundleCorrupt(f"{path} does not match its SHA-256 in the manifest", hint=FETCH_AGAIN)

@@ -6,26 +6,23 @@ the id, and it changes with every file, label or limit.
 
 import functools
 import hashlib
-import json
-import math
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from bundle import tensors
+from bundle.canonical import canonical_json, read_json
 from bundle.errors import BundleCorrupt, BundleUnsupported
 from bundle.image import ImageSpec
-from bundle.records import RecordError, from_plain, to_plain
+from bundle.records import KEY, RecordError, from_plain, to_plain
 from bundle.tensors import TensorSpec
 
-SCHEMA = 2
+MANIFEST_SCHEMA = 2
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-AGAIN = "Fetch or export the bundle again."
-MAX_INTEGER = 2**63 - 1
-MAX_DEPTH = 32
+FETCH_AGAIN = "Fetch or export the bundle again."
 MAX_FILES = 100_000
 MAX_TOTAL_BYTES = 2**36  # of all files together: 64 GiB, a minute or two of hashing
 MAX_PARTS = 16  # of one path
@@ -57,13 +54,13 @@ class DetectorInfo:
     """
 
     file: str
-    layers: tuple[str, ...]
+    columns: tuple[str, ...] = field(metadata={KEY: "layers"})  # of `layer_scores`
     alpha: float
     calibration: str
     calibration_n: int
 
     def __post_init__(self) -> None:
-        if not self.layers:
+        if not self.columns:
             raise ValueError("a detector needs at least one layer")
         if not 0.0 < self.alpha < 1.0:
             raise ValueError(f"alpha {self.alpha} is not between 0 and 1")
@@ -199,9 +196,9 @@ class Manifest:
             sizes = {
                 tensors.IMAGE: (self.image.height, self.image.width, 3),
                 tensors.PROBABILITIES: (len(self.labels),),
-                tensors.LAYER_SCORES: (len(network.detector.layers),),
+                tensors.LAYER_SCORES: (len(network.detector.columns),),
             }
-            tensors.check(name, network.inputs, network.outputs, sizes)
+            tensors.check_tensors(name, network.inputs, network.outputs, sizes)
             for path in (network.model, network.detector.file):
                 if path not in self.files:
                     raise ValueError(f"networks.{name} names {path[:80]!r}, which is not in files")
@@ -238,75 +235,24 @@ def parse_manifest(text: str, where: str) -> Manifest:
     try:
         document = read_json(text)
     except (ValueError, RecursionError) as problem:
-        raise BundleCorrupt(f"{where} is not valid JSON ({problem})", hint=AGAIN) from None
+        raise BundleCorrupt(f"{where} is not valid JSON ({problem})", hint=FETCH_AGAIN) from None
     schema = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(schema, int) or isinstance(schema, bool):
-        raise BundleCorrupt(f"{where} has no schema number", hint=AGAIN)
-    if schema != SCHEMA:
+        raise BundleCorrupt(f"{where} has no schema number", hint=FETCH_AGAIN)
+    if schema != MANIFEST_SCHEMA:
         raise BundleUnsupported(
-            f"{where} has schema {schema}, and this version reads schema {SCHEMA}",
-            hint="Upgrade fieldmark." if schema > SCHEMA else "Export the run again with this version.",
+            f"{where} has schema {schema}, and this version reads schema {MANIFEST_SCHEMA}",
+            hint="Upgrade fieldmark." if schema > MANIFEST_SCHEMA else "Export the run again with this version.",
         )
     try:
         manifest = from_plain(Manifest, document)
         if manifest.to_json().encode("utf-8") != text.encode("utf-8"):
             raise RecordError("", "not in canonical form (sorted keys, no spaces, one newline at the end)")
     except UnicodeEncodeError:  # an escaped half of a surrogate pair
-        raise BundleCorrupt(f"{where} holds text that is not Unicode", hint=AGAIN) from None
+        raise BundleCorrupt(f"{where} holds text that is not Unicode", hint=FETCH_AGAIN) from None
     except RecordError as problem:
-        raise BundleCorrupt(f"{where}: {problem}", hint=AGAIN) from None
+        raise BundleCorrupt(f"{where}: {problem}", hint=FETCH_AGAIN) from None
     return manifest
-
-
-def canonical_json(plain: Any) -> str:
-    """Sorted keys, no spaces, UTF-8, a newline at the end: one text for one value."""
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def read_json(text: str) -> Any:
-    """JSON that every reader understands alike: no key twice, no number that is not finite or beyond 64 bits, not too
-    deep; raises ValueError or RecursionError.
-    """
-    document = json.loads(
-        text, object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_float
-    )
-    _check_depth(document)
-    return document
-
-
-def _check_depth(document: Any) -> None:
-    """Documents that one reader can follow and another cannot are none."""
-    level = [document]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for value in level
-            if isinstance(value, (dict, list))
-            for inner in (value.values() if isinstance(value, dict) else value)
-        ]
-    if level:
-        raise ValueError(f"lists and objects are nested more than {MAX_DEPTH} deep")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key appears twice in one object")
-    return found
-
-
-def _integer(text: str) -> int:
-    number = int(text) if len(text) < 32 else MAX_INTEGER + 1
-    if abs(number) > MAX_INTEGER:
-        raise ValueError(f"the number {text[:32]} does not fit in 64 bits")
-    return number
-
-
-def _float(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text[:32]} is not finite")
-    return number
 
 
 def _check_shares(**shares: float) -> None:

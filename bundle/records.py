@@ -1,7 +1,8 @@
 """Frozen dataclasses to JSON and back, strictly: an unknown or missing key or a wrong type is an error with its place.
 
 Understands str, int, float, bool, None, `X | None`, tuple[X, ...], dict[str, X], Any and nested dataclasses. A bool is
-no int, and a float is finite.
+no int, and a float is finite. A field is named in JSON as it is here, or as its metadata says: {KEY: "name"}.
+docs/decisions/024 says why no library does this.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+KEY = "key"  # in the metadata of a field whose key in a format was not named as well as the field
 
 
 class RecordError(ValueError):
@@ -25,7 +27,7 @@ class RecordError(ValueError):
 def to_plain(record: Any) -> Any:
     """Dataclasses, tuples and dicts as JSON's own types."""
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
-        return {field.name: to_plain(getattr(record, field.name)) for field in dataclasses.fields(record)}
+        return {_key(field): to_plain(getattr(record, field.name)) for field in dataclasses.fields(record)}
     if isinstance(record, Mapping):
         return {str(key): to_plain(value) for key, value in record.items()}
     if isinstance(record, (tuple, list)):
@@ -77,19 +79,24 @@ def _convert_record(kind: Any, value: Any, place: str) -> Any:
     if not isinstance(value, dict):
         raise RecordError(place, f"expected an object, found {_name(value)}")
     hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields = {_key(field): field for field in dataclasses.fields(kind)}
     if unknown := sorted(set(value) - set(fields)):
         raise RecordError(place, f"unknown key {unknown[0][:80]!r}")
     arguments = {}
-    for name, field in fields.items():
-        if name in value:
-            arguments[name] = _convert(hints[name], value[name], _join(place, name))
+    for key, field in fields.items():
+        if key in value:
+            arguments[field.name] = _convert(hints[field.name], value[key], _join(place, key))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise RecordError(place, f"missing key {name!r}")
+            raise RecordError(place, f"missing key {key!r}")
     try:
         return kind(**arguments)
     except ValueError as problem:  # a __post_init__ that refuses its values
         raise RecordError(place, str(problem)) from None
+
+
+def _key(field: "dataclasses.Field[Any]") -> str:
+    key: str = field.metadata.get(KEY, field.name)
+    return key
 
 
 def _join(place: str, name: str) -> str:

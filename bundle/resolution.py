@@ -29,7 +29,9 @@ def needed(alpha: float) -> int:
 
 
 def wilson(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927); (0, 1) of nothing."""
+    """The 95 % score interval of a share (Wilson 1927); (0, 1) of nothing. Ours, since this room loads no scipy, whose
+    own takes no share of repeated draws: `right` need not be whole.
+    """
     if not count:
         return 0.0, 1.0
     share, factor = right / count, 1 + z * z / count
@@ -46,6 +48,17 @@ def false_alarms(n: int, alpha: float) -> FalseAlarms:
     k = math.floor(alpha * (n + 1) + 1e-9)
     mean = k / (n + 1)
     return FalseAlarms(mean, math.sqrt(mean * (1 - mean) / (n + 2)))
+
+
+def coarser(n: int, former: int) -> str:
+    """What is lost where n calibration images take the place of more of them, in words; empty where nothing is."""
+    if n >= former:
+        return ""
+    return (
+        f"{n:,} images take the place of {former:,} calibration images: with n images no p-value is below 1/(n + 1), "
+        f"so the smallest will be {smallest_p_value(n):.2g} instead of {smallest_p_value(former):.2g}, and the share "
+        "of clean images that is flagged less certain"
+    )
 
 
 def resolution(n: int, alpha: float) -> str:

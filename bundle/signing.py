@@ -51,7 +51,7 @@ def read_private_key(path: Path) -> "Ed25519PrivateKey":
     return key
 
 
-def check(manifest: bytes, signature: bytes | None, key: Path, where: Path) -> None:
+def check_signature(manifest: bytes, signature: bytes | None, key: Path, where: Path) -> None:
     """Raise BundleUntrusted unless the bundle at `where` has a signature of `manifest` by the public key in a file."""
     public = _read_public_key(key)
     from cryptography.exceptions import InvalidSignature

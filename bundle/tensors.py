@@ -68,7 +68,7 @@ class TensorSpec:
     shape: tuple[int, ...]
 
 
-def check(
+def check_tensors(
     network: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], sizes: dict[str, tuple[int, ...]]
 ) -> None:
     """Raise ValueError unless a network has exactly these tensors, in this order, each of its type and rank.

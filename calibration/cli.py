@@ -19,7 +19,7 @@ from bundle.files import check_free
 from bundle.folder import Bundle
 from bundle.formats import passed_over
 from bundle.manifest import MANIFEST
-from bundle.resolution import resolution
+from bundle.resolution import coarser, resolution
 
 if TYPE_CHECKING:
     from calibration.recalibration import Recalibration
@@ -82,6 +82,8 @@ def calibrate(
     check_free(out, replace=force, marker=MANIFEST)
     opened = Bundle.open(bundle)
     with _clean(opened, images, review, moved) as clean:
+        if not json:
+            _warn(opened, len(clean.paths), Console())
         made = recalibrate(opened, clean.paths, out, source=clean.name, alpha=alpha, skip_bad=skip_bad, replace=force)
         clean.taken(made.bundle.bundle_id)
     if json:
@@ -131,6 +133,13 @@ def _clean(bundle: Bundle, images: Path | None, review: Path | None, moved: Path
     if unread := [file.problem for file in files if file.problem]:
         raise DatasetError(unread[0], hint="Calibrate with images that can be read.")
     yield _Clean(paths=[Path(file.location) for file in files], name=images.resolve().name, words=passed_over(passed))
+
+
+def _warn(bundle: Bundle, images: int, console: Console) -> None:
+    """Before the work: that few images make a coarser calibration than the bundle has."""
+    former = max(each.detector.calibration_n for each in bundle.manifest.networks.values())
+    if words := coarser(images, former):
+        say(console, words)
 
 
 def _show(made: "Recalibration", console: Console) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from bundle import tensors
+from bundle.canonical import canonical_json
 from bundle.errors import BundleCorrupt, ExportError, OptionError
 from bundle.files import check_free, write_text
 from bundle.folder import Bundle, write_bundle
-from bundle.manifest import AGAIN, MANIFEST, NetworkInfo, canonical_json
+from bundle.manifest import FETCH_AGAIN, MANIFEST, NetworkInfo
 from bundle.resolution import false_alarms, smallest_p_value
 from bundle.version import version
 from calibration.graph import recalibrated
@@ -130,8 +131,8 @@ def _calibrated(bundle: Bundle, network: str, seen: Seen, alpha: float | None) -
     info = bundle.manifest.networks[network].detector
     detector = Detector.load(bundle.file(info.file))
     labels = bundle.manifest.labels
-    if detector.columns != info.layers or len(detector.gaussians[0].means) != len(labels):
-        raise BundleCorrupt(f"{bundle.path / info.file} is not the detector of {network!r}", hint=AGAIN)
+    if detector.columns != info.columns or len(detector.gaussians[0].means) != len(labels):
+        raise BundleCorrupt(f"{bundle.path / info.file} is not the detector of {network!r}", hint=FETCH_AGAIN)
     rate = info.alpha if alpha is None else alpha
     return detector.calibrated(seen.scores, seen.predicted, rate, labels, layers=seen.layers)
 

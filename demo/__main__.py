@@ -16,7 +16,7 @@ from bundle import tensors
 from bundle.console import say
 from bundle.files import write_text
 from bundle.folder import Bundle
-from bundle.manifest import SCHEMA
+from bundle.manifest import MANIFEST_SCHEMA
 from demo.archive import make_archive, score_archive
 from demo.endpoint import Answers, ask, look, served
 from demo.figure import Panel, draw
@@ -64,7 +64,7 @@ def demo(
     resume = "--resume" if stages.interrupted("train", key) else "--force"
     train: tuple[str | Path, ...] = ("train", data, "--out", run, *settings, resume)
     stages.run("train", key, run / "model.pt", lambda: fieldmark(*train))
-    key = f"{key} {stages.stamp('train')} schema {SCHEMA}"  # a bundle of an earlier version is made again
+    key = f"{key} {stages.stamp('train')} schema {MANIFEST_SCHEMA}"  # a bundle of an earlier version is made again
     rate = () if alpha is None else ("--alpha", str(alpha))
     export: tuple[str | Path, ...] = ("export", run, "--out", bundle_path, "--data", data, *rate, "--force")
     stages.run("export", " ".join([key, *rate]), bundle_path, lambda: fieldmark(*export))

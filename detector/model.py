@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bundle.arrays import read_arrays
-from bundle.errors import BundleCorrupt, DetectorError
-from bundle.files import atomic_file
+from bundle import detector_file
+from bundle.detector_file import of_layer
+from bundle.errors import DetectorError
 from detector.combination import Combination
 from detector.conformal import check_calibration_size, check_class_sizes, p_values, p_values_per_class
 from detector.gaussian import ClassGaussians
@@ -105,90 +105,56 @@ class Detector:
         )
 
     def save(self, path: Path) -> None:
-        """Write an .npz without pickled objects."""
-        arrays = {
-            "layers": np.array(self.layers),
-            "weights": self.combination.weights,
-            "bias": np.float64(self.combination.bias),
-            "calibration": self.calibration,
-            "alpha": np.float64(self.alpha),
+        """Write it as bundle/detector_file.py says."""
+        arrays: dict[str, npt.NDArray[Any]] = {
+            detector_file.LAYERS: np.array(self.layers),
+            detector_file.WEIGHTS: self.combination.weights,
+            detector_file.BIAS: np.array(self.combination.bias, np.float64),
+            detector_file.CALIBRATION: self.calibration,
+            detector_file.ALPHA: np.array(self.alpha, np.float64),
         }
         if self.calibration_classes is not None:
-            arrays["calibration_classes"] = self.calibration_classes
+            arrays[detector_file.CALIBRATION_CLASSES] = self.calibration_classes
         if self.calibration_layers is not None:
-            arrays["calibration_layers"] = self.calibration_layers
+            arrays[detector_file.CALIBRATION_LAYERS] = self.calibration_layers
         for layer, gaussians in zip(self.layers, self.gaussians, strict=True):
-            arrays[f"{layer}/whitening"] = gaussians.whitening
-            arrays[f"{layer}/center"] = gaussians.center
-            arrays[f"{layer}/means"] = gaussians.means
-            arrays[f"{layer}/shrinkage"] = np.float64(gaussians.shrinkage)
-            arrays[f"{layer}/overall"] = gaussians.overall
-        with atomic_file(path) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
+            arrays[of_layer(layer, detector_file.WHITENING)] = gaussians.whitening
+            arrays[of_layer(layer, detector_file.CENTER)] = gaussians.center
+            arrays[of_layer(layer, detector_file.MEANS)] = gaussians.means
+            arrays[of_layer(layer, detector_file.SHRINKAGE)] = np.array(gaussians.shrinkage, np.float64)
+            arrays[of_layer(layer, detector_file.OVERALL)] = gaussians.overall
+        detector_file.write(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Detector":
-        """Read what `save` wrote; never unpickles. Raises BundleCorrupt for anything else."""
-        try:
-            arrays = read_arrays(path)
-            layers = tuple(str(name) for name in arrays["layers"])
-            loaded = cls(
+        """Read what `save` wrote, its parts fitting each other, so that scoring cannot fail on them; raises
+        BundleCorrupt for anything else.
+        """
+        with detector_file.opened(path) as file:
+            layers = file.layers()
+            classes, columns = file.classes(layers[0]), len(layers) * len(DISTANCES)
+            return cls(
                 layers=layers,
-                gaussians=tuple(
-                    ClassGaussians(
-                        whitening=arrays[f"{layer}/whitening"],
-                        center=arrays[f"{layer}/center"],
-                        means=arrays[f"{layer}/means"],
-                        shrinkage=float(arrays[f"{layer}/shrinkage"]),
-                        overall=arrays[f"{layer}/overall"],
-                    )
-                    for layer in layers
+                gaussians=tuple(_gaussians(file.gaussians(layer, classes)) for layer in layers),
+                combination=Combination(
+                    weights=file.numbers(detector_file.WEIGHTS, (columns,)),
+                    bias=float(file.numbers(detector_file.BIAS, ())),
                 ),
-                combination=Combination(weights=arrays["weights"], bias=float(arrays["bias"])),
-                calibration=arrays["calibration"],
-                alpha=float(arrays["alpha"]),
-                calibration_classes=arrays.get("calibration_classes"),
-                calibration_layers=arrays.get("calibration_layers"),
+                calibration=file.calibration(),
+                alpha=file.alpha(),
+                calibration_classes=file.calibration_classes(classes),
+                calibration_layers=file.calibration_layers(columns),
             )
-            _check(loaded)
-        except (OSError, ValueError, KeyError, TypeError) as problem:
-            raise BundleCorrupt(f"{path} is not a detector ({problem})", hint="Export the bundle again.") from None
-        return loaded
 
 
-def _check(detector: Detector) -> None:
-    """Raise ValueError unless the parts fit each other, so that scoring cannot fail on them."""
-    layers, gaussians = detector.layers, detector.gaussians
-    if not layers or len(set(layers)) < len(layers):
-        raise ValueError("its layers are none, or one is there twice")
-    classes = len(gaussians[0].means) if gaussians[0].means.ndim else 0
-    for layer, fitted in zip(layers, gaussians, strict=True):
-        width = fitted.center.size
-        _check_numbers(f"{layer}/center", fitted.center, (width,))
-        _check_numbers(f"{layer}/whitening", fitted.whitening, (width, width))
-        _check_numbers(f"{layer}/means", fitted.means, (classes, width))
-        _check_numbers(f"{layer}/overall", fitted.overall, (width, width))
-        _check_numbers(f"{layer}/shrinkage", np.asarray(fitted.shrinkage), ())
-    _check_numbers("weights", detector.combination.weights, (len(detector.columns),))
-    _check_numbers("bias", np.asarray(detector.combination.bias), ())
-    _check_numbers("calibration", detector.calibration, (detector.calibration.size,))
-    if not 0 < detector.alpha < 1 or (np.diff(detector.calibration) < 0).any():
-        raise ValueError("its alpha is not between 0 and 1, or its calibration is not in ascending order")
-    if (answers := detector.calibration_classes) is not None and (
-        answers.dtype.kind != "i" or answers.shape != detector.calibration.shape or not _within(answers, classes)
-    ):
-        raise ValueError("its calibration_classes are not the position of a class for each score")
-    if (rows := detector.calibration_layers) is not None:
-        _check_numbers("calibration_layers", rows, (detector.calibration.size, len(detector.columns)))
-
-
-def _check_numbers(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
-    if array.dtype.kind != "f" or array.shape != shape or not array.size or not np.isfinite(array).all():
-        raise ValueError(f"its {name[:80]} is not {list(shape)} finite numbers")
-
-
-def _within(answers: npt.NDArray[np.integer], classes: int) -> bool:
-    return bool((answers >= 0).all() and (answers < classes).all())
+def _gaussians(arrays: Mapping[str, npt.NDArray[Any]]) -> ClassGaussians:
+    return ClassGaussians(
+        whitening=arrays[detector_file.WHITENING],
+        center=arrays[detector_file.CENTER],
+        means=arrays[detector_file.MEANS],
+        shrinkage=float(arrays[detector_file.SHRINKAGE]),
+        overall=arrays[detector_file.OVERALL],
+    )
 
 
 def layer_scores(

@@ -20,7 +20,7 @@ from bundle.manifest import (
     DEFAULT_NETWORK,
     FP32,
     MANIFEST,
-    SCHEMA,
+    MANIFEST_SCHEMA,
     NetworkInfo,
     PrototypeInfo,
 )
@@ -32,12 +32,11 @@ from detector.conformal import check_calibration_size
 from detector.model import Detector
 from export.graph import check_device, labels_digest
 from export.parity import BATCHES
-from export.plan import Limits, Plan, make_plan, trial_attacks
+from export.plan import ExportSettings, Plan, make_plan, trial_attacks
 from export.quality import Trial
-from export.staging import GraphSettings, Narrowing, stage_network
-from robustness.fitting import DetectorSettings, Images, Labels, Lessons, Parts, Taught, attacked, fit_detector
+from export.staging import GraphSettings, Narrowing, Staging, stage_network
+from robustness.fitting import Images, Labels, Lessons, Parts, Taught, attacked, fit_detector
 from robustness.report import headlines, make_report, require
-from robustness.suites import Suite
 from training.attacks.attacker import Attackers
 from training.attacks.names import CLEAN, NOISE, check_attacks
 from training.data import Sample, check_outside
@@ -53,24 +52,22 @@ REPORT = "report"  # the bundle's folder for it
 def export_run(
     run_path: Path,
     out: Path,
-    settings: DetectorSettings,
+    settings: ExportSettings,
     console: Console,
     *,
-    data: Path | None,
-    replace: bool,
-    graphs: GraphSettings = GraphSettings(),
-    suite: Suite | None = None,
-    limits: Limits = Limits(),
+    data: Path | None = None,
+    replace: bool = False,
 ) -> Bundle:
     """Fit the detectors, export both graphs, calibrate them on their own outputs, prove parity, measure the report of
-    `suite` if there is one, write the bundle. What takes longer than the limits is done on less, and that is said.
+    the suite if there is one, write the bundle. What takes longer than the limits is done on less, and that is said.
     """
+    graphs, suite = settings.graphs, settings.suite
     run = Run(run_path)
     check_free(out, replace=replace, marker=MANIFEST)  # before work that takes minutes
     check_device(graphs.device)
     record, network = run.load_network()
-    check_attacks(settings.attacks, {}, network)
-    if idle := {CLEAN, NOISE} & set(settings.attacks):
+    check_attacks(settings.detector.attacks, {}, network)
+    if idle := {CLEAN, NOISE} & set(settings.detector.attacks):
         raise OptionError(
             f"{idle.pop()!r} is no attack that a detector could learn from",
             hint="Leave it out, or learn from clean images alone: --attacks none.",
@@ -83,7 +80,7 @@ def export_run(
     root = data if data is not None else Path(record.dataset.root)
     dataset = record.dataset.unchanged_at(root)
     check_outside(dataset, out)
-    check_calibration_size(len(dataset.parts["calibration"]), settings.alpha)
+    check_calibration_size(len(dataset.parts["calibration"]), settings.detector.alpha)
     if not dataset.parts["test"] and suite is not None:
         raise OptionError(
             f"{dataset.name} has no test images, and the report is about them", hint="Export without: --report none."
@@ -96,24 +93,29 @@ def export_run(
     sources = run.prototypes_of(network, by_key) if network.prototype_head is not None else []
     if suite is not None:
         require(suite)
-    plan = make_plan(network, parts, dataset, settings, graphs, suite, limits, console)
-    settings = plan.settings
+    plan = make_plan(network, parts, dataset, settings, console)
     metadata = {"labels_sha256": labels_digest(record.labels), "weights_sha256": sha256_of(run_path / "model.pt")}
     with tempfile.TemporaryDirectory(prefix="fieldmark-export-") as folder:
         staged = Path(folder)
+        staging = Staging(
+            folder=staged,
+            spec=spec,
+            labels=record.labels,
+            calibration=parts.calibration[0],
+            examples=parts.validation[0],
+            metadata=metadata,
+            graphs=graphs,
+        )
         found = {
-            served: _export_network(
-                network, served, parts, plan, graphs, judged, staged, metadata, record.labels, console
-            )
-            for served in network.config.heads
+            head: _export_network(network, head, parts, plan, staging, judged, console) for head in network.config.heads
         }
         if plan.suite is not None:
             report = make_report(
                 run,
-                Attackers(network=network, seed=settings.seed),
+                Attackers(network=network, seed=plan.detector.seed),
                 {
-                    served: Taught(Detector.load(staged / info.detector.file), lessons)
-                    for served, (info, lessons) in found.items()
+                    head: Taught(Detector.load(staged / info.detector.file), lessons)
+                    for head, (info, lessons) in found.items()
                 },
                 dataset,
                 plan.suite,
@@ -127,11 +129,11 @@ def export_run(
             out,
             staged,
             {
-                "schema": SCHEMA,
+                "schema": MANIFEST_SCHEMA,
                 "name": record.dataset.name,
                 "labels": record.labels,
                 "image": spec,
-                "networks": {served: info for served, (info, _) in found.items()},
+                "networks": {head: info for head, (info, _) in found.items()},
                 "prototypes": prototypes,
                 "training": _provenance(record, metadata["weights_sha256"], plan, graphs),
             },
@@ -141,53 +143,38 @@ def export_run(
 
 def _export_network(
     network: Network,
-    served: str,
+    head: str,
     parts: Parts,
     plan: Plan,
-    graphs: GraphSettings,
+    staging: Staging,
     judged: tuple[Images, Labels] | None,
-    staged: Path,
-    metadata: Mapping[str, str],
-    labels: tuple[str, ...],
     console: Console,
 ) -> tuple[NetworkInfo, Lessons]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    detector, lessons = fit_detector(network.to(device), served, parts, plan.settings)
+    detector, lessons = fit_detector(network.to(device), head, parts, plan.detector)
     narrowing = None
     if judged is not None:
-        narrowing = Narrowing(ranges=_training_images(parts, RANGE_IMAGES), trial=_trial(network, served, judged, plan))
-    with Work(f"{served}: writing, calibrating and proving the ONNX graph"):
-        info = stage_network(
-            network.cpu(),
-            served,
-            detector,
-            parts.spec,
-            parts.calibration[0],
-            parts.validation[0],
-            staged,
-            labels,
-            metadata=metadata,
-            graphs=graphs,
-            narrowing=narrowing,
-        )
+        narrowing = Narrowing(ranges=_training_images(parts, RANGE_IMAGES), trial=_trial(network, head, judged, plan))
+    with Work(f"{head}: writing, calibrating and proving the ONNX graph"):
+        info = stage_network(network.cpu(), head, detector, staging, narrowing)
     worst = max(value.max_abs for name, value in info.parity.outputs.items() if DTYPES[name] == "FP32")
     found = (
         f"equal to PyTorch at batch {', '.join(map(str, BATCHES))} (largest difference {worst:.1e})"
         if narrowing is None
-        else f"{graphs.precision}, {_costs(info)}"
+        else f"{staging.graphs.precision}, {_costs(info)}"
     )
     told = info.detector
-    say(console, f"{served}: {found}; detector on {' '.join(detector.layers)}")
-    say(console, f"{served}: {resolution(told.calibration_n, told.alpha)}")
+    say(console, f"{head}: {found}; detector on {' '.join(detector.layers)}")
+    say(console, f"{head}: {resolution(told.calibration_n, told.alpha)}")
     return info, lessons
 
 
-def _trial(network: Network, served: str, judged: tuple[Images, Labels], plan: Plan) -> Trial:
+def _trial(network: Network, head: str, judged: tuple[Images, Labels], plan: Plan) -> Trial:
     """The validation part clean, and some of it under what the detector learns from (or would, by default)."""
-    attacker = Attackers(network=network, seed=plan.settings.seed).on(served)
-    names, picked = trial_attacks(plan.settings), evenly(len(judged[1]), plan.trial_images)
+    attacker = Attackers(network=network, seed=plan.detector.seed).on(head)
+    names, picked = trial_attacks(plan.detector), evenly(len(judged[1]), plan.trial_images)
     part = judged[0][picked], judged[1][picked]
-    with Work(f"{served}: attacks on the narrower graph", len(names) * len(part[1])) as work:
+    with Work(f"{head}: attacks on the narrower graph", len(names) * len(part[1])) as work:
         made = {name: attacked(name, attacker, part, work=work) for name in names}
     return Trial(clean=judged[0], labels=judged[1], picked=picked, attacked=made)
 
@@ -251,7 +238,7 @@ def _provenance(record: RunRecord, weights_sha256: str, plan: Plan, graphs: Grap
         "results": results,
         "versions": record.versions,
         "weights_sha256": weights_sha256,
-        "detector": to_plain(plan.settings),
+        "detector": to_plain(plan.detector),
         "graphs": to_plain(graphs),
         "left_out": list(plan.left_out),
     }

@@ -71,7 +71,7 @@ def export(
         from bundle.folder import describe
         from export.bundling import export_run
         from export.graph import PROVIDERS
-        from export.plan import Limits
+        from export.plan import ExportSettings, Limits
         from export.staging import GraphSettings
         from robustness.fitting import DetectorSettings
         from robustness.suites import SUITES
@@ -100,12 +100,15 @@ def export(
     suite, limits = None if report == NONE else SUITES[report], Limits(lessons=lessons_minutes, report=report_minutes)
     if report == QUICK and report_minutes is None:
         limits = Limits(lessons=lessons_minutes, report=QUICK_MINUTES)
-    settings = DetectorSettings(attacks=() if NONE in names else names, alpha=alpha, calibration=calibration, seed=seed)
-    console, started = Console(stderr=json), time.perf_counter()
-    graphs = GraphSettings(precision=precision, max_accuracy_loss=max_accuracy_loss, device=device)
-    bundle = export_run(
-        run, out, settings, console, data=data, replace=force, graphs=graphs, suite=suite, limits=limits
+    taught = () if NONE in names else names
+    settings = ExportSettings(
+        detector=DetectorSettings(attacks=taught, alpha=alpha, calibration=calibration, seed=seed),
+        graphs=GraphSettings(precision=precision, max_accuracy_loss=max_accuracy_loss, device=device),
+        suite=suite,
+        limits=limits,
     )
+    console, started = Console(stderr=json), time.perf_counter()
+    bundle = export_run(run, out, settings, console, data=data, replace=force)
     if json:
         sys.stdout.write(describe(bundle) + "\n")
         return

@@ -34,11 +34,11 @@ PROVIDERS = {CPU: "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tens
 _NODE = re.compile(r"translating node %(\w+)")
 
 
-def to_onnx(module: ServedNetwork, served: str, spec: ImageSpec) -> onnx.ModelProto:
+def to_onnx(module: ServedNetwork, spec: ImageSpec) -> onnx.ModelProto:
     """Export with a free batch dimension; what is constant is computed once, the weights are inside."""
     from onnxscript import optimizer
 
-    names = tensors.OUTPUTS[served]
+    head, names = module.head, tensors.OUTPUTS[module.head]
     example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
     shapes = ({0: torch.export.Dim("N", min=1, max=4096)},)
     traced = None
@@ -56,17 +56,17 @@ def to_onnx(module: ServedNetwork, served: str, spec: ImageSpec) -> onnx.ModelPr
         except Exception as problem:  # the exporter raises many kinds
             layer = _failed_layer(module, traced, problem)
             raise ExportError(
-                f"the {served} network cannot be exported to ONNX: layer {layer or 'unknown'} ({_reason(problem)})",
+                f"the {head} network cannot be exported to ONNX: layer {layer or 'unknown'} ({_reason(problem)})",
                 hint="Write that layer with operators that ONNX has, without decisions that depend on pixels.",
             ) from None
     if program is None:
-        raise ExportError(f"the {served} network could not be exported to ONNX")
+        raise ExportError(f"the {head} network could not be exported to ONNX")
     model: onnx.ModelProto = optimizer.optimize(
         program.model_proto, input_size_limit=FOLD_BYTES, output_size_limit=FOLD_BYTES
     )
     found = [output.name for output in model.graph.output]
     if found != list(names):
-        raise ExportError(f"the exported {served} graph has outputs {found}, expected {list(names)}")
+        raise ExportError(f"the exported {head} graph has outputs {found}, expected {list(names)}")
     return model
 
 

@@ -28,9 +28,7 @@ Values = npt.NDArray[np.float64]
 
 
 @torch.no_grad()
-def compare(
-    module: ServedNetwork, session: GraphSession, served: str, images: npt.NDArray[np.uint8], *, exact: bool
-) -> Parity:
+def prove_parity(module: ServedNetwork, session: GraphSession, images: npt.NDArray[np.uint8], *, exact: bool) -> Parity:
     """The graph's differences from PyTorch over images : (n, H, W, 3) in batches of 1, 2, 7 and 64; `exact`ly the same
     but for rounding they must be in float32, or ExportError is raised. Fewer images than 64 are repeated.
     """
@@ -38,14 +36,14 @@ def compare(
         images = np.resize(images, (max(BATCHES), *images.shape[1:]))
     module.eval()
     for batch in BATCHES:
-        expected = dict(zip(tensors.OUTPUTS[served], module(torch.from_numpy(images[:batch])), strict=True))
+        expected = dict(zip(tensors.OUTPUTS[module.head], module(torch.from_numpy(images[:batch])), strict=True))
         found = session.run(images[:batch])
         differences = {}
         for name, tensor in expected.items():
             want, have = tensor.numpy(), found[name]
             if want.shape != have.shape or want.dtype != have.dtype:
                 raise ExportError(
-                    f"{served}.{name} at batch {batch}: the graph gives {have.dtype} {have.shape}, "
+                    f"{module.head}.{name} at batch {batch}: the graph gives {have.dtype} {have.shape}, "
                     f"PyTorch {want.dtype} {want.shape}"
                 )
             if name == tensors.PROTOTYPE_INDICES:
@@ -55,10 +53,10 @@ def compare(
             wide = want.astype(np.float64)
             difference = np.abs(have.astype(np.float64) - wide)
             if not np.isfinite(difference).all():
-                raise ExportError(f"{served}.{name} at batch {batch}: the graph gives what is no finite number")
+                raise ExportError(f"{module.head}.{name} at batch {batch}: the graph gives what is no finite number")
             if exact and not np.all(difference <= _allowed(name, expected, module)):
                 raise ExportError(
-                    f"{served}.{name} at batch {batch}: the graph differs from PyTorch by {difference.max():.3g}",
+                    f"{module.head}.{name} at batch {batch}: the graph differs from PyTorch by {difference.max():.3g}",
                     hint="No bundle was written. Training longer or with another seed may help; please report it.",
                 )
             differences[name] = _difference(difference, np.abs(wide))

@@ -1,6 +1,6 @@
 """What an export will do, and about how long it takes: said before it begins, kept within the time that is allowed."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from rich.console import Console
@@ -36,39 +36,43 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """What a run is made into: how its detectors are taught and its graphs written, the suite of the bundle's report
+    if there is to be one, and how long it may take.
+    """
+
+    detector: DetectorSettings = field(default_factory=DetectorSettings)
+    graphs: GraphSettings = field(default_factory=GraphSettings)
+    suite: Suite | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What fits into the limits: the settings of the detector, on how many validation images under attack a narrower
     precision is tried, the report's suite; and what was left out, a sentence each.
     """
 
-    settings: DetectorSettings
+    detector: DetectorSettings
     trial_images: int
     suite: Suite | None
     left_out: tuple[str, ...]
 
 
-def make_plan(
-    network: Network,
-    parts: Parts,
-    dataset: Dataset,
-    settings: DetectorSettings,
-    graphs: GraphSettings,
-    suite: Suite | None,
-    limits: Limits,
-    console: Console,
-) -> Plan:
+def make_plan(network: Network, parts: Parts, dataset: Dataset, settings: ExportSettings, console: Console) -> Plan:
     """Measure what a pass takes, fit everything into the limits, and say what will be done and about how long."""
+    detector, suite, limits = settings.detector, settings.suite, settings.limits
     heads, counts = network.config.heads, {name: len(samples) for name, samples in dataset.parts.items()}
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     costs = Costs.measured(network, heads, parts.validation[0])
-    lesson, left_out = costs.lesson(settings.attacks), []
-    images = min(settings.images, len(parts.validation[1]))
-    trial_images = min(ATTACKED_IMAGES, counts["validation"]) if graphs.precision != FP32 else 0
-    trial = costs.lesson(trial_attacks(settings))
-    if limits.lessons is not None and settings.attacks:
+    lesson, left_out = costs.lesson(detector.attacks), []
+    images = min(detector.images, len(parts.validation[1]))
+    trial_images = min(ATTACKED_IMAGES, counts["validation"]) if settings.graphs.precision != FP32 else 0
+    trial = costs.lesson(trial_attacks(detector))
+    if limits.lessons is not None and detector.attacks:
         kept, said = few(images, lesson, limits.lessons, "the detector's lessons")
         if said is not None:
-            settings, images, left_out = replace(settings, images=kept), kept, [said]
+            detector, images, left_out = replace(detector, images=kept), kept, [said]
     if limits.lessons is not None and trial_images:
         trial_images, said = few(trial_images, trial, limits.lessons, "attacks on the narrower graph")
         left_out += [] if said is None else [said]
@@ -78,15 +82,15 @@ def make_plan(
     looked = counts["train"] + len(heads) * counts["calibration"]  # calibration's graphs look about as fast
     seconds = [costs.looks(looked) + len(heads) * GRAPH_SECONDS, images * lesson + trial_images * trial]
     what = [f"{' and '.join(heads)}: detector and graph, about {duration(seconds[0])}"]
-    if settings.attacks:
-        what.append(f"lessons from {images} images under {', '.join(settings.attacks)}, at most {duration(seconds[1])}")
+    if detector.attacks:
+        what.append(f"lessons from {images} images under {', '.join(detector.attacks)}, at most {duration(seconds[1])}")
     if suite is not None:
         seconds.append(costs.suite(suite, counts["test"]))
         what.append(f"{suite.name} report of {min(suite.count, counts['test'])} images, at most {duration(seconds[2])}")
     console.print("; ".join(what), highlight=False, markup=False, soft_wrap=True)
     for each in left_out:
         console.print(each, highlight=False, markup=False, soft_wrap=True)
-    return Plan(settings=settings, trial_images=trial_images, suite=suite, left_out=tuple(left_out))
+    return Plan(detector=detector, trial_images=trial_images, suite=suite, left_out=tuple(left_out))
 
 
 def trial_attacks(settings: DetectorSettings) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ class Trial:
         )
 
 
-def check(served: str, precision: str, found: Mapping[str, Quality], detector: Detector, max_loss: float) -> None:
+def check_quality(head: str, precision: str, found: Mapping[str, Quality], detector: Detector, max_loss: float) -> None:
     """Raise ExportError if `precision` loses more than `max_loss` percentage points of float32's accuracy, or flags a
     share of clean images that the detector's alpha does not allow.
     """
@@ -52,14 +52,14 @@ def check(served: str, precision: str, found: Mapping[str, Quality], detector: D
     numbers = f"accuracy {100 * wide.accuracy:.2f} % in {FP32}, {100 * narrow.accuracy:.2f} % in {precision}"
     if loss > max_loss + 1e-9:
         raise ExportError(
-            f"{served} in {precision} loses {loss:.2f} points of accuracy on {narrow.images} validation images, and "
+            f"{head} in {precision} loses {loss:.2f} points of accuracy on {narrow.images} validation images, and "
             f"{max_loss:g} are allowed ({numbers})",
             hint="No bundle was written. Take another --precision, or allow more: --max-accuracy-loss POINTS.",
         )
     low, high = flagged_interval(narrow.images, len(detector.calibration), detector.alpha)
     if not low <= narrow.flagged <= high:
         raise ExportError(
-            f"{served} in {precision} flags {100 * narrow.flagged:.1f} % of {narrow.images} clean validation images, "
+            f"{head} in {precision} flags {100 * narrow.flagged:.1f} % of {narrow.images} clean validation images, "
             f"and alpha = {detector.alpha:g} gives {100 * low:.1f} to {100 * high:.1f} % ({INTERVAL:.0%} interval; "
             f"{FP32} flags {100 * wide.flagged:.1f} %)",
             hint="No bundle was written. The validation part may differ from the calibration part; take another "

@@ -15,18 +15,18 @@ PROTOTYPES_SHOWN = 5
 
 
 class ServedNetwork(nn.Module):
-    """One network with its detector; outputs in the order of bundle.tensors.OUTPUTS[served]."""
+    """One network with its detector; outputs in the order of bundle.tensors.OUTPUTS[head]."""
 
     scale: Tensor
     shift: Tensor
     calibration: Tensor  # [1, n]
     calibration_classes: Tensor | None  # [1, n], for p-values per predicted class
 
-    def __init__(self, network: Network, served: str, detector: Detector) -> None:
+    def __init__(self, network: Network, head: str, detector: Detector) -> None:
         super().__init__()
-        self.served = served
+        self.head = head
         self.backbone, self.attention_head = network.backbone, network.attention_head
-        self.prototype_head = network.prototype_head if served == tensors.FULL else None
+        self.prototype_head = network.prototype_head if head == tensors.FULL else None
         self.alpha = detector.alpha
         prototypes = 0 if self.prototype_head is None else len(self.prototype_head.prototypes)
         self.shown = min(PROTOTYPES_SHOWN, prototypes)
@@ -46,7 +46,7 @@ class ServedNetwork(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """image : uint8 [N, H, W, 3], RGB."""
         forward = self._forward(image)
-        logits, features = forward.logits[self.served], detector_features(forward)
+        logits, features = forward.logits[self.head], detector_features(forward)
         explanation: tuple[Tensor, ...] = ()
         if forward.similarities is not None:
             strongest = forward.similarities.topk(self.shown, dim=1)
@@ -68,7 +68,7 @@ class ServedNetwork(nn.Module):
         """How similar every prototype is, [N, m], of which `forward` shows the strongest; the full network only."""
         similarities = self._forward(image).similarities
         if similarities is None:
-            raise ValueError(f"the network {self.served!r} has no prototypes")
+            raise ValueError(f"the network {self.head!r} has no prototypes")
         return similarities
 
     def _forward(self, image: Tensor) -> Forward:

@@ -119,7 +119,6 @@ def require_libraries() -> None:
     """Raise MissingExtra where the pages cannot be made."""
     try:
         import jinja2  # noqa: F401
-        import python_multipart  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as problem:

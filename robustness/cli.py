@@ -2,6 +2,7 @@
 
 import json as jsonlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from bundle.resolution import ALPHA
 from detector.conformal import check_calibration_size
 
 if TYPE_CHECKING:
+    from robustness.decided import Family
     from robustness.fitting import Parts, Taught
     from robustness.journal import Journal
     from robustness.report import Report
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**32 - 1
 SUITES = ("paper", "full", "adaptive")
+CLEAN_IMAGES = 2000  # of the test part, beside which attacked images that came as files are judged
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -55,6 +58,15 @@ def evaluate(
     ] = None,
     source: Annotated[
         list[str] | None, typer.Option(metavar="NAME=RUN", help="A run to transfer attacks from, as ATTACK@NAME.")
+    ] = None,
+    attacked_images: Annotated[
+        Path | None,
+        typer.Option(
+            "--attacked-images",
+            metavar="FOLDER",
+            help="Instead of a suite: attacked images as files, of 'fieldmark review --export attacks' or 'fieldmark "
+            "attack'; how well the detector tells them, when they taught it and when not.",
+        ),
     ] = None,
     part: Annotated[str, typer.Option(help="Part of the dataset to attack; 'paper' only.")] = "test",
     count: Annotated[int | None, typer.Option(min=1, help="Images at most, spread over the classes.")] = None,
@@ -93,6 +105,12 @@ def evaluate(
         )
     if run is not None and not bundled:
         raise OptionError(f"--run goes with a bundle, and {target} is none", hint="Name the run alone.")
+    if attacked_images is not None:
+        others = (attacks, source, count, autoattack_count, adaptive_steps, minutes, quick or None, force or None)
+        if suite != "paper" or part != "test" or any(each is not None for each in others):
+            raise OptionError(
+                "--attacked-images takes the place of suites and attacks", hint="Leave out what is said of these."
+            )
     given = {"--quick": quick, "--force": force, "--adaptive-steps": adaptive_steps is not None}
     if suite == "paper" and (words := [word for word, is_given in given.items() if is_given]):
         raise OptionError(f"{words[0]} goes with a report", hint="Add --suite full or --suite adaptive.")
@@ -107,6 +125,9 @@ def evaluate(
         _check_weights(target, opened)
     attackers = Attackers(network=network, sources=open_sources(tuple(source or ()), record), seed=seed)
     root = data if data is not None else Path(record.dataset.root)
+    if attacked_images is not None:
+        _attacked_images(opened, attackers, root, target if bundled else None, attacked_images, out, json)
+        return
     changes: dict[str, Any] = {
         "attacks": names,
         "count": count,
@@ -118,8 +139,7 @@ def evaluate(
     if suite == "paper":
         from robustness.accuracy import evaluate_run
 
-        if out is not None and (out.is_dir() or not out.parent.is_dir()):
-            raise OptionError(f"cannot write {out}", hint="Name a file in a folder that exists.")
+        check_json(out)
         if names is None:
             chosen = replace(chosen, attacks=(*chosen.attacks, *(f"pgd10-8@{name}" for name in attackers.sources)))
         _tell(evaluate_run(record, attackers, root, chosen, part=part, minutes=minutes), out, json)
@@ -163,6 +183,67 @@ def _tell(result: dict[str, Any], out: Path | None, json: bool) -> None:
     console.print(show(result))
     for line in result["not_measured"]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _attacked_images(
+    run: "Run", attackers: "Attackers", root: Path, bundle: Path | None, folder: Path, out: Path | None, json: bool
+) -> None:
+    """Attacks that came as files, before a bundle's own detectors or such as export would fit."""
+    from robustness.decided import read_families, sentences, table
+    from training.run import image_spec
+
+    check_json(out)
+    families = read_families(folder, image_spec(run.read_record().config))
+    heads, told = _judged(run, attackers, root, bundle, families), sentences(families)
+    document = {
+        "schema": 1,
+        "weights_sha256": sha256_of(run.path / "model.pt"),
+        "attacked_images": folder.resolve().name,
+        "seed": attackers.seed,
+        "heads": heads,
+        "sentences": told,
+    }
+    text = jsonlib.dumps(document) + "\n"
+    if out is not None:
+        write_text(out, text)
+    if json:
+        sys.stdout.write(text)
+        return
+    console = Console()
+    console.print(table(heads))
+    say(console, *told)
+
+
+def _judged(
+    run: "Run", attackers: "Attackers", root: Path, bundle: Path | None, families: "Mapping[str, Family]"
+) -> dict[str, Any]:
+    from robustness.decided import judge
+    from robustness.fitting import Parts
+    from training.data.choice import spread
+    from training.data.loading import images_array
+    from training.run import image_spec
+
+    record, network = run.read_record(), attackers.network
+    dataset, spec = record.dataset.unchanged_at(root), image_spec(record.config)
+    if bundle is None:
+        _check_calibration(len(dataset.parts["calibration"]))
+    parts = Parts.of(dataset, spec)
+    clean, _ = images_array(spread(dataset.parts["test"], CLEAN_IMAGES), spec)
+    found = {}
+    for head in network.config.heads:
+        if head not in tensors.NETWORKS:
+            continue
+        taught = _taught(head, attackers, parts, record.labels, bundle)
+        found[head] = judge(network, head, taught, clean, parts.calibration[0], families, attackers.seed)
+    if not found:
+        raise OptionError(f"{run.path} is a substitute to attack from; it has no detector", hint="Name another run.")
+    return found
+
+
+def check_json(out: Path | None) -> None:
+    """Raise OptionError where no file can be written."""
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise OptionError(f"cannot write {out}", hint="Name a file in a folder that exists.")
 
 
 def _check_weights(target: Path, run: "Run") -> None:

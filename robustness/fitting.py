@@ -17,7 +17,7 @@ from torch import Tensor
 from bundle.errors import BundleCorrupt, BundleUnsupported, DetectorError
 from bundle.folder import Bundle
 from bundle.image import ImageSpec
-from bundle.manifest import AGAIN, MARGINAL, PER_CLASS
+from bundle.manifest import FETCH_AGAIN, MARGINAL, PER_CLASS
 from bundle.progress import Work
 from bundle.resolution import ALPHA
 from detector.combination import Combination, fit_combination, relative_combination
@@ -151,8 +151,8 @@ def lessons_of(bundle: Path, network: Network, head: str, parts: Parts) -> Taugh
         )
     info = opened.manifest.networks[head].detector
     detector = Detector.load(opened.file(info.file))
-    if detector.columns != info.layers or len(detector.gaussians[0].means) != len(opened.manifest.labels):
-        raise BundleCorrupt(f"{opened.path / info.file} is not the detector of {head!r}", hint=AGAIN)
+    if detector.columns != info.columns or len(detector.gaussians[0].means) != len(opened.manifest.labels):
+        raise BundleCorrupt(f"{opened.path / info.file} is not the detector of {head!r}", hint=FETCH_AGAIN)
     gaussians = dict(zip(detector.layers, detector.gaussians, strict=True))
     return Taught(detector, teach(network, head, gaussians, parts.validation, settings))
 

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bundle.canonical import canonical_json
 from bundle.errors import OptionError
 from bundle.files import write_text
-from bundle.manifest import canonical_json
 from bundle.progress import Work
 from robustness.adaptive import AdaptiveAttack, attack_both
 from robustness.defended import Defended

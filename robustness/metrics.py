@@ -22,7 +22,9 @@ def fooled(clean: Right, attacked: Right) -> Right:
 
 
 def auroc(negatives: Scores, positives: Scores) -> float:
-    """The chance that a positive scores above a negative, ties counting half; nan without either."""
+    """The chance that a positive scores above a negative, ties counting half; nan without either. scikit-learn's
+    roc_auc_score says the same and takes forty times as long, and an interval draws a thousand of them.
+    """
     if not len(negatives) or not len(positives):
         return float("nan")
     ascending = np.sort(negatives)

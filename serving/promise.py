@@ -18,7 +18,10 @@ def flagging_ranks(n: int, alpha: float) -> int:
 
 
 def beta_binomial(rows: int, n: int, k: int, levels: Sequence[float]) -> tuple[int, ...]:
-    """Quantiles at these `levels` of how many of `rows` clean images have one of k of the n + 1 possible p-values."""
+    """Quantiles at these `levels` of how many of `rows` clean images have one of k of the n + 1 possible p-values.
+
+    Those of scipy.stats.betabinom, which serving does not load.
+    """
     if not 0 < k <= n:
         return (rows * (k > n),) * len(levels)
     x = np.arange(rows)

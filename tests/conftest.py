@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from bundle import Bundle, ImageSpec, tensors, write_bundle
-from bundle.manifest import FP32, SCHEMA, DetectorInfo, NetworkInfo, Parity, PrototypeInfo
+from bundle.manifest import FP32, MANIFEST_SCHEMA, DetectorInfo, NetworkInfo, Parity, PrototypeInfo
 from bundle.tensors import TensorSpec
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests report to nobody
@@ -60,7 +60,7 @@ def make_toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeToyBundle:
     ) -> Bundle:
         staged = tmp_path_factory.mktemp("staged")
         fields = {
-            "schema": SCHEMA,
+            "schema": MANIFEST_SCHEMA,
             "name": name,
             "labels": LABELS,
             "image": ImageSpec(height=SIZE, width=SIZE),
@@ -151,7 +151,7 @@ def _stage_network(staged: Path, network: str, alpha: float) -> NetworkInfo:
         outputs=outputs,
         detector=DetectorInfo(
             file=f"detector/{network}.npz",
-            layers=LAYERS,
+            columns=LAYERS,
             alpha=alpha,
             calibration="marginal",
             calibration_n=CALIBRATION,

@@ -33,7 +33,7 @@ from training.learner import make_learner
 from training.outcome import Row, exploded, fallen, guessing
 from training.parallel import Devices, in_parallel
 from training.projection import fit_last_layer, project
-from training.run import SCHEMA, Run, RunRecord
+from training.run import RUN_SCHEMA, Run, RunRecord
 from training.selection import Selection, shares_of
 from training.warmup import warm_up
 
@@ -234,7 +234,7 @@ class Trainer:
         if self.fabric.world_size > 1:
             versions["devices"] = str(self.fabric.world_size)
         return RunRecord(
-            schema=SCHEMA,
+            schema=RUN_SCHEMA,
             config=self.config,
             labels=self.dataset.labels,
             dataset=DatasetRecord.of(self.dataset),

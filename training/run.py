@@ -32,7 +32,7 @@ from training.data.record import DatasetRecord
 from training.networks import Network, NetworkConfig
 from training.systems import SYSTEMS
 
-SCHEMA = 3
+RUN_SCHEMA = 3
 BAD = "bad.csv"
 
 
@@ -133,9 +133,9 @@ class Run:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             schema = document.get("schema") if isinstance(document, dict) else None
-            if isinstance(schema, int) and schema != SCHEMA:
+            if isinstance(schema, int) and schema != RUN_SCHEMA:
                 raise CheckpointError(
-                    f"{path} has schema {schema}, and this version reads {SCHEMA}", hint="Train the run again."
+                    f"{path} has schema {schema}, and this version reads {RUN_SCHEMA}", hint="Train the run again."
                 )
             return from_plain(RunRecord, document)
         except (RecordError, ValueError, OptionError) as problem:

@@ -13,13 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bundle import Bundle
-from bundle.arrays import read_arrays
-from bundle.errors import BundleCorrupt
-from bundle.manifest import AGAIN
+from bundle import Bundle, detector_file
 from serving.quarantine.entry import SAMPLE
 
-CALIBRATION_LAYERS = "calibration_layers"  # of the detector's file: (n, columns), where the bundle has them
 FEWEST = 20
 FLOOR = 1e-6  # squared distances below it count as equal
 Float64 = npt.NDArray[np.float64]
@@ -93,18 +89,11 @@ class Reference:
 def calibrated(bundle: Bundle, network: str) -> Reference | None:
     """The calibration images of a network, where the bundle holds their distances; raises BundleCorrupt."""
     info = bundle.manifest.networks[network].detector
-    path = bundle.file(info.file)
-    try:
-        layers = read_arrays(path).get(CALIBRATION_LAYERS)
-        if layers is None:
-            return None
-        if layers.ndim != 2 or layers.shape[1] != len(info.layers) or layers.dtype.kind != "f" or len(layers) < 1:
-            raise ValueError(f"its {CALIBRATION_LAYERS} are not a row of distances for each image")
-        if not np.isfinite(layers).all():
-            raise ValueError(f"its {CALIBRATION_LAYERS} are not finite")
-    except (OSError, ValueError) as problem:
-        raise BundleCorrupt(f"{path} is not a detector ({problem})", hint=AGAIN) from None
-    return reference(info.layers, layers, "calibration images")
+    with detector_file.opened(bundle.file(info.file)) as file:
+        layers = file.calibration_layers(len(info.columns))
+    if layers is None:
+        return None
+    return reference(info.columns, layers, "calibration images")
 
 
 def unflagged(connection: sqlite3.Connection, bundle: Bundle, network: str) -> Reference | None:
@@ -113,7 +102,7 @@ def unflagged(connection: sqlite3.Connection, bundle: Bundle, network: str) -> R
         "SELECT layers FROM items WHERE reason = ? AND bundle_id = ? AND network = ? LIMIT 5000",
         [SAMPLE, bundle.bundle_id, network],
     )
-    columns = bundle.manifest.networks[network].detector.layers
+    columns = bundle.manifest.networks[network].detector.columns
     found = [layers for row in rows if len(layers := json.loads(row["layers"])) == len(columns)]
     if len(found) < FEWEST:
         return None

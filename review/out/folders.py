@@ -27,7 +27,7 @@ Decided = tuple[sqlite3.Row, list[sqlite3.Row]]
 Copied = Iterator[tuple[sqlite3.Row, list[sqlite3.Row], str]]
 
 
-class Images:
+class ImageFolder:
     """Copies the images of items into a folder; `missing` counts those that are gone or no images."""
 
     def __init__(self, source: Source, spec: ImageSpec, folder: Path) -> None:
@@ -52,7 +52,7 @@ class Images:
 
 def write_fiftyone(folder: Path, database: Database, wanted: Filter, source: Source, spec: ImageSpec) -> int:
     """`fiftyone.types.FiftyOneImageClassificationDataset`: data/ and labels.json, the decision as the label."""
-    images = Images(source, spec, folder / "data")
+    images = ImageFolder(source, spec, folder / "data")
     labels: dict[str, Any] = {}
     for item, decisions, name in images.copy(decided(database, wanted)):
         labels[Path(name).stem] = {
@@ -76,7 +76,7 @@ def write_fiftyone(folder: Path, database: Database, wanted: Filter, source: Sou
 
 def write_label_studio(folder: Path, database: Database, wanted: Filter, source: Source, spec: ImageSpec) -> int:
     """tasks.json, the interface as labeling.xml, and images/, for a Label Studio whose local files begin here."""
-    images = Images(source, spec, folder / "images")
+    images = ImageFolder(source, spec, folder / "images")
     tasks = [
         {
             "data": {
@@ -107,7 +107,7 @@ def write_attacks(folder: Path, database: Database, wanted: Filter, source: Sour
 
     What is true of the pictures nobody has said: `label` is what the network answered.
     """
-    images = Images(source, spec, folder / REVIEWED)
+    images = ImageFolder(source, spec, folder / REVIEWED)
     attacks = (each for each in decided(database, wanted) if each[0]["state"] == ATTACK)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "index.csv").open("w", newline="", encoding="utf-8") as stream:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,14 +20,15 @@ STATIC = Path(__file__).parent / "static"
 
 def application(console: Console) -> Starlette:
     """The pages of a console."""
+    register_url_convertor("number", _Number())
     app = Starlette(
         routes=[
             Route("/", queue.queue),
             Route("/rows", queue.block),
-            Route("/items/{item:int}", item.item_page),
-            Route("/items/{item:int}/{kind:str}.img", item.picture),
-            Route("/items/{item:int}/decide", acts(queue.decide_item), methods=["POST"]),
-            Route("/prototypes/{index:int}.img", item.prototype),
+            Route("/items/{item:number}", item.item_page),
+            Route("/items/{item:number}/{kind:str}.img", item.picture),
+            Route("/items/{item:number}/decide", acts(queue.decide_item), methods=["POST"]),
+            Route("/prototypes/{index:number}.img", item.prototype),
             Route("/groups", groups.groups_page),
             Route("/groups/decide", acts(queue.decide_group), methods=["POST"]),
             Route("/incident", groups.incident),
@@ -46,6 +48,18 @@ def application(console: Console) -> Starlette:
     )
     app.state.console = console
     return app
+
+
+class _Number(Convertor[int]):
+    """A number that is one for SQLite, too; Starlette's own stumbles over thousands of digits."""
+
+    regex = "[0-9]{1,18}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
 
 
 def _failed(request: Request, problem: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""Groups: campaigns, bursts and near copies, each decided in one stroke; and a page of one for whoever must be told."""
+"""Groups: campaigns and near copies, each decided in one stroke; and a page of one for whoever must be told."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from bundle.errors import OptionError
 from review.pages.page import console_of, render
-from review.store.groups import BURSTS, KINDS, groups
+from review.store.groups import CAMPAIGNS, KINDS, groups
 from review.store.queue import ANY, Filter, window
 from review.store.verdicts import STATES, WAITING
 
@@ -19,7 +19,7 @@ FIRST = (-1.0, float("-inf"), 0)  # before every place in the order
 
 def groups_page(request: Request) -> Response:
     """The groups of a kind of which some wait, or are decided as asked."""
-    kind, state = request.query_params.get("kind", BURSTS), request.query_params.get("state", WAITING)
+    kind, state = request.query_params.get("kind", CAMPAIGNS), request.query_params.get("state", WAITING)
     if kind not in KINDS or state not in STATES:
         raise OptionError("there are no such groups", hint=f"Choose from: {', '.join(KINDS)}.")
     found = groups(console_of(request).database, kind, state=state, most=MOST)
@@ -50,7 +50,7 @@ def incident(request: Request) -> Response:
         origins=Counter(row["origin"] for row in rows).most_common(8),
         layers=Counter(row["layer"] for row in rows if row["layer"]).most_common(4),
         states=Counter(row["state"] for row in rows),
-        said=sorted(said.items()),
+        by=sorted(said.items()),
         notes=list(dict.fromkeys((row["reviewer"], row["note"]) for row in decisions if row["note"])),
         bundles=sorted({row["bundle_id"] for row in rows}),
         first=min(row["received"] for row in rows),

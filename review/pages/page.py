@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import jinja2
 from starlette.concurrency import run_in_threadpool
@@ -18,14 +19,14 @@ from bundle import Bundle
 from bundle.errors import DiskFull, FieldmarkError, ImageGone, InputError, printable
 from review.evidence.look import Looker
 from review.keeper import Keeper
-from review.pages.access import CSRF, Door, reviewer_of
+from review.pages.access import CSRF, Door, is_foreign, reviewer_of
 from review.sources.source import Source
 from review.store.database import Database
 from review.store.queue import Filter, counts
 from review.store.verdicts import ATTACK, CLEAN, DISPUTED, FAULT, UNSURE, WAITING, newest
 
 FOLDER = Path(__file__).parent
-MOST_FORM = 64 * 1024  # bytes
+MOST_FORM, MOST_FIELDS = 64 * 1024, 100  # bytes, fields
 WORDS = {
     WAITING: "waiting",
     ATTACK: "attack",
@@ -34,6 +35,7 @@ WORDS = {
     UNSURE: "unsure",
     DISPUTED: "disputed",
 }
+TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # the direction of text
 KEYS = {ATTACK: "a", CLEAN: "c", FAULT: "f", UNSURE: "u"}
 
 
@@ -96,7 +98,7 @@ def render(request: Request, template: str, **values: Any) -> HTMLResponse:
         "busy": console.keeper.busy,
         "counts": counts(console.database),
         "bundle": console.bundle,
-        "said": request.query_params.get("said", "")[:300],
+        "said": "" if is_foreign(request.headers) else request.query_params.get("said", "")[:300],
         "undoable": request.query_params.get("stroke", "")[:32],
     }
     text = console.templates.get_template(template).render({**known, **values})
@@ -121,16 +123,23 @@ def acts(handler: FormHandler) -> Callable[[Request], Awaitable[Response]]:
     """A handler of a form of ours: it is read, and refused where it is not ours, before the handler sees it."""
 
     async def handle(request: Request) -> Response:
-        if int(request.headers.get("content-length", MOST_FORM)) > MOST_FORM:
-            return sentence(request, "The form is too large, and nothing was recorded.", 413)
-        async with request.form(max_files=0, max_fields=100, max_part_size=MOST_FORM) as form:
-            if not console_of(request).door.issued(str(form.get(CSRF, ""))):
-                return sentence(
-                    request,
-                    "This form is of an earlier run of the console: nothing was recorded. Load the page again.",
-                    403,
-                )
-            return await run_in_threadpool(handler, request, form)
+        body = bytearray()
+        async for chunk in request.stream():  # its length need not be told, nor true
+            body += chunk
+            if len(body) > MOST_FORM:
+                return sentence(request, "The form is too large, and nothing was recorded.", 413)
+        try:
+            pairs = parse_qsl(body.decode("latin-1"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
+        except ValueError:
+            return sentence(request, "The form has too many fields, and nothing was recorded.", 413)
+        form = FormData(dict(pairs))
+        if not console_of(request).door.issued(str(form.get(CSRF, ""))):
+            return sentence(
+                request,
+                "This form is of an earlier run of the console: nothing was recorded. Load the page again.",
+                403,
+            )
+        return await run_in_threadpool(handler, request, form)
 
     return handle
 
@@ -151,7 +160,12 @@ def failed(request: Request, problem: Exception) -> Response:
         status = 404
     else:
         status = 400 if isinstance(problem, InputError) else 503
-    return sentence(request, printable(console_of(request).told(str(problem))), status)
+    return sentence(request, legible(console_of(request).told(str(problem))), status)
+
+
+def legible(text: str) -> str:
+    """Text of others as a reader takes it for what it is: nothing in it turns the direction of what follows."""
+    return "".join(ascii(character)[1:-1] if character in TURNING else character for character in printable(text))
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -182,6 +196,6 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "moment": moment, "printable": printable}
+    environment.filters |= {"number": number, "percent": percent, "moment": moment, "printable": legible}
     environment.globals |= {"WORDS": WORDS, "KEYS": KEYS, "fresh": Filter()}
     return environment

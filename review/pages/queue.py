@@ -104,7 +104,7 @@ def name_reviewer(request: Request, form: FormData) -> Response:
     name = clean_name(str(form.get("name", "")))
     answer = back(str(form.get("back", "/")))
     if name and not door.keyed:
-        answer.set_cookie(f"{door.cookie}_name", quote(name), max_age=YEAR, httponly=True, samesite="strict")
+        answer.set_cookie(f"{door.cookie}_name", quote(name, safe=""), max_age=YEAR, httponly=True, samesite="strict")
     return answer
 
 

@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bundle.errors import FieldmarkError, OptionError
-from bundle.resolution import needed
+from bundle.resolution import coarser, needed
 from review.pages.access import reviewer_of
 from review.pages.page import back, console_of, render
 from review.pages.queue import saying
@@ -21,7 +21,8 @@ def sample_page(request: Request) -> Response:
         clean = clean_images(console.database)
     except FieldmarkError as problem:
         why = console.told(str(problem))
-    network = console.bundle.manifest.networks[console.bundle.manifest.main_network]
+    networks = console.bundle.manifest.networks
+    former = max(each.detector.calibration_n for each in networks.values())
     return render(
         request,
         "sample.html.j2",
@@ -30,7 +31,8 @@ def sample_page(request: Request) -> Response:
         why=why,
         drawable=drawable(console.database),
         wanted=DEFAULT,
-        needed=needed(network.detector.alpha),
+        needed=needed(networks[console.bundle.manifest.main_network].detector.alpha),
+        coarser="" if clean is None else coarser(len(clean.items), former),
         database=console.told(str(console.database.path)),
         calibrated=console.told(str(console.bundle.path)),
     )

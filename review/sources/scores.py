@@ -36,7 +36,7 @@ class ScoreSource:
         self.notices: list[str] = []
         self._seen: tuple[int, int] | None = None
         self.job = self._checked()
-        self._images = Images(self.job.source_at, images)
+        self._files = ScoredFiles(self.job.source_at, images)
 
     def news(self) -> Iterator[Item]:
         """Rows in the set's order, if there are other ones than the last time."""
@@ -48,7 +48,7 @@ class ScoreSource:
         self._seen = stamp
         rows = rows.filter(arrow().compute.equal(rows["status"], OK))
         self.totals = {self.job.network: rows.num_rows}
-        yield from kept(rows, self.job, self._images)
+        yield from kept(rows, self.job, self._files)
 
     def forget(self) -> None:
         """Tell of every row again."""
@@ -56,7 +56,7 @@ class ScoreSource:
 
     def read(self, image: str, most: int) -> bytes:
         """The file's bytes as they are now."""
-        return self._images.read(image, most)
+        return self._files.read(image, most)
 
     def _checked(self) -> Job:
         state = read_state(self.path)
@@ -74,7 +74,7 @@ class ScoreSource:
         return state.job
 
 
-class Images:
+class ScoredFiles:
     """Where scored files lie: in the folder that was scored, or where it lies now (`moved`); those of a list, where the
     list says; those of a bucket, below the address that was scored, or where a manifest in a bucket says.
     """
@@ -124,7 +124,7 @@ class Images:
         return data
 
 
-def kept(rows: Any, job: Scored, images: Images) -> Iterator[Item]:
+def kept(rows: Any, job: Scored, files: ScoredFiles) -> Iterator[Item]:
     """Items of a table of rows that have a score: those flagged, and of all about DRAWN, by their names."""
     flags = rows["is_adversarial"]
     flagged = arrow().compute.sum(flags).as_py() or 0
@@ -132,11 +132,11 @@ def kept(rows: Any, job: Scored, images: Images) -> Iterator[Item]:
     worst = rows.filter(flags)
     if flagged > MOST_FLAGGED:
         worst = worst.take(arrow().compute.sort_indices(worst["p_value"])[:MOST_FLAGGED])
-    yield from _items(worst, FLAGGED, share, job, images)
-    yield from _items(rows.filter(arrow().compute.invert(flags)), SAMPLE, share, job, images)
+    yield from _items(worst, FLAGGED, share, job, files)
+    yield from _items(rows.filter(arrow().compute.invert(flags)), SAMPLE, share, job, files)
 
 
-def _items(rows: Any, reason: str, share: float, job: Scored, images: Images) -> Iterator[Item]:
+def _items(rows: Any, reason: str, share: float, job: Scored, files: ScoredFiles) -> Iterator[Item]:
     for batch in rows.to_batches(4096):
         plain = batch.to_pylist()
         paths = exact_paths(arrow().Table.from_batches([batch]))
@@ -156,7 +156,7 @@ def _items(rows: Any, reason: str, share: float, job: Scored, images: Images) ->
                 alpha=job.alpha,
                 reason=reason,
                 drawn=drawn,
-                origin=images.folder(path),
+                origin=files.folder(path),
                 network=job.network,
                 bundle_id=job.bundle_id,
                 layers=tuple(row["layer_scores"]),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ReviewError
-from review.sources.scores import COLUMNS, Images, kept
+from review.sources.scores import COLUMNS, ScoredFiles, kept
 from review.store.item import Item
 from scoring.rows import arrow
 from scoring.table.current import Current, last_begun
@@ -23,7 +23,7 @@ class TableSource:
         self.totals: dict[str, int] = {}
         self.notices: list[str] = []
         self._run = 0
-        self._images = Images(self._last().source, images)
+        self._files = ScoredFiles(self._last().source, images)
 
     def news(self) -> Iterator[Item]:
         """Every row that holds, if the table has had another run since the last time."""
@@ -33,7 +33,7 @@ class TableSource:
         current = Current.read(self.given)
         self.totals = {last.network: len(current.ids)}
         found = [table for _, table in current.batches(COLUMNS)]
-        yield from kept(arrow().concat_tables(found), current.begun, self._images)
+        yield from kept(arrow().concat_tables(found), current.begun, self._files)
         self._run = last.number
 
     def forget(self) -> None:
@@ -42,7 +42,7 @@ class TableSource:
 
     def read(self, image: str, most: int) -> bytes:
         """The file's bytes as they are now."""
-        return self._images.read(image, most)
+        return self._files.read(image, most)
 
     def _last(self) -> Begun:
         """The last run; raises ReviewError for a table of another bundle, or that cannot be reached."""

@@ -77,6 +77,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._own = threading.local()
+        self._file: tuple[int, int] | None = None  # device and number of the file that was opened first
 
     @classmethod
     def open(cls, path: Path, *, source: str | None = None, bundle_id: str | None = None) -> "Database":
@@ -134,14 +135,34 @@ class Database:
             self._own.connection = None
 
     def _connection(self) -> sqlite3.Connection:
+        self._check_file()
         if getattr(self._own, "connection", None) is None:
-            connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
+            # By an address, in which it can be said that no empty file is to be made where there is none.
+            address = f"{self.path.absolute().as_uri()}?mode=rw"
+            connection = sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None)
             connection.row_factory = sqlite3.Row
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF"):
                 connection.execute(f"PRAGMA {pragma}")
             self._own.connection = connection
         made: sqlite3.Connection = self._own.connection
         return made
+
+    def _check_file(self) -> None:
+        """Raise ReviewError where another file has the name by now: what is written into the old one, nobody finds."""
+        try:
+            status = os.stat(self.path)
+        except OSError as problem:
+            raise ReviewError(
+                f"{self.path} is gone ({(problem.strerror or 'unreachable').lower()}): nothing can be recorded",
+                hint="Put the file back; what was decided before is in it.",
+            ) from None
+        if self._file is None:
+            self._file = status.st_dev, status.st_ino
+        elif self._file != (status.st_dev, status.st_ino):
+            raise ReviewError(
+                f"{self.path} is another file than the one that was opened: nothing can be recorded",
+                hint="Put the old file back, or start the console again to go on with this one.",
+            )
 
     def _make(self, connection: sqlite3.Connection, source: str, bundle_id: str) -> None:
         for statement in _statements():

@@ -1,7 +1,7 @@
-"""What belongs together: near copies of one picture, and what looks like one campaign.
+"""What belongs together: campaigns, whole or divided by what they aim at, and near copies of one picture.
 
-A campaign is what one caller sent within one hour, was answered with one label, and is conspicuous in one layer: the
-features that an attack moves are those that it has to move.
+A campaign is all that was flagged of one caller within one hour. Divided, its images were answered with one label and
+are conspicuous in one layer: the features that an attack moves are those that it has to move.
 """
 
 import sqlite3
@@ -12,13 +12,13 @@ from review.store.queue import Filter
 from review.store.verdicts import WAITING
 from serving.quarantine.entry import FLAGGED
 
-COPIES, CAMPAIGNS, BURSTS = "copies", "campaigns", "bursts"
-KINDS = (BURSTS, CAMPAIGNS, COPIES)
+CAMPAIGNS, BY_LABEL, COPIES = "campaigns", "by-label", "copies"
+KINDS = (CAMPAIGNS, BY_LABEL, COPIES)
 SMALLEST = 2
 _KEYS = {
+    CAMPAIGNS: ("origin", "hour"),
+    BY_LABEL: ("origin", "label", "hour", "layer"),
     COPIES: ("copies",),
-    CAMPAIGNS: ("origin", "label", "hour", "layer"),
-    BURSTS: ("origin", "hour"),
 }
 
 
@@ -40,7 +40,7 @@ def groups(database: Database, kind: str, *, state: str = WAITING, most: int = 1
     """The groups of two and more flagged items of which some are in this state, the largest first."""
     keys = _KEYS[kind]
     named = ", ".join(keys)
-    known = "copies IS NOT NULL" if kind == COPIES else "layer <> ''" if kind == CAMPAIGNS else "1"
+    known = "copies IS NOT NULL" if kind == COPIES else "layer <> ''" if kind == BY_LABEL else "1"
     flagged = "1" if kind == COPIES else f"reason = '{FLAGGED}'"
     with database.reading() as connection:
         rows = connection.execute(

@@ -20,7 +20,7 @@ CALIBRATION = "calibration"
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A drawn sample: each item that the source drew is in it with probability `rate`; how many have which state."""
+    """A drawn sample: the share `rate` of the items that the source drew; how many have which state."""
 
     number: int
     rate: float
@@ -58,29 +58,25 @@ def drawable(database: Database) -> int:
 
 
 def draw(database: Database, wanted: int, reviewer: str) -> Sample:
-    """Draw about `wanted` of the items that the source has drawn so far; raises ReviewError."""
+    """Draw `wanted` of the items that the source has drawn so far, or all of them; raises ReviewError."""
     if not 1 <= wanted <= LARGEST:
         raise ReviewError(f"a sample of {wanted:,} cannot be drawn", hint=f"Between 1 and {LARGEST:,} can.")
-    if not (there := drawable(database)):
+    if not drawable(database):
         raise ReviewError(
             "no random sample can be drawn: the source keeps what was flagged and nothing else",
             hint="Let the gateway keep some of all images: --quarantine-sample 0.01.",
         )
-    rate = min(1.0, wanted / there)
     with database.writing() as connection:
-        number = connection.execute(
-            "INSERT INTO samples (rate, reviewer, at) VALUES (?, ?, ?)", [rate, reviewer, now()]
-        ).lastrowid
         rows = connection.execute("SELECT id, key FROM items WHERE drawn").fetchall()
-        purpose = f"sample {number}"
-        chosen = [
-            (chance(row["key"], f"{purpose} order"), row["id"]) for row in rows if chance(row["key"], purpose) < rate
-        ]
-        if not chosen:
-            raise ReviewError("the sample came out empty", hint="Draw a larger one.")
+        number = connection.execute(
+            "INSERT INTO samples (rate, reviewer, at) VALUES (?, ?, ?)",
+            [min(1.0, wanted / len(rows)), reviewer, now()],
+        ).lastrowid
+        # A number drawn for each name: those with the smallest are taken, in that order, which says nothing else.
+        lots = sorted((chance(row["key"], f"sample {number}"), row["id"]) for row in rows)
         connection.executemany(
             "INSERT INTO sampled VALUES (?, ?, ?)",
-            [(number, place, item) for place, (_, item) in enumerate(sorted(chosen))],
+            [(number, place, item) for place, (_, item) in enumerate(lots[:wanted])],
         )
     return samples(database)[0]
 

@@ -126,7 +126,7 @@ def kolmogorov_smirnov(scores: Numbers, calibration: Numbers) -> KolmogorovSmirn
 
     Between two calibration scores their distribution function is flat, so the distance is largest at one of them or
     just below it: without ties it is a function of the p-values alone. The p-value is Kolmogorov's asymptotic one with
-    the finite-sample correction of Stephens (1970).
+    the finite-sample correction of Stephens (1970), which scipy's ks_2samp leaves out; its distance is the same.
     """
     from scipy import special
 
@@ -150,7 +150,9 @@ def kolmogorov_smirnov(scores: Numbers, calibration: Numbers) -> KolmogorovSmirn
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) correction: with none of them in force, any corrected one is below a with probability at most a."""
+    """Holm's (1979) correction: with none of them in force, any corrected one is below a with probability at most a.
+    scipy has it not.
+    """
     order = np.argsort(p_values)
     raised = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
     corrected = np.empty(len(order))

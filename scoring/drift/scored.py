@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bundle import Bundle
-from bundle.arrays import read_arrays
-from bundle.errors import BundleCorrupt, ScoringError
-from bundle.manifest import AGAIN, PER_CLASS
+from bundle import Bundle, detector_file
+from bundle.errors import ScoringError
+from bundle.manifest import FETCH_AGAIN, PER_CLASS
 from scoring.local.jobs import read_state
 from scoring.local.shards import read_scores
 from scoring.rows import OK, Scored, arrow
@@ -111,29 +110,21 @@ def _check_same(place: str, job: Scored, bundle: Bundle) -> None:
             hint="Give the bundle that scored it.",
         )
     if job.network not in bundle.manifest.networks:
-        raise ScoringError(f"{place} names network {job.network!r}, which the bundle does not carry", hint=AGAIN)
+        raise ScoringError(f"{place} names network {job.network!r}, which the bundle does not carry", hint=FETCH_AGAIN)
 
 
 def read_calibration(bundle: Bundle, network: str) -> Calibration:
     """The calibration scores of a network's detector, and their classes where the bundle has them."""
-    info = bundle.manifest.networks[network].detector
-    path = bundle.file(info.file)
-    try:
-        arrays = read_arrays(path)
-        scores, classes = np.asarray(arrays["calibration"], np.float32), arrays.get("calibration_classes")
-        if scores.ndim != 1 or not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
-            raise ValueError("its calibration is not a row of ascending numbers")
-        if classes is not None:
-            labels = bundle.manifest.labels
-            fit = classes.shape == scores.shape and classes.dtype.kind == "i"
-            if not fit or classes.min() < 0 or classes.max() >= len(labels):
-                raise ValueError("its calibration_classes are not a label's position for each score")
-            fewest = int(np.bincount(classes, minlength=len(labels)).min())
-            classes = np.array([labels.index(label) for label in labels])[classes]  # labels need not differ
-        elif info.calibration == PER_CLASS:
-            raise ValueError("its calibration is per class and has no calibration_classes")
-        if (behind := fewest if info.calibration == PER_CLASS else len(scores)) != info.calibration_n:
+    info, labels = bundle.manifest.networks[network].detector, bundle.manifest.labels
+    with detector_file.opened(bundle.file(info.file)) as file:
+        scores, classes = file.calibration().astype(np.float32), file.calibration_classes(len(labels))
+        behind = len(scores)
+        if info.calibration == PER_CLASS:
+            if classes is None:
+                raise ValueError("its calibration is per class and has no calibration_classes")
+            behind = int(np.bincount(classes, minlength=len(labels)).min())
+        if behind != info.calibration_n:
             raise ValueError(f"{behind:,} scores are behind a p-value, and the manifest says {info.calibration_n:,}")
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise BundleCorrupt(f"{path} is not a detector ({problem})", hint=AGAIN) from None
+    if classes is not None:
+        classes = np.array([labels.index(label) for label in labels])[classes]  # labels need not differ
     return Calibration(scores=scores, classes=classes)

@@ -3,13 +3,13 @@
 import contextlib
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from bundle.console import say
-from bundle.errors import MissingExtra
+from bundle.errors import MissingExtra, OptionError
 from bundle.files import atomic_file, check_place, write_text
 from serving.envoy.flags import (
     Binary,
@@ -24,7 +24,13 @@ from serving.envoy.flags import (
     Reflection,
     envoy_options,
 )
-from serving.envoy.options import DEFAULT_ENVOY_PORT, DEFAULTS, EnvoyOptions
+from serving.envoy.options import DEFAULT_ENVOY_PORT, DEFAULTS, SHARED, EnvoyOptions
+from serving.gateway.options import flag
+
+if TYPE_CHECKING:
+    from serving.envoy.configuration import Inside
+
+OF_CONSOLES = ("idle_seconds", "connection_seconds")  # of the shared limits
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,6 +42,7 @@ def verbs() -> None:
 
 @app.command()
 def envoy(
+    context: typer.Context,
     gateway: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the gateway listens, seen from Envoy.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it, as JSON. It holds the keys.")],
     certificate: Certificate = None,
@@ -59,29 +66,53 @@ def envoy(
     ] = None,
     health: Health = False,
     reflection: Reflection = False,
+    console: Annotated[
+        bool,
+        typer.Option(
+            "--console",
+            help="HOST:PORT is a console ('fieldmark review --behind-envoy'): browsers ask for a key and its name.",
+        ),
+    ] = False,
     binary: Binary = None,
 ) -> None:
-    """Write the configuration of an Envoy of your own: TLS, keys and limits before a gateway.
+    """Write the configuration of an Envoy of your own: TLS, keys and limits before a gateway, or before a console.
 
     Where Envoy is installed, it looks at it first. The files of certificates are named in it as they are given here.
     """
     given = locals()
     options = envoy_options({name: given[name] for name in EnvoyOptions.__dataclass_fields__})
     check_place(out)
-    _let_envoy_look(options, binary, renewed=renewals is not None)
     from serving.envoy.configuration import certificates, configuration
+    from serving.envoy.console import before_console
+
+    if console:
+        _check_flags(context)
+    inside = before_console(options) if console else None
+    _let_envoy_look(options, binary, renewed=renewals is not None, inside=inside)
 
     if renewals is not None:
         for name, document in certificates(options).items():
             write_text(renewals / name, json.dumps(document, indent=2) + "\n")
     with atomic_file(out) as temporary:
         temporary.touch(mode=0o600)
-        temporary.write_text(json.dumps(configuration(options, renewals), indent=2) + "\n", encoding="utf-8")
-    say(Console(), f"{out} holds the keys: keep it. Run it: envoy -c {out}")
+        temporary.write_text(json.dumps(configuration(options, renewals, inside), indent=2) + "\n", encoding="utf-8")
+    held = "digests of the keys" if console else "the keys"
+    say(Console(), f"{out} holds {held}: keep it. Run it: envoy -c {out}")
 
 
-def _let_envoy_look(options: EnvoyOptions, binary: Path | None, *, renewed: bool) -> None:
+def _check_flags(context: typer.Context) -> None:
+    """Raise OptionError for a limit that a console's door has not: of images, and of calls."""
+    for name in (*SHARED, "rate", "burst", "health", "reflection"):
+        source = context.get_parameter_source(name)
+        if name not in OF_CONSOLES and source is not None and source.name == "COMMANDLINE":
+            raise OptionError(
+                f"{flag(name)} is of a gateway, and --console says that it is none",
+                hint="Leave it out: who has a reviewer's key may ask as often as a page needs.",
+            )
+
+
+def _let_envoy_look(options: EnvoyOptions, binary: Path | None, *, renewed: bool, inside: "Inside | None") -> None:
     from serving.envoy.process import find_envoy, validate
 
     with contextlib.suppress(MissingExtra):  # his own Envoy may live elsewhere
-        validate(options, binary or find_envoy(), renewed=renewed)
+        validate(options, binary or find_envoy(), renewed=renewed, inside=inside)

@@ -6,6 +6,7 @@ It has no admin interface. Routes are `serving.envoy.routes`, what a refusal say
 """
 
 import base64
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +49,37 @@ _PROBE_SECONDS = 2.0
 _HEAP_BYTES = 1 << 30
 
 _FILTERS = "envoy.extensions.filters.http"
+_ROUTER = {  # the last of all filters
+    "name": "envoy.filters.http.router",
+    "typed_config": typed(f"{_FILTERS}.router.v3.Router", suppress_envoy_headers=True),
+}
 
 
-def configuration(options: EnvoyOptions, renewals: Path | None = None) -> dict[str, Any]:
-    """The whole document. It holds the keys of all callers.
+@dataclass(frozen=True, kw_only=True)
+class Inside:
+    """What the door leads to: the filters that ask who somebody is and what he may, the routes, Envoy's cluster behind
+    them, and what those read who are refused.
+    """
+
+    filters: list[dict[str, Any]] = field(repr=False)  # keys stand in them
+    routes: dict[str, Any]
+    cluster: dict[str, Any]
+    replies: dict[str, Any]
+
+
+def configuration(options: EnvoyOptions, renewals: Path | None = None, inside: Inside | None = None) -> dict[str, Any]:
+    """The whole document. It holds the keys of all callers. `inside` is the gateway, unless something else is named.
 
     With `renewals`, the folder of the documents of `certificates`, Envoy reads certificates anew when other files take
     their names; else when it starts.
     """
+    led_to = inside or _gateway(options)
     return {
         "node": {"id": "fieldmark", "cluster": "fieldmark"},  # Envoy wants a name where it reads anything anew
-        "static_resources": {"listeners": [_listener(options, renewals)], "clusters": [_cluster(options)]},
+        "static_resources": {
+            "listeners": [_listener(options, renewals, led_to)],
+            "clusters": [led_to.cluster],
+        },
         "overload_manager": _overload(options),
         "layered_runtime": {"layers": [{"name": "static", "static_layer": {}}]},
     }
@@ -78,14 +99,23 @@ def certificates(options: EnvoyOptions) -> dict[str, dict[str, Any]]:
     return {_document(name): {"resources": [secret]} for name, secret in secrets.items()}
 
 
-def _listener(options: EnvoyOptions, renewals: Path | None) -> dict[str, Any]:
+def _gateway(options: EnvoyOptions) -> Inside:
+    return Inside(
+        filters=_http_filters(options),
+        routes=route_configuration(options, _GATEWAY),
+        cluster=_cluster(options),
+        replies=local_replies(),
+    )
+
+
+def _listener(options: EnvoyOptions, renewals: Path | None, inside: Inside) -> dict[str, Any]:
     manager = {
         "name": "envoy.filters.network.http_connection_manager",
-        "typed_config": _connection_manager(options),
+        "typed_config": _connection_manager(options, inside),
     }
     return {
         "name": "callers",
-        "address": _address(options.host.strip("[]"), options.port),
+        "address": address(options.host.strip("[]"), options.port),
         "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
         "filter_chains": [
             {
@@ -136,7 +166,7 @@ def _document(name: str) -> str:
     return f"{name}.json"
 
 
-def _connection_manager(options: EnvoyOptions) -> dict[str, Any]:
+def _connection_manager(options: EnvoyOptions, inside: Inside) -> dict[str, Any]:
     kind = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
     request_id = "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig"
     return typed(
@@ -169,9 +199,9 @@ def _connection_manager(options: EnvoyOptions) -> dict[str, Any]:
         drain_timeout=seconds(options.timeout),
         early_header_mutation_extensions=[_first_headers()],
         access_log=[_access_log()],
-        local_reply_config=local_replies(),
-        http_filters=_http_filters(options),
-        route_config=route_configuration(options, _GATEWAY),
+        local_reply_config=inside.replies,
+        http_filters=[*inside.filters, _ROUTER],
+        route_config=inside.routes,
     )
 
 
@@ -265,10 +295,6 @@ def _http_filters(options: EnvoyOptions) -> list[dict[str, Any]]:
                 max_response_body_size=_ANSWER_BYTES,
             ),
         },
-        {
-            "name": "envoy.filters.http.router",
-            "typed_config": typed(f"{_FILTERS}.router.v3.Router", suppress_envoy_headers=True),
-        },
     ]
 
 
@@ -317,7 +343,7 @@ def _adaptive_concurrency(options: EnvoyOptions) -> dict[str, Any]:
 
 def _cluster(options: EnvoyOptions) -> dict[str, Any]:
     host, _, port = parse_url(options.gateway, port=DEFAULT_PORT).rpartition(":")
-    endpoint = {"endpoint": {"address": _address(host.strip("[]"), int(port))}}
+    endpoint = {"endpoint": {"address": address(host.strip("[]"), int(port))}}
     protocol = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     windows = {"initial_stream_window_size": _ANSWER_WINDOW, "initial_connection_window_size": _ANSWERS_WINDOW}
     return {
@@ -378,5 +404,6 @@ def _overload(options: EnvoyOptions) -> dict[str, Any]:
     }
 
 
-def _address(host: str, port: int) -> dict[str, Any]:
+def address(host: str, port: int) -> dict[str, Any]:
+    """A place as Envoy writes it."""
     return {"socket_address": {"address": host, "port_value": port}}

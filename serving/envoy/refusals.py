@@ -83,12 +83,12 @@ def local_replies() -> dict[str, Any]:
         }
         mappers += [
             {
-                "filter": {"and_filter": {"filters": [_has_status(status), _IS_GRPC]}},
+                "filter": {"and_filter": {"filters": [has_status(status), _IS_GRPC]}},
                 "body_format_override": {"text_format_source": {"inline_string": refusal.sentence}},
                 "headers_to_add": [grpc_status],
             },
             {
-                "filter": _has_status(status),
+                "filter": has_status(status),
                 "body_format_override": {"json_format": {"code": code, "message": refusal.sentence}},
             },
         ]
@@ -101,7 +101,8 @@ _IS_GRPC = {
 }
 
 
-def _has_status(status: int) -> dict[str, Any]:
+def has_status(status: int) -> dict[str, Any]:
+    """Envoy's filter of answers with this status."""
     # Envoy reads a number that can be changed while it runs, under a name; nobody changes these.
     value = {"default_value": status, "runtime_key": f"fieldmark.status.{status}"}
     return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}

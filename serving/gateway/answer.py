@@ -48,7 +48,7 @@ def make_answer(outputs: Outputs, manifest: Manifest, asked: Asked) -> v1.Classi
             alpha=detector.alpha if asked.alpha is None else asked.alpha,
             layers=[
                 v1.LayerEvidence(layer=layer, squared_distance=distance)
-                for layer, distance in zip(detector.layers, found.layer_scores, strict=True)
+                for layer, distance in zip(detector.columns, found.layer_scores, strict=True)
             ],
         ),
         network=asked.network,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bundle import Bundle, Manifest
-from bundle.arrays import read_arrays
+from bundle import Bundle, Manifest, detector_file
+from bundle.errors import BundleCorrupt
 from bundle.manifest import PER_CLASS
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.journal import Journal
@@ -114,8 +114,9 @@ def _sizes(bundle: Bundle, network: str) -> dict[str, int]:
     if len(set(labels)) < len(labels):
         return {}
     try:
-        arrays = read_arrays(bundle.file(bundle.manifest.networks[network].detector.file))
-        counts = np.bincount(arrays["calibration_classes"], minlength=len(labels))
-    except (OSError, ValueError, KeyError, TypeError):
+        with detector_file.opened(bundle.file(bundle.manifest.networks[network].detector.file)) as file:
+            classes = file.calibration_classes(len(labels))
+    except BundleCorrupt:
         return {}
+    counts = () if classes is None else np.bincount(classes, minlength=len(labels))
     return {label: int(n) for label, n in zip(labels, counts, strict=False) if n}

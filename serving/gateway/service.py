@@ -311,7 +311,7 @@ class FieldmarkService:
                 name=name,
                 alpha=manifest.networks[name].detector.alpha,
                 smallest_alpha=smallest_alpha(manifest.networks[name]),
-                layers=manifest.networks[name].detector.layers,
+                layers=manifest.networks[name].detector.columns,
                 serving=served.behind.prober.serving(name),
             )
             for name in first

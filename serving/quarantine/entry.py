@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from bundle.errors import QuarantineError, printable
 from bundle.records import RecordError, from_plain, to_plain
 
-SCHEMA = 1
+ENTRY_SCHEMA = 1
 FLAGGED, SAMPLE = "flagged", "sample"
 RECORD = ".json"
 MAX_RECORD_BYTES = 64 * 1024
@@ -65,8 +65,8 @@ class Entry(Case):
     bytes: int
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA:
-            raise ValueError(f"schema {self.schema} is not {SCHEMA}, which this version reads")
+        if self.schema != ENTRY_SCHEMA:
+            raise ValueError(f"schema {self.schema} is not {ENTRY_SCHEMA}, which this version reads")
         if self.reason != (FLAGGED if self.flagged else SAMPLE):
             raise ValueError(f"reason {self.reason[:80]!r} does not fit flagged")
         for name, value in vars(self).items():

@@ -14,7 +14,7 @@ from typing import Protocol
 from bundle.errors import FieldmarkError
 from bundle.formats import JPEGS, KINDS, open_image
 from serving.backlog import Backlog
-from serving.quarantine.entry import FLAGGED, SAMPLE, SCHEMA, Case, Entry, place_of, write_record
+from serving.quarantine.entry import ENTRY_SCHEMA, FLAGGED, SAMPLE, Case, Entry, place_of, write_record
 from serving.quarantine.options import QuarantineOptions
 from serving.quarantine.pruning import prune
 from serving.quarantine.store import open_store
@@ -130,7 +130,7 @@ def _entry(copy: _Copy) -> Entry:
     case = copy.case
     return Entry(
         **vars(case),
-        schema=SCHEMA,
+        schema=ENTRY_SCHEMA,
         id=identity,
         reason=FLAGGED if case.flagged else SAMPLE,
         drawn=copy.drawn,

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle import Bundle, tensors
-from bundle.engines import ENGINES, EngineRecord, Engines, EngineSet, read_engines
-from bundle.engines import SCHEMA as ENGINES_SCHEMA
+from bundle.engines import ENGINES, ENGINES_SCHEMA, EngineRecord, Engines, EngineSet, read_engines
 from bundle.errors import EngineError, ImageError, OptionError, RepositoryError
 from bundle.files import atomic_file, exchange_texts, flush, open_regular, sha256_of, write_text
 from bundle.manifest import MANIFEST, Manifest, parse_manifest

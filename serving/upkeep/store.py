@@ -9,7 +9,7 @@ from pathlib import Path
 from bundle import Bundle
 from bundle.errors import BundleCorrupt
 from bundle.files import atomic_folder, full_disk, remove_folder
-from bundle.manifest import AGAIN, MANIFEST, SIGNATURE
+from bundle.manifest import FETCH_AGAIN, MANIFEST, SIGNATURE
 
 
 class Store:
@@ -28,7 +28,7 @@ class Store:
                 _copy(bundle, folder)
         copy = Bundle.open(place, key=self._key)
         if copy.bundle_id != bundle.bundle_id:
-            raise BundleCorrupt(f"{path} became another bundle while it was read", hint=AGAIN)
+            raise BundleCorrupt(f"{path} became another bundle while it was read", hint=FETCH_AGAIN)
         return copy
 
     def keep(self, ids: Iterable[str]) -> None:
@@ -46,4 +46,4 @@ def _copy(bundle: Bundle, folder: Path) -> None:
         try:
             shutil.copyfile(bundle.path / name, target)
         except FileNotFoundError as problem:
-            raise BundleCorrupt(f"{problem.filename} went away while it was read", hint=AGAIN) from None
+            raise BundleCorrupt(f"{problem.filename} went away while it was read", hint=FETCH_AGAIN) from None

@@ -4,7 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from bundle import ImageSpec, tensors
-from bundle.manifest import FP32, INT8, SCHEMA, DetectorInfo, Difference, NetworkInfo, Parity, PrototypeInfo, Quality
+from bundle.manifest import (
+    FP32,
+    INT8,
+    MANIFEST_SCHEMA,
+    DetectorInfo,
+    Difference,
+    NetworkInfo,
+    Parity,
+    PrototypeInfo,
+    Quality,
+)
 from bundle.tensors import TensorSpec
 
 # Schema 2: sha256 of tests/bundle/golden/manifest.json. A change here breaks every bundle that is out in the world.
@@ -40,7 +50,7 @@ FILES = {
 def fields() -> dict[str, Any]:
     """Manifest's fields except `files`."""
     return {
-        "schema": SCHEMA,
+        "schema": MANIFEST_SCHEMA,
         "name": "golden birds",
         "labels": ("Crimson Bunting", "Grünspecht", "木 [rare] \\ \"quoted\" 'single'"),
         "image": ImageSpec(height=224, width=448, max_bytes=1_000_000, max_pixels=20_000_000, min_side=16),
@@ -88,7 +98,7 @@ def network(name: str) -> NetworkInfo:
 
 def detector(name: str, layers: tuple[str, ...]) -> DetectorInfo:
     return DetectorInfo(
-        file=f"detector/{name}.npz", layers=layers, alpha=0.05, calibration=CALIBRATIONS[name], calibration_n=1000
+        file=f"detector/{name}.npz", columns=layers, alpha=0.05, calibration=CALIBRATIONS[name], calibration_n=1000
     )
 
 

@@ -28,6 +28,7 @@ from bundle.manifest import (
     Quality,
     parse_manifest,
 )
+from bundle.records import KEY
 from bundle.tensors import TensorSpec
 from tests.bundle import golden
 from tests.keys import write_keys
@@ -393,7 +394,8 @@ def test_the_specification_names_every_field() -> None:
         TensorSpec,
     ):
         for field in dataclasses.fields(record):
-            assert re.search(rf'[`"]{field.name}[`"]', SPECIFICATION), f"{record.__name__}.{field.name}"
+            key = field.metadata.get(KEY, field.name)
+            assert re.search(rf'[`"]{key}[`"]', SPECIFICATION), f"{record.__name__}.{key}"
     for name, dtype in tensors.DTYPES.items():
         assert re.search(rf"\| `{name}`.* \| {dtype} \|", SPECIFICATION), name
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.records import RecordError, from_plain, to_plain
+from bundle.records import KEY, RecordError, from_plain, to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +135,25 @@ def test_an_absurd_key_does_not_fill_the_screen() -> None:
 def test_whole_numbers_may_stand_for_floats() -> None:
     share = from_plain(Inner, {"number": 1, "share": 2}).share
     assert (share, type(share)) == (2.0, float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed:
+    columns: tuple[int, ...] = field(metadata={KEY: "layers"})
+
+
+def test_a_field_may_have_another_name_in_the_format() -> None:
+    record = Renamed(columns=(1, 2))
+    assert to_plain(record) == {"layers": [1, 2]}
+    assert from_plain(Renamed, {"layers": [1, 2]}) == record
+    for document, sentence in (
+        ({"columns": [1]}, "document: unknown key 'columns'"),
+        ({}, "document: missing key 'layers'"),
+        ({"layers": [1, "x"]}, "layers[1]: expected int, found str"),
+    ):
+        with pytest.raises(RecordError) as caught:
+            from_plain(Renamed, document)
+        assert str(caught.value) == sentence
 
 
 def test_to_plain_leaves_nothing_but_json() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.resolution import needed, smallest_p_value, wilson
+from bundle.resolution import coarser, needed, smallest_p_value, wilson
 
 
 @given(st.floats(1e-6, 0.999))
@@ -46,3 +46,9 @@ def test_the_ends_are_shares_from_which_the_observed_one_is_just_as_far(trials: 
     share = successes / trials
     for end in wilson(successes, trials):
         assert (share - end) ** 2 == pytest.approx(1.96**2 * end * (1 - end) / trials, abs=1e-9)
+
+
+def test_fewer_images_are_said_to_be_coarser_and_more_are_not() -> None:
+    assert "40 images take the place of 800" in coarser(40, 800)
+    assert "will be 0.024 instead of 0.0012" in coarser(40, 800)
+    assert coarser(800, 800) == coarser(801, 800) == ""

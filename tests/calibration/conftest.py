@@ -17,11 +17,12 @@ CALIBRATED, TESTED = 120, 240  # images of the other camera
 def bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Both networks of the tiny run, calibrated on birds as they were drawn."""
     from export.bundling import export_run
+    from export.plan import ExportSettings
     from robustness.fitting import DetectorSettings
 
     out = tmp_path_factory.mktemp("calibration") / "bundle"
-    settings = DetectorSettings(attacks=("fgsm-8",), alpha=ALPHA)
-    return export_run(tiny_run, out, settings, Console(quiet=True), data=None, replace=False)
+    settings = ExportSettings(detector=DetectorSettings(attacks=("fgsm-8",), alpha=ALPHA))
+    return export_run(tiny_run, out, settings, Console(quiet=True))
 
 
 @pytest.fixture(scope="session")

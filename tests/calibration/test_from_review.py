@@ -48,6 +48,7 @@ def test_a_decided_sample_makes_another_bundle(
     said = capsys.readouterr()
     assert "--images DIR" in " ".join(said.err.split())
     assert "of the sample left out: 3 attacks" in said.out
+    assert "take the place of" not in said.out, "they are more than before"
     made = Bundle.open(tmp_path / "here")
     assert made.bundle_id != bundle.bundle_id
     assert made.manifest.training["calibration"]["source"] == "review review.db, sample 1"
@@ -58,6 +59,6 @@ def test_a_decided_sample_makes_another_bundle(
     known = calibrated(made, "full")
     assert known is not None
     assert known.of == "calibration images"
-    assert known.distances.shape == (len(rows) - 3, len(made.manifest.networks["full"].detector.layers))
+    assert known.distances.shape == (len(rows) - 3, len(made.manifest.networks["full"].detector.columns))
     with review.reading() as connection:
         assert connection.execute("SELECT DISTINCT made FROM uses").fetchall()[0][0] == made.bundle_id

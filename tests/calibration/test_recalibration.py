@@ -209,6 +209,14 @@ def test_the_verb_says_what_changed(bundle, other_camera, tmp_path, capsys):
     assert str(tmp_path) not in opened.manifest.to_json()
     code, _, err = run(capsys, copy, "--with", folder, "--out", tmp_path / "new")
     assert (code, "exists already" in err) == (2, True)
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in other_camera["calibrate"][:20]:
+        shutil.copy(path, few)
+    code, out, _ = run(capsys, tmp_path / "new", "--with", few, "--out", tmp_path / "coarser")
+    assert (code, "take the place of" in out.partition("flagged before")[0]) == (0, True), "before the work"
+    assert "20 images take the place of 120 calibration images" in out
+    assert "the smallest will be 0.048 instead of 0.0083" in out
     code, out, _ = run(capsys, copy, "--with", folder, "--out", tmp_path / "new", "--force", "--json")
     assert (code, json.loads(out)["images"]) == (0, CALIBRATED)
 

@@ -152,9 +152,9 @@ def test_newtons_method_finds_what_scikit_learn_finds(seed, columns, shift, coun
     rows = np.concatenate([negatives, positives]) * 7 - 40
     weights, bias = fit_logistic(rows[:80], rows[80:])
     scaled = (rows - rows.mean(0)) / rows.std(0)
-    model = LogisticRegression(class_weight="balanced", tol=1e-10, max_iter=5000)
+    model = LogisticRegression(class_weight="balanced", solver="newton-cholesky", tol=1e-12, max_iter=5000)
     model.fit(scaled, np.arange(len(rows)) >= 80)
-    np.testing.assert_allclose(rows @ weights + bias, model.decision_function(scaled), atol=1e-4)
+    np.testing.assert_allclose(rows @ weights + bias, model.decision_function(scaled), atol=1e-6)
 
 
 def test_without_attacks_each_standard_deviation_of_a_ratio_counts_alike():

@@ -13,6 +13,7 @@ from bundle.manifest import PRECISIONS
 def bundles(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """One bundle a precision; a tiny network's accuracy is a coin's, so any loss of it is allowed."""
     from export.bundling import export_run
+    from export.plan import ExportSettings
     from export.staging import GraphSettings
     from robustness.fitting import DetectorSettings
 
@@ -21,11 +22,11 @@ def bundles(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         precision: export_run(
             tiny_run,
             folder / precision,
-            DetectorSettings(attacks=("fgsm-8",), alpha=0.1),
+            ExportSettings(
+                detector=DetectorSettings(attacks=("fgsm-8",), alpha=0.1),
+                graphs=GraphSettings(precision=precision, max_accuracy_loss=100),
+            ),
             Console(quiet=True),
-            data=None,
-            replace=False,
-            graphs=GraphSettings(precision=precision, max_accuracy_loss=100),
         )
         for precision in PRECISIONS
     }

@@ -20,7 +20,8 @@ from calibration.recalibration import recalibrate
 from detector.model import Detector
 from export.bundling import _prototype_files, better_head, export_run
 from export.graph import GraphSession, to_onnx
-from export.parity import compare
+from export.parity import prove_parity
+from export.plan import ExportSettings
 from export.served import ServedNetwork
 from robustness.fitting import DetectorSettings, features_of
 from training.data import open_dataset
@@ -29,13 +30,13 @@ from training.pixels import from_bytes
 from training.run import PrototypeSource, Run
 
 SPEC = ImageSpec(height=32, width=32)
-SETTINGS = DetectorSettings(attacks=("fgsm-8",), alpha=0.1)
+SETTINGS = ExportSettings(detector=DetectorSettings(attacks=("fgsm-8",), alpha=0.1))
 
 
 @pytest.fixture(scope="module")
 def exported(tiny_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundle") / "tiny"
-    return export_run(tiny_run, out, SETTINGS, Console(quiet=True), data=None, replace=False)
+    return export_run(tiny_run, out, SETTINGS, Console(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +122,8 @@ def even_run(tiny_run, parts, tmp_path_factory):
 def per_class(even_run, tmp_path_factory):
     """A run without attacks, and with p-values per predicted class."""
     out = tmp_path_factory.mktemp("per-class") / "tiny"
-    settings = DetectorSettings(attacks=(), alpha=0.25, calibration="per-class")
-    return export_run(even_run, out, settings, Console(quiet=True), data=None, replace=False)
+    settings = ExportSettings(detector=DetectorSettings(attacks=(), alpha=0.25, calibration="per-class"))
+    return export_run(even_run, out, settings, Console(quiet=True))
 
 
 @pytest.mark.parametrize("served", tensors.NETWORKS)
@@ -173,10 +174,10 @@ def test_parity_notices_another_rule_of_classes(per_class, even_run, parts):
     _, network = Run(even_run).load_network()
     detector = Detector.load(per_class.file("detector/full.npz"))
     session = GraphSession(onnx.load(per_class.model("full")))
-    compare(ServedNetwork(network, "full", detector), session, "full", parts["test"][0], exact=True)
+    prove_parity(ServedNetwork(network, "full", detector), session, parts["test"][0], exact=True)
     other = replace(detector, calibration_classes=(detector.calibration_classes + 1) % 3)
     with pytest.raises(ExportError, match=r"full\.p_value at batch"):
-        compare(ServedNetwork(network, "full", other), session, "full", parts["test"][0], exact=True)
+        prove_parity(ServedNetwork(network, "full", other), session, parts["test"][0], exact=True)
 
 
 @pytest.mark.parametrize(
@@ -189,17 +190,16 @@ def test_parity_notices_another_rule_of_classes(per_class, even_run, parts):
 )
 def test_attacks_that_teach_nothing_name_the_way_without(tiny_run, tmp_path, attacks, error, sentence):
     with pytest.raises(error, match=sentence):
-        export_run(
-            tiny_run, tmp_path / "o", DetectorSettings(attacks=attacks), Console(quiet=True), data=None, replace=False
-        )
+        settings = ExportSettings(detector=DetectorSettings(attacks=attacks))
+        export_run(tiny_run, tmp_path / "o", settings, Console(quiet=True))
     assert not (tmp_path / "o").exists()
 
 
 def test_the_bundle_is_whole_and_tells_where_it_came_from(exported):
     manifest = Bundle.open(exported.path).manifest
     assert set(manifest.networks) == set(tensors.NETWORKS)
-    assert manifest.networks["full"].detector.layers[-1] == "focus/overall"
-    assert "focus/overall" not in manifest.networks["attention"].detector.layers
+    assert manifest.networks["full"].detector.columns[-1] == "focus/overall"
+    assert "focus/overall" not in manifest.networks["attention"].detector.columns
     assert set(manifest.networks["full"].parity.outputs) == set(tensors.OUTPUTS["full"])
     assert (manifest.networks["full"].precision, manifest.networks["full"].quality) == ("fp32", {})
     assert manifest.training["preset"] == "small"
@@ -250,13 +250,13 @@ def test_parity_notices_a_graph_that_computes_something_else(exported, tiny_run,
     detector = Detector.load(exported.file("detector/full.npz"))
     session = GraphSession(onnx.load(exported.model("full")))
     images = parts["validation"][0]
-    found = compare(ServedNetwork(network, "full", detector), session, "full", images, exact=True)
+    found = prove_parity(ServedNetwork(network, "full", detector), session, images, exact=True)
     assert found.outputs["probabilities"].max_abs < 1e-4
     assert (found.images, found.argmax_agreement, found.flag_agreement) == (64, 1.0, 1.0)
     with torch.no_grad():
         network.attention_head.specific.bias.add_(0.5)
     with pytest.raises(ExportError, match=r"full\.\w+ at batch 1: the graph differs"):
-        compare(ServedNetwork(network, "full", detector), session, "full", images, exact=True)
+        prove_parity(ServedNetwork(network, "full", detector), session, images, exact=True)
 
 
 class Named:
@@ -282,14 +282,12 @@ def test_prototypes_of_equal_similarity_may_stand_for_one_another_and_no_others(
     (hidden,) = set(range(6)) - set(shown.tolist())
 
     def says(change):
-        return (
-            compare(module, Named(session, change), "full", images[:1], exact=True).outputs["prototype_indices"].max_abs
-        )
+        return prove_parity(module, Named(session, change), images[:1], exact=True).outputs["prototype_indices"].max_abs
 
     assert says(lambda names: names) == 0
     with torch.no_grad():
         network.prototype_head.prototypes[hidden] = network.prototype_head.prototypes[int(shown[-1])]
-    session = GraphSession(to_onnx(module, "full", SPEC))
+    session = GraphSession(to_onnx(module, SPEC))
     twin = {hidden: int(shown[-1]), int(shown[-1]): hidden}
     assert says(lambda names: [twin.get(name, name) for name in names.tolist()]) < 1e-3
     for forged in (
@@ -303,23 +301,22 @@ def test_prototypes_of_equal_similarity_may_stand_for_one_another_and_no_others(
 
 
 def test_too_few_calibration_images_for_alpha_say_how_many_are_needed(tiny_run, tmp_path):
-    settings = DetectorSettings(attacks=("fgsm-8",), alpha=0.001)
+    settings = ExportSettings(detector=DetectorSettings(attacks=("fgsm-8",), alpha=0.001))
     with pytest.raises(DetectorError, match="At least 999"):
-        export_run(tiny_run, tmp_path / "out", settings, Console(quiet=True), data=None, replace=False)
+        export_run(tiny_run, tmp_path / "out", settings, Console(quiet=True))
     assert not (tmp_path / "out").exists()
 
 
 def test_unknown_attacks_and_other_data_are_refused_before_any_work(tiny_run, tmp_path):
     with pytest.raises(OptionError, match="unknown attack 'cw'"):
-        export_run(
-            tiny_run, tmp_path / "o", DetectorSettings(attacks=("cw",)), Console(quiet=True), data=None, replace=False
-        )
+        settings = ExportSettings(detector=DetectorSettings(attacks=("cw",)))
+        export_run(tiny_run, tmp_path / "o", settings, Console(quiet=True))
     (tmp_path / "a").mkdir()
     from training.data.cub_writer import Recipe, write_birds
 
     write_birds(tmp_path / "other", Recipe(species=3, size=32, images_train=12, images_test=4, seed=9), workers=1)
     with pytest.raises(CheckpointError, match="not the data this run was trained on"):
-        export_run(tiny_run, tmp_path / "o", SETTINGS, Console(quiet=True), data=tmp_path / "other", replace=False)
+        export_run(tiny_run, tmp_path / "o", SETTINGS, Console(quiet=True), data=tmp_path / "other")
 
 
 def test_the_verb_refuses_an_unfinished_run_and_an_existing_bundle(exported, tiny_run, tmp_path):
@@ -371,7 +368,7 @@ def test_a_bundle_says_which_head_was_better(tiny_run, tmp_path, attention, defa
     record = run.read_record()
     results = record.results | {"validation": {"full": 0.5, "attention": attention}}
     run.write_record(replace(record, results=results))
-    bundle = export_run(run.path, tmp_path / "bundle", SETTINGS, Console(quiet=True), data=None, replace=False)
+    bundle = export_run(run.path, tmp_path / "bundle", SETTINGS, Console(quiet=True))
     assert bundle.manifest.main_network == default
     assert Bundle.open(bundle.path).manifest.main_network == default
     assert ("default_network" in bundle.manifest.training) == (default == "attention")

@@ -1,6 +1,7 @@
 """From photographs as people have them to a bundle: parts that lack classes, six classes of twenty, no test part."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from rich.console import Console
 from bundle import Bundle
 from bundle.errors import DetectorError, OptionError
 from export.bundling import export_run
+from export.plan import ExportSettings
 from robustness.fitting import DetectorSettings
 from robustness.suites import Suite
 from training.data import Dataset, open_dataset
@@ -63,8 +65,8 @@ def test_parts_that_lack_classes_train_export_and_report(tmp_path: Path) -> None
     for name in "cd":
         photographs(tmp_path / "set", f"test/{name}", 6)
     run = train(open_dataset(tmp_path / "set"), tmp_path / "run")
-    settings = DetectorSettings(attacks=("fgsm-8",))
-    bundle = export_run(run, tmp_path / "bundle", settings, CONSOLE, data=None, replace=False, suite=SMALL)
+    settings = ExportSettings(detector=DetectorSettings(attacks=("fgsm-8",)), suite=SMALL)
+    bundle = export_run(run, tmp_path / "bundle", settings, CONSOLE)
     told = bundle.manifest.training["dataset"]
     assert told["division"] == "validation: given by the dataset (2 of 5 classes)"
     assert told["counts"]["calibration"] >= 19
@@ -84,7 +86,7 @@ def twenty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_six_classes_of_twenty_photographs_export_at_the_default_alpha(twenty: Path, tmp_path: Path) -> None:
     run = train(open_dataset(twenty), tmp_path / "run")
-    made = export_run(run, tmp_path / "bundle", DetectorSettings(attacks=()), CONSOLE, data=None, replace=False)
+    made = export_run(run, tmp_path / "bundle", ExportSettings(detector=DetectorSettings(attacks=())), CONSOLE)
     opened = Bundle.open(made.path)
     assert {each.detector.calibration_n for each in opened.manifest.networks.values()} == {19}
     assert {each.detector.alpha for each in opened.manifest.networks.values()} == {0.05}
@@ -96,10 +98,10 @@ def test_the_alpha_that_was_named_before_training_is_the_one_that_export_takes(t
     alpha = float(note.rsplit(" ", 1)[1])
     run = train(dataset, tmp_path / "run")
     with pytest.raises(DetectorError, match="cannot support alpha"):
-        export_run(run, tmp_path / "no", DetectorSettings(attacks=()), CONSOLE, data=None, replace=False)
-    settings = DetectorSettings(attacks=(), alpha=alpha)
+        export_run(run, tmp_path / "no", ExportSettings(detector=DetectorSettings(attacks=())), CONSOLE)
+    settings = ExportSettings(detector=DetectorSettings(attacks=(), alpha=alpha))
     with pytest.raises(OptionError, match="set has no test images") as caught:
-        export_run(run, tmp_path / "no", settings, CONSOLE, data=None, replace=False, suite=SMALL)
+        export_run(run, tmp_path / "no", replace(settings, suite=SMALL), CONSOLE)
     assert "--report none" in caught.value.hint
-    made = export_run(run, tmp_path / "bundle", settings, CONSOLE, data=None, replace=False)
+    made = export_run(run, tmp_path / "bundle", settings, CONSOLE)
     assert made.manifest.networks["full"].detector.alpha == alpha

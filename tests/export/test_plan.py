@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bundle.errors import OptionError
 from export.bundling import export_run
-from export.plan import Limits
+from export.plan import ExportSettings, Limits
 from robustness.budget import Costs
 from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_detector, lessons_of, some
 from robustness.suites import Suite
@@ -30,7 +30,8 @@ def export(run, out, monkeypatch, seconds, limits, suite=None, precision="fp32")
     monkeypatch.setattr(Costs, "measured", lambda *_: told)
     screen = Console(record=True, width=400, file=open("/dev/null", "w"))  # noqa: SIM115
     graphs = GraphSettings(precision=precision, max_accuracy_loss=100)
-    bundle = export_run(run, out, SETTINGS, screen, data=None, replace=False, graphs=graphs, suite=suite, limits=limits)
+    settings = ExportSettings(detector=SETTINGS, graphs=graphs, suite=suite, limits=limits)
+    bundle = export_run(run, out, settings, screen)
     return bundle, screen.export_text().splitlines()
 
 

@@ -24,6 +24,7 @@ from detector.model import Detector
 from export import quality
 from export.bundling import export_run
 from export.graph import GraphSession, check_device, labels_digest, to_onnx
+from export.plan import ExportSettings
 from export.precision import backbone, emulated, narrowed, signed
 from export.served import ServedNetwork
 from export.staging import GraphSettings
@@ -299,7 +300,7 @@ def test_a_layer_that_cannot_be_exported_is_named(bundles, tiny_run, kind, capfd
     network.backbone.stages[1].body[2] = Odd(kind)
     detector = Detector.load(bundles["fp32"].file("detector/full.npz"))
     with pytest.raises(ExportError, match=r"layer backbone\.stages\.1\.body\.2 \(") as caught:
-        to_onnx(ServedNetwork(network, "full", detector), "full", SPEC)
+        to_onnx(ServedNetwork(network, "full", detector), SPEC)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
@@ -348,11 +349,11 @@ def test_what_costs_too_much_accuracy_is_refused_with_the_numbers(bundles):
     detector = Detector.load(bundles["fp32"].file("detector/full.npz"))
     wide = Quality(images=200, accuracy=0.90, flagged=0.1, auroc={})
     narrow = Quality(images=200, accuracy=0.89, flagged=0.1, auroc={})
-    quality.check("full", "int8", {"fp32": wide, "int8": narrow}, detector, 1.0)
+    quality.check_quality("full", "int8", {"fp32": wide, "int8": narrow}, detector, 1.0)
     with pytest.raises(
         ExportError, match=r"full in int8 loses 1\.00 points.*200 validation.*0\.5 are.*90\.00 % in fp32"
     ):
-        quality.check("full", "int8", {"fp32": wide, "int8": narrow}, detector, 0.5)
+        quality.check_quality("full", "int8", {"fp32": wide, "int8": narrow}, detector, 0.5)
 
 
 @pytest.mark.parametrize("flagged", [0.0, 0.35])
@@ -360,7 +361,7 @@ def test_flags_that_alpha_does_not_allow_are_refused(bundles, flagged):
     detector = Detector.load(bundles["fp32"].file("detector/full.npz"))  # alpha 0.1
     wide, narrow = (Quality(images=600, accuracy=1.0, flagged=share, auroc={}) for share in (0.1, flagged))
     with pytest.raises(ExportError, match=r"full in fp16 flags \d+\.0 % of 600 .*alpha = 0\.1 gives .*fp32 flags 10"):
-        quality.check("full", "fp16", {"fp32": wide, "fp16": narrow}, detector, 0.5)
+        quality.check_quality("full", "fp16", {"fp32": wide, "fp16": narrow}, detector, 0.5)
 
 
 def test_the_interval_of_flags_covers_what_calibration_gives():
@@ -381,15 +382,8 @@ def test_a_refused_precision_writes_nothing(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(quality.Trial, "quality", lambda self, session: next(worse))
     worse = iter([Quality(images=12, accuracy=share, flagged=0.1, auroc={}) for share in (0.9, 0.5)])
     with pytest.raises(ExportError, match=r"full in int8 loses 40\.00 points"):
-        export_run(
-            tiny_run,
-            tmp_path / "out",
-            SETTINGS,
-            Console(quiet=True),
-            data=None,
-            replace=False,
-            graphs=GraphSettings(precision="int8"),
-        )
+        settings = ExportSettings(detector=SETTINGS, graphs=GraphSettings(precision="int8"))
+        export_run(tiny_run, tmp_path / "out", settings, Console(quiet=True))
     assert not (tmp_path / "out").exists()
 
 

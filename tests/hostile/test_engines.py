@@ -14,7 +14,7 @@ import pytest
 import fieldmark
 from bundle import Bundle
 from bundle.engines import ENGINES, EngineSet
-from export.compiler import local_target
+from export.engines.compiler import local_target
 
 pytestmark = pytest.mark.hostile
 

@@ -15,6 +15,7 @@ from bundle.errors import BundleCorrupt, BundleUnsupported, CheckpointError, Det
 from bundle.files import check_free
 from bundle.folder import Bundle
 from export.bundling import export_run
+from export.plan import ExportSettings
 from robustness import figures
 from robustness.cli import app
 from robustness.fitting import DetectorSettings, lessons_of
@@ -26,9 +27,9 @@ QUICK = ("--suite", "full", "--quick", "--count", "1", "--attacks", "fgsm-8")
 
 @pytest.fixture(scope="module")
 def bundle(tiny_run, tiny_birds, tmp_path_factory):
-    settings = DetectorSettings(attacks=(), alpha=0.1)
+    settings = ExportSettings(detector=DetectorSettings(attacks=(), alpha=0.1))
     out = tmp_path_factory.mktemp("bundles") / "bundle"
-    return export_run(tiny_run, out, settings, Console(quiet=True), data=tiny_birds, replace=False).path
+    return export_run(tiny_run, out, settings, Console(quiet=True), data=tiny_birds).path
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_a_bundle_that_does_not_tell_its_lessons(bundle, tiny_run, tmp_path, mon
 def test_a_bundle_whose_detector_has_other_layers(tiny_run, bundle, monkeypatch):
     opened = Bundle.open(bundle)
     full = opened.manifest.networks["full"]
-    other = replace(full, detector=replace(full.detector, layers=full.detector.layers[::-1]))
+    other = replace(full, detector=replace(full.detector, columns=full.detector.columns[::-1]))
     told = Bundle(bundle, replace(opened.manifest, networks=opened.manifest.networks | {"full": other}))
     monkeypatch.setattr("robustness.fitting.Bundle.open", lambda _: told)
     with pytest.raises(BundleCorrupt, match=r"full\.npz is not the detector of 'full'"):

@@ -118,6 +118,37 @@ def test_no_page_is_wider_than_a_phone_and_fingers_meet_its_buttons(open_page: O
         assert all(height >= 24 or not height for height in page.evaluate(heights)), path
 
 
+BROKEN = """() => {
+  const found = [];
+  for (const cell of document.querySelectorAll("th, td")) {
+    const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+    for (let node; (node = walker.nextNode()); ) {
+      for (const word of node.data.matchAll(/[^\\s-]+/g)) {
+        const range = document.createRange();
+        range.setStart(node, word.index);
+        range.setEnd(node, word.index + word[0].length);
+        const lines = new Set([...range.getClientRects()].map((each) => Math.round(each.top)));
+        if (lines.size > 1) found.push(word[0]);
+      }
+    }
+  }
+  return found;
+}"""
+
+
+def test_no_table_breaks_a_word_on_a_phone(served: Console, open_page: Open) -> None:
+    decide(served.database, [41, 42, 43], "attack", "ada", note="stripes that run from the wing to the crown, in blue")
+    decide(served.database, [41, 42], "clean", "bob")
+    page = open_page("/", viewport=PHONE, has_touch=True, is_mobile=True)
+    base = page.url.rstrip("/")
+    for path in PAGES:
+        page.goto(base + path)
+        assert page.evaluate(BROKEN) == [], path
+    page.goto(f"{base}/decisions")
+    undo = page.get_by_role("cell").get_by_role("button", name="Undo").first.bounding_box()
+    assert undo["x"] + undo["width"] <= PHONE["width"], "nobody must look for it beside the screen"
+
+
 def test_the_queue_is_decided_by_keys_alone(served: Console, open_page: Open) -> None:
     page = open_page("/")
     first, second = (int(row.get_attribute("data-id")) for row in page.locator(".row").all()[:2])

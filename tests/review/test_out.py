@@ -106,13 +106,41 @@ def test_label_studio_gets_tasks_that_fit_their_interface(
 def test_label_studios_own_reader_takes_them(
     reviewed: Database, quarantine: Path, toy_bundle: Bundle, tmp_path: Path
 ) -> None:
-    sdk = pytest.importorskip("label_studio_sdk.label_interface")
+    sdk = pytest.importorskip("label_studio_sdk.label_interface", reason="label-studio-sdk is not installed")
     out = tmp_path / "label-studio"
     made(reviewed, quarantine, toy_bundle, "label-studio", out)
     interface = sdk.LabelInterface((out / "labeling.xml").read_text())
     interface.validate()
     for task in json.loads((out / "tasks.json").read_text()):
-        interface.validate_task(task)
+        annotations = task.pop("annotations")  # with them, the kit's `validate_task` forgets to pass them on
+        assert interface.validate_task(task)
+        assert annotations
+        for annotation in annotations:
+            assert interface.validate_annotation(annotation)
+            (verdict, *_) = annotation["result"]
+            other = {**annotation, "result": [{**verdict, "value": {"choices": ["guilty"]}}]}
+            assert not interface.validate_annotation(other)
+
+
+def test_fiftyones_own_importer_takes_them(
+    reviewed: Database, quarantine: Path, toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The importer that `Dataset.from_dir` uses; the dataset itself would need a MongoDB."""
+    monkeypatch.setenv("HOME", str(tmp_path))  # where it would write its settings
+    monkeypatch.setenv("FIFTYONE_DO_NOT_TRACK", "true")
+    fiftyone = pytest.importorskip("fiftyone", reason="FiftyOne is not installed: pip install fiftyone")
+    out = tmp_path / "fiftyone"
+    made(reviewed, quarantine, toy_bundle, "fiftyone", out)
+    importer = fiftyone.types.FiftyOneImageClassificationDataset().get_dataset_importer_cls()(dataset_dir=str(out))
+    with importer:
+        assert importer.get_dataset_info() == {"classes": ["attack", "clean", "disputed"]}
+        found = {int(Path(path).stem): label for path, _, label in importer}
+    assert {number: label.label for number, label in found.items()} == {
+        1: "clean", 2: "disputed", 41: "attack", 42: "attack",
+    }  # fmt: skip
+    item = get(reviewed, 42)
+    assert item is not None
+    assert (found[42].p_value, found[42].predicted, found[42].reviewers) == (item["p_value"], item["label"], "ada, bob")
 
 
 def test_decided_attacks_are_a_family_as_the_attack_verb_writes_one(

@@ -23,7 +23,7 @@ from review.store.verdicts import decide, standing
 from serving.envoy.keys import KEY_NAME
 from tests.review.conftest import HOST, START, write_entry
 
-PAGES = ("/", "/?state=any", "/items/1", "/groups", "/groups?kind=campaigns", "/groups?kind=copies", "/figures",
+PAGES = ("/", "/?state=any", "/items/1", "/groups", "/groups?kind=by-label", "/groups?kind=copies", "/figures",
          "/figures?network=attention", "/sample", "/decisions", "/export", "/incident?origin=partner-x")  # fmt: skip
 HOSTILE = '"><script>alert(1)</script>{{7*7}}<img src=x onerror=alert(1)>'
 
@@ -160,7 +160,7 @@ def test_whoever_comes_second_is_told_and_may_still_say_his(client: Any, console
 def test_a_group_is_decided_in_one_stroke_but_for_what_others_said(client: Any, console: Console) -> None:
     decide(console.database, [41], "clean", "bob")
     form = {"verdict": "attack", "csrf": csrf(client), "seen": "0", "origin": "partner-x", "hour": "2026-11-25T12",
-            "reason": "flagged", "back": "/groups?kind=bursts"}  # fmt: skip
+            "reason": "flagged", "back": "/groups?kind=campaigns"}  # fmt: skip
     answer = client.post("/groups/decide", data=form)
     flagged = counts(console.database)
     assert f"Recorded: {flagged.by_state['attack']} images, attack" in answer.text
@@ -334,6 +334,16 @@ def test_the_page_says_what_to_do_when_the_sample_is_decided(client: Any, consol
     decide(console.database, items, "clean", "ada")
     page = client.get("/sample").text
     assert f"fieldmark calibrate {console.bundle.path} --from-review {console.database.path}" in page
+    assert "40 images take the place of 99 calibration images" in page
+    assert "the smallest will be 0.024 instead of 0.01" in page
+
+
+def test_an_incidents_page_says_who_decided_and_nothing_was_done_just_now(client: Any, console: Console) -> None:
+    decide(console.database, [41, 42], "attack", "ada")
+    text = client.get("/incident?origin=partner-x").text
+    assert "ada: attack (2)" in text
+    (said,) = re.findall(r'<div id="said"[^>]*>(.*?)</div>', text, re.DOTALL)
+    assert said.strip() == ""
 
 
 def test_behind_envoy_the_key_is_the_name(console: Console) -> None:

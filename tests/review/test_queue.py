@@ -10,7 +10,7 @@ import pytest
 
 from bundle.errors import OptionError
 from review.store.database import Database
-from review.store.groups import BURSTS, CAMPAIGNS, COPIES, groups, members
+from review.store.groups import BY_LABEL, CAMPAIGNS, COPIES, groups, members
 from review.store.item import Item
 from review.store.queue import Filter, add, after, choices, counts, get, window, windows
 from review.store.verdicts import decide
@@ -122,11 +122,11 @@ def test_a_filter_that_is_none_is_refused(query: dict[str, str]) -> None:
         Filter.of(query)
 
 
-@pytest.mark.parametrize("kind", [BURSTS, CAMPAIGNS, COPIES])
+@pytest.mark.parametrize("kind", [BY_LABEL, CAMPAIGNS, COPIES])
 def test_groups_are_those_of_a_naive_count(review: Database, items: list[Item], kind: str) -> None:
     keys = {
-        BURSTS: lambda number, item: (item.origin, item.received[:13]),
-        CAMPAIGNS: lambda number, item: (
+        CAMPAIGNS: lambda number, item: (item.origin, item.received[:13]),
+        BY_LABEL: lambda number, item: (
             item.origin, item.label, item.received[:13], "deep" if number % 3 == 0 else "early",
         ),
         COPIES: lambda number, item: (1 + number % 7,) if number % 2 else None,

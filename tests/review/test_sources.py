@@ -16,7 +16,7 @@ from bundle import Bundle
 from bundle.errors import FieldmarkError, ImageGone, ReviewError
 from review.keeper import Keeper
 from review.sources.quarantine import QuarantineSource
-from review.sources.scores import Images, ScoreSource
+from review.sources.scores import ScoredFiles, ScoreSource
 from review.sources.source import open_source
 from review.store.database import Database
 from review.store.queue import add, counts
@@ -276,13 +276,13 @@ def test_a_delta_table_tells_the_rows_that_hold(
     ],
 )
 def test_a_scored_file_is_found_below_its_source(source: str, image: str, inner: str) -> None:
-    assert Images(source).folder(image) == os.path.dirname(inner)
-    assert Images(source)._inner(image) == inner
+    assert ScoredFiles(source).folder(image) == os.path.dirname(inner)
+    assert ScoredFiles(source)._inner(image) == inner
 
 
 def test_of_a_bucket_nothing_else_is_fetched() -> None:
     with pytest.raises(ImageGone, match="outside"):
-        Images("s3://bucket/photos").read("s3://other/secret.png", 100)
+        ScoredFiles("s3://bucket/photos").read("s3://other/secret.png", 100)
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("x"), lambda path: _other(path)])

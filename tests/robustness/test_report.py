@@ -18,6 +18,7 @@ from bundle.errors import OptionError
 from calibration.recalibration import recalibrate
 from detector.combination import fit_combination
 from export.bundling import export_run
+from export.plan import ExportSettings
 from robustness.cli import app, show_report
 from robustness.defended import Defended
 from robustness.families import family, strangers
@@ -68,8 +69,8 @@ def report(tiny_run, parts):
 @pytest.fixture(scope="module")
 def bundle(tiny_run, tiny_birds, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundles") / "bundle"
-    quiet = Console(quiet=True)
-    return export_run(tiny_run, out, SETTINGS, quiet, data=tiny_birds, replace=False, suite=SMALL)
+    settings = ExportSettings(detector=SETTINGS, suite=SMALL)
+    return export_run(tiny_run, out, settings, Console(quiet=True), data=tiny_birds)
 
 
 def test_every_figure_follows_from_the_answers_beside_it(report):

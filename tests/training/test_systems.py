@@ -11,6 +11,7 @@ from bundle import tensors
 from bundle.errors import OptionError
 from bundle.folder import Bundle
 from export.bundling import export_run
+from export.plan import ExportSettings
 from robustness.fitting import DetectorSettings
 from training.attacks.losses import judge_of, losses_against
 from training.attacks.names import attack_named
@@ -85,9 +86,9 @@ def test_a_systems_heads_are_attacked_each_by_its_own_loss(train, system):
 
 @pytest.mark.parametrize(("system", "served"), [("ap-triplet", "attention"), ("protopnet", "full")])
 def test_a_single_headed_system_becomes_a_bundle_with_one_network(train, tmp_path, system, served):
-    settings = DetectorSettings(attacks=("fgsm-8",), alpha=0.2)
+    settings = ExportSettings(detector=DetectorSettings(attacks=("fgsm-8",), alpha=0.2))
     out = tmp_path / "bundle"
-    export_run(train(system).path, out, settings, Console(quiet=True), data=None, replace=False)
+    export_run(train(system).path, out, settings, Console(quiet=True))
     manifest = Bundle.open(out).manifest
     assert set(manifest.networks) == {served}
     assert bool(manifest.prototypes) == (served == tensors.FULL)
@@ -104,9 +105,7 @@ def test_protopnet_has_no_attention_to_explain_with(train):
 
 def test_a_substitute_is_not_served(train, tmp_path):
     with pytest.raises(OptionError, match=f"substitute.*{POOLED}"):
-        export_run(
-            train("gap").path, tmp_path / "bundle", DetectorSettings(), Console(quiet=True), data=None, replace=False
-        )
+        export_run(train("gap").path, tmp_path / "bundle", ExportSettings(), Console(quiet=True))
     assert not (tmp_path / "bundle").exists()
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bundle import Bundle, Manifest
+from bundle import Bundle, Manifest, detector_file
 from bundle.manifest import PER_CLASS
-from serving.gateway import drift, server
+from serving.gateway import server
 from serving.gateway.drift import QUESTION, DriftMeters
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.journal import Journal
@@ -152,7 +152,8 @@ def test_p_values_by_class_need_to_know_how_many_scores_are_behind_them(toy_bund
     assert math.isnan(bare.value("drift_log10"))
 
     shutil.copytree(toy_bundle.path, tmp_path / "bundle")
-    np.savez(tmp_path / "bundle" / detector.file, calibration_classes=np.repeat([0, 1], (9, 90)))
+    scores = np.arange(99, dtype=np.float32)
+    np.savez(tmp_path / "bundle" / detector.file, calibration=scores, calibration_classes=np.repeat([0, 1], (9, 90)))
     meters = Meters()
     meters.meters.learn(_Folder(tmp_path / "bundle", manifest))  # type: ignore[arg-type]
     meters.meters.begin(manifest)
@@ -180,10 +181,10 @@ def test_no_answer_waits_for_a_file_that_is_read(
 
         return reading
 
-    monkeypatch.setattr(drift, "read_arrays", noted(drift.read_arrays))
+    monkeypatch.setattr(detector_file, "read_arrays", noted(detector_file.read_arrays))
     monkeypatch.setattr(server, "read_tally", noted(server.read_tally))
     sizes = io.BytesIO()
-    np.savez(sizes, calibration_classes=np.repeat([0, 1], (9, 90)))
+    np.savez(sizes, calibration=np.arange(99, dtype=np.float32), calibration_classes=np.repeat([0, 1], (9, 90)))
     found = toy_bundle.manifest
     networks, files = {}, {}
     for name, info in found.networks.items():

@@ -4,7 +4,17 @@ import hashlib
 from pathlib import Path
 
 from bundle import Bundle
-from bundle.engines import ENGINES, SCHEMA, TENSORRT, EngineRecord, Engines, EngineSet, Evidence, Profile, engine_file
+from bundle.engines import (
+    ENGINES,
+    ENGINES_SCHEMA,
+    TENSORRT,
+    EngineRecord,
+    Engines,
+    EngineSet,
+    Evidence,
+    Profile,
+    engine_file,
+)
 
 
 def write_engines(
@@ -40,6 +50,6 @@ def write_engines(
                     evidence=Evidence(source="network", layers={"CONVOLUTION": {"HALF": 1}}),
                 )
             )
-    document = Engines(schema=SCHEMA, bundle_id=bundle.bundle_id, engines=tuple(records))
+    document = Engines(schema=ENGINES_SCHEMA, bundle_id=bundle.bundle_id, engines=tuple(records))
     (path / ENGINES).write_text(document.to_json(), encoding="utf-8")
     return EngineSet.open(path, bundle.bundle_id)

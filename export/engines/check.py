@@ -12,7 +12,7 @@ from bundle import Bundle, tensors
 from bundle.engines import EngineRecord, EngineSet
 from bundle.errors import EngineError, first_line
 from bundle.manifest import BF16, FP16, FP32, INT8
-from export.compiler import Compiler, local_target
+from export.engines.compiler import Compiler, local_target
 
 WARM_UP, RUNS = 20, 200
 # precision -> largest difference of a number, relative to the output's largest (or 1); least share of images whose
@@ -65,7 +65,7 @@ def check_engine(compiler: Compiler, engines: EngineSet, record: EngineRecord, b
         expected = session.run(images[:batch])
         found = _Loaded(engine, images[:batch]).answers()
         where = f"the engine of {record.network} for {record.target} at batch {batch}"
-        for name, difference in compare(expected, found, record.precision, where).items():
+        for name, difference in check_answers(expected, found, record.precision, where).items():
             worst[name] = max(worst[name], difference)
     loaded = _Loaded(engine, images[: profile.opt])
     times = [loaded.run() for _ in range(WARM_UP + RUNS)][WARM_UP:]
@@ -94,7 +94,7 @@ def widened(model: Any) -> Any:
     return model
 
 
-def compare(expected: Answers, found: Answers, precision: str, where: str) -> dict[str, float]:
+def check_answers(expected: Answers, found: Answers, precision: str, where: str) -> dict[str, float]:
     """Difference of each output: relative to its largest number, or, of p-values, flags and prototypes, the share of
     images that disagree; raises EngineError beyond the bounds of the precision.
     """

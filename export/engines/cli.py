@@ -15,10 +15,11 @@ from bundle.folder import Bundle
 from bundle.progress import Work
 from bundle.records import to_plain
 from bundle.tensors import NETWORKS
-from export.compiler import LOCAL, Compiler
-from export.engine_check import Check, cannot_check, check_engine
-from export.engines import Dropped, Outcome, build_engines, check_out
-from export.layers import CONVOLUTION
+from export.engines.building import Dropped, Order, Outcome, build_engines
+from export.engines.check import Check, cannot_check, check_engine
+from export.engines.compiler import LOCAL, Compiler
+from export.engines.folder import check_out
+from export.engines.layers import CONVOLUTION
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -65,7 +66,7 @@ def engine(
 
     with work:
         engines, dropped = build_engines(
-            opened, out, compiler, networks=networks, targets=targets, profile=batches, force=force, tell=tell
+            opened, out, compiler, Order(networks=networks, targets=targets, profile=batches, force=force), tell=tell
         )
     for one in dropped:
         place = f"{one.record.network} {one.record.target}"

@@ -18,8 +18,9 @@ from typing import Any
 from bundle import tensors
 from bundle.engines import BUILDER, INSPECTOR, NETWORK, RUNTIMES, TENSORRT, TENSORRT_RTX, Evidence, Profile, is_target
 from bundle.errors import EngineError, MissingExtra, OptionError, first_line
-from bundle.manifest import AGAIN
-from export.layers import inspected_layers, listed_layers, network_layers
+from bundle.manifest import FETCH_AGAIN
+from export.engines.layers import inspected_layers, listed_layers, network_layers
+from export.engines.messages import Messages, logger, refusal
 
 LOCAL = "local"
 # runtime -> the extra that brings it and the modules that may hold it, the first one preferred
@@ -43,7 +44,7 @@ class Compiler:
         self.trt = trt
         self.version = str(trt.__version__)
         self.messages = Messages()
-        self._logger = _logger(trt, self.messages)  # a runtime keeps the first logger it sees for as long as it lives
+        self._logger = logger(trt, self.messages)  # a runtime keeps the first logger it sees for as long as it lives
 
     @classmethod
     def open(cls, runtime: str) -> "Compiler":
@@ -143,7 +144,7 @@ class Compiler:
         self.messages.clear()
         if not parser.parse(graph):
             raise EngineError(
-                f"{self.runtime} {self.version} cannot read {where}: {_refusal(parser)}",
+                f"{self.runtime} {self.version} cannot read {where}: {refusal(parser)}",
                 hint="Use a newer version of the runtime, or serve this network with ONNX Runtime.",
             )
 
@@ -156,41 +157,6 @@ class Compiler:
         if layers := listed_layers(self.messages.layers):
             return Evidence(source=BUILDER, layers=layers)
         return Evidence(source=NETWORK, layers=network_layers(network))
-
-
-class Messages:
-    """What a runtime has said since `clear`, as far as it is worth keeping."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self.errors: list[str] = []
-        self.layers = ""
-
-    def add(self, text: str, *, is_error: bool) -> None:
-        if is_error:
-            self.errors.append(text)
-        elif text.startswith("Layers:"):
-            self.layers = text
-
-    def error(self) -> str:
-        """The first complaint in one line; what follows it is the runtime's own unwinding."""
-        return plain(self.errors[0]) if self.errors else "it does not say why"
-
-
-def plain(text: str) -> str:
-    """A runtime's complaint in one line, without places in its source and without the GPU that it missed meanwhile."""
-    lines = [line for line in text.splitlines() if "cudaError" not in line]
-    words = " ".join(" ".join(lines or [text]).split())
-    for noise in (
-        r"\(?\bIn \w+ at \S+:\d+\)?",
-        r"\[\w+\.\w+:\d+: \w+\] ?",
-        r"\b\w+::\w+: Error Code \d+: ",
-        r"\bMyelin \(",
-    ):
-        words = re.sub(noise, "", words)
-    return words.strip(" .")[:400]
 
 
 def local_target() -> str | None:
@@ -233,21 +199,6 @@ def signals_postponed() -> Iterator[list[int]]:
             signal.raise_signal(stopped[0])
 
 
-def _logger(trt: Any, messages: Messages) -> Any:
-    errors = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
-
-    class Logger(trt.ILogger):
-        """Nothing is printed: what matters goes into our sentences."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, text: str) -> None:
-            messages.add(text, is_error=severity in errors)
-
-    return Logger()
-
-
 def _monitor(trt: Any, stopped: list[int]) -> Any:
     class Monitor(trt.IProgressMonitor):
         """Ends a build early when somebody wants to stop."""
@@ -275,21 +226,8 @@ def _use_timings(config: Any, timings: bytes | None) -> None:
 def _profile(builder: Any, network: Any, where: Path, profile: Profile) -> Any:
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     if [tensor.name for tensor in inputs] != [tensors.IMAGE] or inputs[0].shape[0] != -1:
-        raise EngineError(f"{where} does not have the one input {tensors.IMAGE!r} with a free batch", hint=AGAIN)
+        raise EngineError(f"{where} does not have the one input {tensors.IMAGE!r} with a free batch", hint=FETCH_AGAIN)
     size = tuple(inputs[0].shape)[1:]
     made = builder.create_optimization_profile()
     made.set_shape(tensors.IMAGE, (profile.min, *size), (profile.opt, *size), (profile.max, *size))
     return made
-
-
-def _refusal(parser: Any) -> str:
-    """Why a graph was refused, from the parser's first error: node, operator, reason."""
-    if not parser.num_errors:
-        return "it does not say why"
-    error = parser.get_error(0)
-    reason = plain(str(error.desc()))
-    if reason in ("", "false"):  # the condition of a check that failed, and no word about it
-        reason = error.code().name.lower().replace("_", " ")
-    if not error.node_operator():
-        return reason
-    return f"node {error.node_name() or error.node()} of type {error.node_operator()}: {reason}"
