@@ -22,15 +22,18 @@ from torch import Tensor
 from benchmarks.record import paired
 from bundle import tensors
 from bundle.errors import MissingExtra, TrainingError
-from training.attack_losses import judge_of, loss_of
-from training.attacks import Attack, attack_named, from_bytes, run_attack, worst_case
-from training.autoattack import HeadLogits
+from training.attacks.autoattack import HeadLogits
+from training.attacks.losses import judge_of, loss_of
+from training.attacks.names import attack_named
+from training.attacks.step import Attack, run_attack
+from training.attacks.worst import worst_case
 from training.data import open_dataset
 from training.data.cub_writer import Recipe, write_birds
 from training.data.loading import images_array
 from training.fit import Trainer
 from training.networks import Network
 from training.parallel import Devices
+from training.pixels import from_bytes
 from training.presets import preset
 from training.run import Run, image_spec
 

@@ -18,7 +18,7 @@ from benchmarks.record import save
 from bundle.errors import OptionError
 from bundle.resolution import wilson
 from robustness.pointing import ANY, MEASURES, RADIUS, SHOWN, TELLING, pointing
-from training.adversaries import run_dataset
+from training.attacks.attacker import Attackers
 from training.run import Run
 
 STUDY = Path("build/study/small")
@@ -43,9 +43,10 @@ def bench(
     chosen = [each.strip() for each in attacks.split(",") if each.strip()]
     for run in runs:
         record, network = Run(run).load_network()
-        dataset = run_dataset(record, data if data is not None else Path(record.dataset.root))
+        dataset = record.dataset.unchanged_at(data if data is not None else Path(record.dataset.root))
         row = re.sub(r"-\d+$", "", run.resolve().name)
-        measured[row].append(pointing(record, network, dataset, attacks=chosen, count=count, seed=record.config.seed))
+        attackers = Attackers(network=network, seed=record.config.seed)
+        measured[row].append(pointing(record, attackers, dataset, attacks=chosen, count=count))
         console.print(f"{run.name} measured", highlight=False)
     rows = [row for row_name, results in measured.items() for row in summed_up(row_name, results)]
     result = {"radius": RADIUS, "prototypes_shown": SHOWN, "rows": rows}

@@ -176,8 +176,8 @@ def _features(network: Network, samples: Any, size: int) -> tuple[Any, Any]:
     import torch
 
     from bundle.image import ImageSpec
-    from training.attacks import from_bytes
     from training.data.loading import images_array
+    from training.pixels import from_bytes
 
     images, labels = images_array(samples, ImageSpec(height=size, width=size))
     found = []

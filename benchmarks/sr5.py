@@ -33,7 +33,7 @@ from robustness.journal import Journal, success
 from robustness.measure import EPS
 from robustness.metrics import share
 from robustness.suites import attacks_on_both
-from training.adversaries import run_dataset, spread
+from training.data.choice import spread
 from training.data.loading import images_array
 from training.run import Run, image_spec
 
@@ -81,7 +81,7 @@ def measure_run(
     clean.
     """
     record, network = Run(path).load_network()
-    dataset, spec = run_dataset(record, data or Path(record.dataset.root)), image_spec(record.config)
+    dataset, spec = record.dataset.unchanged_at(data or Path(record.dataset.root)), image_spec(record.config)
     parts, seed = Parts.of(dataset, spec), record.config.seed
     test, rows = images_array(spread(dataset.parts["test"], count), spec), []
     for head in _served(network.config.heads, path):
@@ -121,7 +121,7 @@ def _chosen(network: Any, head: str, wanted: Sequence[str], steps: int) -> list[
 def _costs(path: Path, data: Path | None, wanted: Sequence[str], image_steps: int) -> float:
     """Seconds of one run, at most."""
     record, network = Run(path).load_network()
-    dataset, spec = run_dataset(record, data or Path(record.dataset.root)), image_spec(record.config)
+    dataset, spec = record.dataset.unchanged_at(data or Path(record.dataset.root)), image_spec(record.config)
     heads = _served(network.config.heads, path)
     probe = images_array(spread(dataset.parts["validation"], 16), spec)[0]
     costs = Costs.measured(network, heads, probe)

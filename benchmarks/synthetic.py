@@ -17,7 +17,7 @@ from detector.combination import Combination
 from detector.gaussian import ClassGaussians
 from detector.model import DISTANCES, Detector
 from export.staging import Staging, stage_network
-from robustness.fitting import measure
+from robustness.fitting import features_of
 from training.networks import Network, NetworkConfig
 
 CALIBRATION = 100  # scores; what comparing with them costs does not show beside a backbone
@@ -42,7 +42,7 @@ def synthetic(backbone: str, *, size: int = 224, classes: int = 200) -> Syntheti
     images = rng.integers(0, 256, (CALIBRATION, size, size, 3), dtype=np.uint8)
     detectors = {}
     for served in tensors.NETWORKS:
-        features, _ = measure(network, served, images[:2])
+        features, _ = features_of(network, served, images[:2])
         detectors[served] = Detector(
             layers=tuple(features),
             gaussians=tuple(_gaussians(values, classes, rng) for values in features.values()),

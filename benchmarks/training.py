@@ -13,13 +13,13 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.record import paired
-from training.attacks import from_bytes
 from training.augment import augment
 from training.data import Dataset, Sample, open_dataset
 from training.data.cub_writer import Recipe, write_birds
 from training.data.loading import CACHE_BYTES, ImageLoader, image_loader, load_part
 from training.fit import Trainer
 from training.parallel import Devices
+from training.pixels import from_bytes
 from training.presets import preset
 from training.run import Run
 

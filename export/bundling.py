@@ -35,10 +35,12 @@ from export.parity import BATCHES
 from export.plan import ExportSettings, Plan, make_plan, trial_attacks
 from export.quality import Trial
 from export.staging import GraphSettings, Narrowing, Staging, stage_network
-from robustness.fitting import Images, Labels, Lessons, Parts, attacked, fit_detector
+from robustness.fitting import Images, Labels, Lessons, Parts, Taught, attacked, fit_detector
 from robustness.report import headlines, make_report, require
-from training.adversaries import CLEAN, NOISE, check_attacks, run_dataset, spread
+from training.attacks.attacker import Attackers
+from training.attacks.names import CLEAN, NOISE, check_attacks
 from training.data import Sample, check_outside
+from training.data.choice import evenly
 from training.data.loading import images_array
 from training.networks import Network
 from training.run import PrototypeSource, Run, RunRecord, image_spec, published_config
@@ -76,7 +78,7 @@ def export_run(
             hint="Export a run of another system.",
         )
     root = data if data is not None else Path(record.dataset.root)
-    dataset = run_dataset(record, root)
+    dataset = record.dataset.unchanged_at(root)
     check_outside(dataset, out)
     check_calibration_size(len(dataset.parts["calibration"]), settings.detector.alpha)
     if not dataset.parts["test"] and suite is not None:
@@ -110,14 +112,13 @@ def export_run(
         if plan.suite is not None:
             report = make_report(
                 run,
-                record,
-                network,
-                {head: Detector.load(staged / info.detector.file) for head, (info, _) in found.items()},
+                Attackers(network=network, seed=plan.detector.seed),
+                {
+                    head: Taught(Detector.load(staged / info.detector.file), lessons)
+                    for head, (info, lessons) in found.items()
+                },
                 dataset,
                 plan.suite,
-                lessons={head: lessons for head, (_, lessons) in found.items()},
-                sources={},
-                seed=plan.detector.seed,
             )
             (staged / REPORT).mkdir()
             report.write(staged / REPORT)
@@ -170,11 +171,11 @@ def _export_network(
 
 def _trial(network: Network, head: str, judged: tuple[Images, Labels], plan: Plan) -> Trial:
     """The validation part clean, and some of it under what the detector learns from (or would, by default)."""
-    generator, names = torch.Generator().manual_seed(plan.detector.seed), trial_attacks(plan.detector)
-    picked = np.array(spread(tuple(range(len(judged[1]))), plan.trial_images))
+    attacker = Attackers(network=network, seed=plan.detector.seed).on(head)
+    names, picked = trial_attacks(plan.detector), evenly(len(judged[1]), plan.trial_images)
     part = judged[0][picked], judged[1][picked]
     with Work(f"{head}: attacks on the narrower graph", len(names) * len(part[1])) as work:
-        made = {name: attacked(name, network, head, part, generator, work=work) for name in names}
+        made = {name: attacked(name, attacker, part, work=work) for name in names}
     return Trial(clean=judged[0], labels=judged[1], picked=picked, attacked=made)
 
 

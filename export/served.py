@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bundle import tensors
 from detector.model import Detector
-from robustness.scoring import Scoring
+from robustness.detector_module import DetectorModule
 from training.networks import Forward, Network, detector_features, read_heads
 
 PROTOTYPES_SHOWN = 5
@@ -33,7 +33,7 @@ class ServedNetwork(nn.Module):
         # The image stays in 0..255 until here: (x / 255 - mean) / std as one multiply and one add.
         self.register_buffer("scale", 1 / (255 * network.std))
         self.register_buffer("shift", -network.mean / network.std)
-        self.scoring = Scoring(detector)
+        self.scoring = DetectorModule(detector)
         self.register_buffer("calibration", None)
         self.register_buffer("calibration_classes", None)
         self.calibrate(detector)

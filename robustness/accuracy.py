@@ -3,7 +3,7 @@ all attacks per image, and AutoAttack.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +15,27 @@ from rich.table import Table
 from bundle.errors import OptionError
 from bundle.progress import Work
 from bundle.resolution import wilson
-from training.adversaries import (
-    AUTO_CLASSES,
-    BATCH,
-    CLEAN,
-    attack_pixels,
-    check_attacks,
-    run_dataset,
-    samples_of,
-    spread,
-)
-from training.attack_losses import judge_of
-from training.attacks import from_bytes, round_to_bytes
+from robustness.suites import Suite
+from training.attacks.attacker import Attackers
+from training.attacks.files import BATCH
+from training.attacks.losses import judge_of
+from training.attacks.names import AUTO_CLASSES, CLEAN
+from training.data.choice import samples_of, spread
 from training.data.loading import image_loader, load_part
-from training.networks import Network
+from training.pixels import from_bytes, round_to_bytes
 from training.run import RunRecord, image_spec
 
-# Clean and the white-box columns of the paper; black-box ones are ATTACK@SOURCE.
-PAPER = ("clean", "fgsm-2", "fgsm-8", "bim10-2", "bim10-8", "pgd10-2", "pgd10-8", "mim10-2", "mim10-8")
 AUTOATTACK, WORST = "autoattack-8", "worst"
 NO_AUTOATTACK = "not measured: AutoAttack needs four classes"
 
 
 def evaluate_run(
     record: RunRecord,
-    network: Network,
+    attackers: Attackers,
     root: Path,
+    suite: Suite,
     *,
-    attacks: Sequence[str],
-    sources: Mapping[str, Network],
-    part: str,
-    count: int,
-    autoattack_count: int,
-    seed: int,
+    part: str = "test",
     minutes: float | None = None,
 ) -> dict[str, Any]:
     """For every head and attack, image by image whether the answer stayed right.
@@ -57,25 +45,22 @@ def evaluate_run(
     `autoattack_count` images of an even spread, as `autoattack-8`. What takes longer than so many `minutes` runs on
     fewer images; `not_measured` says so.
     """
-    names = tuple(dict.fromkeys((CLEAN, *attacks)))
-    check_attacks(names, sources, network)
+    names, network = tuple(dict.fromkeys((CLEAN, *suite.attacks))), attackers.network
+    attackers.check(names)
     if WORST in names:
         raise OptionError(f"{WORST!r} is no attack but the worst of all others")
-    dataset = run_dataset(record, root)
+    dataset = record.dataset.unchanged_at(root)
     everything = samples_of(dataset, part)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for each in (network, *sources.values()):
-        each.to(device)
-    told: tuple[str, ...] = () if network.config.classes >= AUTO_CLASSES or not autoattack_count else (NO_AUTOATTACK,)
+    device = attackers.to_device()
+    told = () if network.config.classes >= AUTO_CLASSES or not suite.autoattack_count else (NO_AUTOATTACK,)
     if minutes is not None:
         from robustness.budget import within_paper
 
-        asked = {"count": min(count, len(everything)), "autoattack_count": autoattack_count}
-        asked, fewer = within_paper(record, network, names, everything, asked, minutes)
-        count, autoattack_count, told = asked["count"], asked["autoattack_count"], (*told, *fewer)
-    chosen = spread(everything, count)
+        suite = replace(suite, attacks=names, count=min(suite.count, len(everything)))
+        suite = within_paper(suite, record, network, everything, minutes)
+    chosen = spread(everything, suite.count)
     able = network.config.classes >= AUTO_CLASSES and AUTOATTACK not in names
-    subset = spread(chosen, autoattack_count) if able else ()
+    subset = spread(chosen, suite.autoattack_count) if able else ()
     spec = image_spec(record.config)
     whole, some = load_part(chosen, spec), load_part(subset, spec)
     jobs = [(name, whole) for name in names] + ([(AUTOATTACK, some)] if subset else [])
@@ -89,15 +74,13 @@ def evaluate_run(
             for name, loaded in jobs:
                 work.what = f"{head}: {name}"
                 started = time.perf_counter()
-                generator = torch.Generator().manual_seed(seed)
-                judge, answers = judge_of(network, head), []
+                attacker, judge, answers = attackers.on(head), judge_of(network, head), []
                 loader = image_loader(loaded, spec, batch_size=BATCH, shuffle_seed=None)
                 for index, (images, labels, _) in enumerate(loader):
                     pixels, labels = from_bytes(images.to(device)), labels.to(device)
                     attacked = transferred.get((name, index))
                     if attacked is None:
-                        made = attack_pixels(name, network, head, pixels, labels, generator, sources)
-                        attacked = from_bytes(round_to_bytes(made))
+                        attacked = from_bytes(round_to_bytes(attacker.attack(name, pixels, labels)))
                     if "@" in name:
                         transferred[name, index] = attacked
                     with torch.no_grad():
@@ -117,7 +100,7 @@ def evaluate_run(
         "images": [sample.key for sample in chosen],
         "autoattack_images": [sample.key for sample in subset],
         "right": right,
-        "not_measured": list(told),
+        "not_measured": [*told, *suite.left_out],
         "seconds": seconds,
     }
 

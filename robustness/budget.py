@@ -15,12 +15,13 @@ from bundle.progress import duration
 from robustness.accuracy import AUTOATTACK
 from robustness.fitting import MIN_IMAGES, Images
 from robustness.suites import CURVE, KEPT, OWN_HEAD, Suite
-from training.adversaries import AUTO_CLASSES, CLEAN, NOISE, spread
-from training.attack_losses import loss_of, losses_against
-from training.attacks import attack_named, from_bytes
+from training.attacks.losses import loss_of, losses_against
+from training.attacks.names import AUTO_CLASSES, CLEAN, NOISE, attack_named
 from training.data import Sample
+from training.data.choice import spread
 from training.data.loading import images_array
 from training.networks import Network
+from training.pixels import from_bytes
 from training.run import RunRecord, image_spec
 
 PROBED, REPEATS = 16, 3
@@ -176,28 +177,12 @@ _WORDS = {
 
 
 def within_paper(
-    record: RunRecord,
-    network: Network,
-    names: tuple[str, ...],
-    samples: tuple[Sample, ...],
-    asked: dict[str, int],
-    minutes: float,
-) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The same for attacks whose names are given, all of which stay: counts as in `asked`, and what was left out."""
-    suite = Suite(
-        name="paper",
-        attacks=names,
-        count=asked["count"],
-        curve_steps=0,
-        adaptive_steps=0,
-        adaptive_count=0,
-        adaptive=(),
-        autoattack_count=asked["autoattack_count"],
-        clean_count=0,
-    )
+    suite: Suite, record: RunRecord, network: Network, samples: tuple[Sample, ...], minutes: float
+) -> Suite:
+    """The same on samples on disk, before which nothing was measured; all attacks stay, since they were asked for."""
     probe = images_array(spread(samples, PROBED), image_spec(record.config))[0]
-    chosen = within(suite, Costs.measured(network, network.config.heads, probe), minutes, len(samples), kept=names)
-    return {name: getattr(chosen, name) for name in asked}, chosen.left_out
+    costs = Costs.measured(network, network.config.heads, probe)
+    return within(suite, costs, minutes, len(samples), kept=suite.attacks)
 
 
 def _without(suite: Suite, costs: Costs, kept: Sequence[str]) -> list[tuple[Suite, str]]:

@@ -3,7 +3,7 @@
 import json as jsonlib
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,10 +20,12 @@ from detector.conformal import check_calibration_size
 
 if TYPE_CHECKING:
     from robustness.decided import Family
+    from robustness.fitting import Parts, Taught
     from robustness.journal import Journal
     from robustness.report import Report
-    from training.networks import Network
-    from training.run import Run, RunRecord
+    from robustness.suites import Suite
+    from training.attacks.attacker import Attackers
+    from training.run import Run
 
 MAX_SEED = 2**32 - 1
 SUITES = ("paper", "full", "adaptive")
@@ -87,7 +89,9 @@ def evaluate(
 ) -> None:
     """Accuracy and alarms under attack, the worst case of each image and AutoAttack included."""
     try:
-        from training.adversaries import open_sources
+        from robustness.suites import KEPT, suite_named
+        from training.attacks.attacker import Attackers
+        from training.attacks.transfer import open_sources
         from training.run import Run
     except ImportError as problem:
         raise MissingExtra.named("training", "fieldmark evaluate", problem) from None
@@ -119,14 +123,26 @@ def evaluate(
     record, network = opened.load_network()
     if bundled:
         _check_weights(target, opened)
-    if attacked_images is not None:
-        root = data if data is not None else Path(record.dataset.root)
-        _attacked_images(opened, root, target if bundled else None, attacked_images, seed, out, json)
-        return
-    sources = open_sources(tuple(source or ()), record)
+    attackers = Attackers(network=network, sources=open_sources(tuple(source or ()), record), seed=seed)
     root = data if data is not None else Path(record.dataset.root)
+    if attacked_images is not None:
+        _attacked_images(opened, attackers, root, target if bundled else None, attacked_images, out, json)
+        return
+    changes: dict[str, Any] = {
+        "attacks": names,
+        "count": count,
+        "autoattack_count": autoattack_count,
+        "adaptive_steps": adaptive_steps,
+    }
+    changes["adaptive_count"] = None if suite == "paper" else count
+    chosen = replace(suite_named(suite, quick=quick), **{k: v for k, v in changes.items() if v is not None})
     if suite == "paper":
-        _paper(record, network, root, names, sources, part, count, autoattack_count, minutes, seed, out, json)
+        from robustness.accuracy import evaluate_run
+
+        check_json(out)
+        if names is None:
+            chosen = replace(chosen, attacks=(*chosen.attacks, *(f"pgd10-8@{name}" for name in attackers.sources)))
+        _tell(evaluate_run(record, attackers, root, chosen, part=part, minutes=minutes), out, json)
         return
     if part != "test":
         raise OptionError(f"a report is about the test part, not {part!r}")
@@ -137,27 +153,11 @@ def evaluate(
         raise OptionError(
             f"{out} lies in the bundle {inside[0]}, whose checksums it would break", hint="Choose a folder outside it."
         )
-    changes = {"attacks": names, "count": count, "autoattack_count": autoattack_count, "adaptive_steps": adaptive_steps}
-    if count is not None:
-        changes["adaptive_count"] = count
     from robustness.journal import Journal
 
     journal = Journal(out.with_name(f"{out.name}.progress.json"))
-    report = _report(
-        opened,
-        record,
-        network,
-        root,
-        out,
-        target if bundled else None,
-        suite,
-        quick,
-        changes,
-        minutes,
-        sources=sources,
-        seed=seed,
-        journal=journal,
-    )
+    wanted = _Wanted(suite=chosen, kept=(*KEPT, *(names or ())), minutes=minutes, bundle=target if bundled else None)
+    report = _report(opened, attackers, root, out, wanted, journal)
     with atomic_folder(out, replace=force, marker="report.json") as folder:
         report.write(folder)
     journal.close()
@@ -169,64 +169,37 @@ def evaluate(
     say(console, f"{out}: report.html and report.json")
 
 
-def _paper(
-    record: "RunRecord",
-    network: "Network",
-    root: Path,
-    names: tuple[str, ...] | None,
-    sources: dict[str, "Network"],
-    part: str,
-    count: int | None,
-    autoattack_count: int | None,
-    minutes: float | None,
-    seed: int,
-    out: Path | None,
-    json: bool,
-) -> None:
-    from robustness.accuracy import PAPER, evaluate_run, show
+def _tell(result: dict[str, Any], out: Path | None, json: bool) -> None:
+    """What was measured under the paper's attacks: into a file, on the terminal."""
+    from robustness.accuracy import show
 
-    check_json(out)
-    transferred = tuple(f"pgd10-8@{name}" for name in sources) if names is None else ()
-    result = evaluate_run(
-        record,
-        network,
-        root,
-        attacks=(*(PAPER if names is None else names), *transferred),
-        sources=sources,
-        part=part,
-        count=400 if count is None else count,
-        autoattack_count=32 if autoattack_count is None else autoattack_count,
-        seed=seed,
-        minutes=minutes,
-    )
     text = jsonlib.dumps(result) + "\n"
     if out is not None:
         write_text(out, text)
     if json:
         sys.stdout.write(text)
-    else:
-        console = Console()
-        console.print(show(result))
-        for line in result["not_measured"]:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        return
+    console = Console()
+    console.print(show(result))
+    for line in result["not_measured"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _attacked_images(
-    run: "Run", root: Path, bundle: Path | None, folder: Path, seed: int, out: Path | None, json: bool
+    run: "Run", attackers: "Attackers", root: Path, bundle: Path | None, folder: Path, out: Path | None, json: bool
 ) -> None:
     """Attacks that came as files, before a bundle's own detectors or such as export would fit."""
     from robustness.decided import read_families, sentences, table
     from training.run import image_spec
 
     check_json(out)
-    record, network = run.load_network()
-    families = read_families(folder, image_spec(record.config))
-    heads, told = _judged(run, network, root, bundle, families, seed), sentences(families)
+    families = read_families(folder, image_spec(run.read_record().config))
+    heads, told = _judged(run, attackers, root, bundle, families), sentences(families)
     document = {
         "schema": 1,
         "weights_sha256": sha256_of(run.path / "model.pt"),
         "attacked_images": folder.resolve().name,
-        "seed": seed,
+        "seed": attackers.seed,
         "heads": heads,
         "sentences": told,
     }
@@ -242,16 +215,16 @@ def _attacked_images(
 
 
 def _judged(
-    run: "Run", network: "Network", root: Path, bundle: Path | None, families: "Mapping[str, Family]", seed: int
+    run: "Run", attackers: "Attackers", root: Path, bundle: Path | None, families: "Mapping[str, Family]"
 ) -> dict[str, Any]:
     from robustness.decided import judge
-    from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate, lessons_of
-    from training.adversaries import run_dataset, spread
+    from robustness.fitting import Parts
+    from training.data.choice import spread
     from training.data.loading import images_array
     from training.run import image_spec
 
-    record = run.read_record()
-    dataset, spec = run_dataset(record, root), image_spec(record.config)
+    record, network = run.read_record(), attackers.network
+    dataset, spec = record.dataset.unchanged_at(root), image_spec(record.config)
     if bundle is None:
         _check_calibration(len(dataset.parts["calibration"]))
     parts = Parts.of(dataset, spec)
@@ -260,11 +233,8 @@ def _judged(
     for head in network.config.heads:
         if head not in tensors.NETWORKS:
             continue
-        if bundle is None:
-            detector, lessons = fit_and_calibrate(network, head, parts, DetectorSettings(seed=seed), record.labels)
-        else:
-            detector, lessons = lessons_of(bundle, network, head, parts)
-        found[head] = judge(network, head, detector, lessons, clean, parts.calibration[0], families, seed)
+        taught = _taught(head, attackers, parts, record.labels, bundle)
+        found[head] = judge(network, head, taught, clean, parts.calibration[0], families, attackers.seed)
     if not found:
         raise OptionError(f"{run.path} is a substitute to attack from; it has no detector", hint="Name another run.")
     return found
@@ -304,67 +274,54 @@ def _check_calibration(n: int) -> None:
         ) from None
 
 
-def _report(
-    run: "Run",
-    record: "RunRecord",
-    network: "Network",
-    root: Path,
-    out: Path,
-    bundle: Path | None,
-    suite: str,
-    quick: bool,
-    changes: dict[str, Any],
-    minutes: float | None,
-    *,
-    sources: dict[str, "Network"],
-    seed: int,
-    journal: "Journal",
-) -> "Report":
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """Of what a report is wanted: the `suite`, what of it stays however little time there is, the `minutes` that are
+    allowed, and the `bundle` whose own detectors are meant.
+    """
+
+    suite: "Suite"
+    kept: tuple[str, ...]
+    minutes: float | None
+    bundle: Path | None
+
+
+def _report(run: "Run", attackers: "Attackers", root: Path, out: Path, wanted: _Wanted, journal: "Journal") -> "Report":
     """With a bundle's own detectors, or with detectors fitted as export would."""
-    from robustness.fitting import DetectorSettings, Parts, calibration_of, fit_and_calibrate, lessons_of
+    from robustness.fitting import Parts, calibration_of
     from robustness.report import make_report, require
-    from robustness.suites import KEPT, suite_named
-    from training.adversaries import check_attacks, run_dataset
     from training.data import check_outside
     from training.run import image_spec
 
-    chosen = replace(suite_named(suite, quick=quick), **{k: v for k, v in changes.items() if v is not None})
-    served = [head for head in network.config.heads if head in tensors.NETWORKS]
-    if not served:
+    record, network, suite = run.read_record(), attackers.network, wanted.suite
+    heads = [head for head in network.config.heads if head in tensors.NETWORKS]
+    if not heads:
         raise OptionError(f"{run.path} is a substitute to attack from; it has no detector", hint="Use --suite paper.")
-    require(chosen)
-    check_attacks(chosen.attacks, sources, network)
-    dataset = run_dataset(record, root)
+    require(suite)
+    attackers.check(suite.attacks)
+    dataset = record.dataset.unchanged_at(root)
     check_outside(dataset, out)
-    if bundle is None:
+    if wanted.bundle is None:
         _check_calibration(len(dataset.parts["calibration"]))
     parts = Parts.of(dataset, image_spec(record.config))
-    if minutes is not None:
+    if wanted.minutes is not None:
         from robustness.budget import Costs, within
 
-        costs = Costs.measured(network, served, parts.validation[0])
-        named = () if changes["attacks"] is None else chosen.attacks
-        chosen = within(chosen, costs, minutes, len(dataset.parts["test"]), kept=(*KEPT, *named))
-    found = {}
-    for head in served:
-        if bundle is None:
-            settings = DetectorSettings(seed=seed)
-            found[head] = fit_and_calibrate(network, head, parts, settings, record.labels)
-        else:
-            found[head] = lessons_of(bundle, network, head, parts)
-    return make_report(
-        run,
-        record,
-        network,
-        {head: detector for head, (detector, _) in found.items()},
-        dataset,
-        chosen,
-        lessons={head: lessons for head, (_, lessons) in found.items()},
-        sources=sources,
-        seed=seed,
-        calibration=None if bundle is None else calibration_of(bundle),
-        journal=journal,
-    )
+        costs = Costs.measured(network, heads, parts.validation[0])
+        suite = within(suite, costs, wanted.minutes, len(dataset.parts["test"]), kept=wanted.kept)
+    taught = {head: _taught(head, attackers, parts, record.labels, wanted.bundle) for head in heads}
+    calibration = None if wanted.bundle is None else calibration_of(wanted.bundle)
+    return make_report(run, attackers, taught, dataset, suite, calibration=calibration, journal=journal)
+
+
+def _taught(
+    head: str, attackers: "Attackers", parts: "Parts", labels: tuple[str, ...], bundle: Path | None
+) -> "Taught":
+    from robustness.fitting import DetectorSettings, fit_and_calibrate, lessons_of
+
+    if bundle is not None:
+        return lessons_of(bundle, attackers.network, head, parts)
+    return fit_and_calibrate(attackers.network, head, parts, DetectorSettings(seed=attackers.seed), labels)
 
 
 def show_report(document: dict[str, Any], console: Console) -> None:

@@ -24,7 +24,7 @@ from bundle.image import ImageSpec
 from detector.combination import Combination
 from detector.conformal import p_values, p_values_per_class
 from detector.model import Detector
-from robustness.fitting import Images, Lessons, measure
+from robustness.fitting import Images, Lessons, Taught, features_of
 from robustness.metrics import FEW, RESAMPLES, share
 from training.networks import Network
 
@@ -62,7 +62,7 @@ class Judged:
     @classmethod
     def of(cls, network: Network, head: str, detector: Detector, images: Images) -> "Judged":
         """Of (n, H, W, 3) uint8."""
-        features, predicted = measure(network, head, images)
+        features, predicted = features_of(network, head, images)
         return cls(evidence=detector.layer_scores(features, predicted), predicted=predicted)
 
 
@@ -82,12 +82,18 @@ def read_families(folder: Path, spec: ImageSpec) -> dict[str, Family]:
 
 
 def judge(
-    network: Network, head: str, detector: Detector, lessons: Lessons, clean: Images, calibration: Images | None,
-    families: Mapping[str, Family], seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+    network: Network,
+    head: str,
+    taught: Taught,
+    clean: Images,
+    calibration: Images | None,
+    families: Mapping[str, Family],
+    seed: int = 0,
+) -> dict[str, Any]:
     """By family: AUROC against `clean` test images and the share flagged at the detector's alpha, left out, taught, and
     where no attack taught. `calibration` are the images behind its p-values, unless it knows their evidence itself.
     """
+    detector, lessons = taught
     bench = _Bench(
         detector=detector,
         lessons=lessons,

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from detector.model import Detector
-from robustness.scoring import Scoring
+from robustness.detector_module import DetectorModule
 from training.networks import Network, detector_features
 
 
-class Answer(NamedTuple):
-    """`logits` of the defended head [B, K], adversarial `score` [B] of the `evidence` [B, columns], and the logits of
-    all `heads` that the answer was made from.
+class DefendedForward(NamedTuple):
+    """What one pass computes: `logits` of the defended head [B, K], adversarial `score` [B] of the `evidence`
+    [B, columns], and the logits of all `heads` that the answer was made from.
     """
 
     logits: Tensor
@@ -32,16 +32,16 @@ class Defended(nn.Module):
     def __init__(self, network: Network, head: str, detector: Detector) -> None:
         super().__init__()
         self.network, self.head, self.detector = network, head, detector
-        self.scoring = Scoring(detector)
+        self.scoring = DetectorModule(detector)
 
-    def forward(self, images: Tensor) -> Answer:
+    def forward(self, images: Tensor) -> DefendedForward:
         """[B, 3, H, W] -> logits and score."""
         forward = self.network(images, self.head)
         logits = forward.logits[self.head]
         evidence, score = self.scoring(detector_features(forward), logits.argmax(1, keepdim=True))
-        return Answer(logits, score, evidence, tuple(forward.logits.values()))
+        return DefendedForward(logits, score, evidence, tuple(forward.logits.values()))
 
-    def flags(self, answer: Answer, alpha: float) -> Tensor:
+    def flags(self, answer: DefendedForward, alpha: float) -> Tensor:
         """Which images a user would see flagged at `alpha`, [B] bool."""
         predicted = answer.logits.argmax(1).cpu().numpy()
         values = self.detector.p_values(answer.score.detach().cpu().numpy(), predicted)

@@ -4,8 +4,8 @@ nothing out.
 
 from collections.abc import Iterable
 
-from training.adversaries import CLEAN, NOISE
-from training.autoattack import PARTS
+from training.attacks.autoattack import PARTS
+from training.attacks.names import CLEAN, NOISE
 
 SINGLE, ITERATED, OTHER_AIM, TRANSFER, AUTO = "single step", "iterated", "margin or target", "transfer", "AutoAttack"
 SINGLE_STEPS = ("fgsm", "rfgsm")

@@ -7,7 +7,7 @@ valid; see docs/decisions/003.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,13 @@ from detector.combination import Combination, fit_combination, relative_combinat
 from detector.gaussian import ClassGaussians
 from detector.model import Detector, layer_scores
 from detector.moments import ClassMoments
-from training.adversaries import CLEAN, NOISE, perturb, spread
-from training.attacks import from_bytes
+from training.attacks.attacker import Attacker, Attackers
+from training.attacks.names import CLEAN, NOISE
 from training.data import Dataset
+from training.data.choice import evenly, spread
 from training.data.loading import ImageParts, image_loader, images_array, load_part
 from training.networks import Network, detector_features
+from training.pixels import from_bytes
 
 BATCH = 64
 VALIDATION_IMAGES = 300
@@ -103,13 +105,20 @@ class Lessons:
         )
 
 
-def fit_detector(network: Network, served: str, parts: Parts, settings: DetectorSettings) -> tuple[Detector, Lessons]:
+class Taught(NamedTuple):
+    """A fitted detector, and what it was taught."""
+
+    detector: Detector
+    lessons: Lessons
+
+
+def fit_detector(network: Network, head: str, parts: Parts, settings: DetectorSettings) -> Taught:
     """Everything but the p-values: calibration scores are zeros until what will be served has been calibrated; and what
     the combination was learnt from, to learn it again from less.
     """
-    with Work(f"{served}: features of the training part", len(parts.train)) as work:
-        gaussians = fit_layers(network, served, parts.training_batches(), work)
-    lessons = teach(network, served, gaussians, parts.validation, settings)
+    with Work(f"{head}: features of the training part", len(parts.train)) as work:
+        gaussians = fit_layers(network, head, parts.training_batches(), work)
+    lessons = teach(network, head, gaussians, parts.validation, settings)
     calibration_n = len(parts.calibration[0])
     detector = Detector(
         layers=tuple(gaussians),
@@ -119,33 +128,33 @@ def fit_detector(network: Network, served: str, parts: Parts, settings: Detector
         calibration_classes=np.zeros(calibration_n, np.int64) if settings.calibration == PER_CLASS else None,
         alpha=settings.alpha,
     )
-    return detector, lessons
+    return Taught(detector, lessons)
 
 
 def fit_and_calibrate(
-    network: Network, served: str, parts: Parts, settings: DetectorSettings, labels: Sequence[str]
-) -> tuple[Detector, Lessons]:
+    network: Network, head: str, parts: Parts, settings: DetectorSettings, labels: Sequence[str]
+) -> Taught:
     """The same, calibrated on PyTorch's own scores, for a run that is not exported."""
-    detector, lessons = fit_detector(network, served, parts, settings)
-    features, predicted = measure(network, served, parts.calibration[0])
-    return detector.calibrated(detector.score(features, predicted), predicted, settings.alpha, labels), lessons
+    detector, lessons = fit_detector(network, head, parts, settings)
+    features, predicted = features_of(network, head, parts.calibration[0])
+    return Taught(detector.calibrated(detector.score(features, predicted), predicted, settings.alpha, labels), lessons)
 
 
-def lessons_of(bundle: Path, network: Network, served: str, parts: Parts) -> tuple[Detector, Lessons]:
+def lessons_of(bundle: Path, network: Network, head: str, parts: Parts) -> Taught:
     """A bundle's own detector, and what it was learnt from, made again from the settings in its manifest."""
     opened = Bundle.open(bundle)
     told = opened.manifest.training.get("detector")
     settings = _settings_in(told)
-    if served not in opened.manifest.networks or settings is None:
+    if head not in opened.manifest.networks or settings is None:
         raise BundleUnsupported(
-            f"{bundle} does not say how the detector of {served!r} was taught", hint="Export the run again."
+            f"{bundle} does not say how the detector of {head!r} was taught", hint="Export the run again."
         )
-    info = opened.manifest.networks[served].detector
+    info = opened.manifest.networks[head].detector
     detector = Detector.load(opened.file(info.file))
     if detector.columns != info.columns or len(detector.gaussians[0].means) != len(opened.manifest.labels):
-        raise BundleCorrupt(f"{opened.path / info.file} is not the detector of {served!r}", hint=FETCH_AGAIN)
+        raise BundleCorrupt(f"{opened.path / info.file} is not the detector of {head!r}", hint=FETCH_AGAIN)
     gaussians = dict(zip(detector.layers, detector.gaussians, strict=True))
-    return detector, teach(network, served, gaussians, parts.validation, settings)
+    return Taught(detector, teach(network, head, gaussians, parts.validation, settings))
 
 
 def calibration_of(bundle: Path) -> dict[str, Any] | None:
@@ -167,7 +176,7 @@ def _settings_in(told: Any) -> DetectorSettings | None:
 
 def teach(
     network: Network,
-    served: str,
+    head: str,
     gaussians: Mapping[str, ClassGaussians],
     validation: tuple[Images, Labels],
     settings: DetectorSettings,
@@ -177,26 +186,27 @@ def teach(
     As Lee et al. (2018): positives are attacked images that the network now gets wrong, negatives the same images
     clean and noisy, and only images that it gets right both ways take part.
     """
-    generator, attacks = torch.Generator().manual_seed(settings.seed), settings.attacks
+    attacker = Attackers(network=network, seed=settings.seed).on(head)
+    attacks = settings.attacks
     available = len(validation[1])
     validation = some(validation, settings.images)
 
     def scores(images: Images) -> tuple[Float32, npt.NDArray[np.bool_]]:
-        measured, predicted = measure(network, served, images)
+        measured, predicted = features_of(network, head, images)
         found = layer_scores(tuple(gaussians), tuple(gaussians.values()), measured, predicted)
         return found, predicted == validation[1]
 
     clean, clean_right = scores(validation[0])
     if not attacks:
         return Lessons(layers=len(gaussians), available=available, clean=clean, negatives=clean, fooled={}, every={})
-    noisy, noisy_right = scores(attacked(NOISE, network, served, validation, generator))
+    noisy, noisy_right = scores(attacked(NOISE, attacker, validation))
     kept = clean_right & noisy_right
     if kept.sum() < MIN_IMAGES:  # a network that gets little right still needs a detector, of whatever it answers
         kept = np.ones_like(kept)
     fooled, every, changed = {}, {}, False
-    with Work(f"{served}: attacks for the detector's lessons", len(attacks) * len(validation[1])) as work:
+    with Work(f"{head}: attacks for the detector's lessons", len(attacks) * len(validation[1])) as work:
         for name in attacks:
-            images = attacked(name, network, served, validation, generator, work=work)
+            images = attacked(name, attacker, validation, work=work)
             changed |= not np.array_equal(images, validation[0])
             adversarial, right = scores(images)
             fooled[name], every[name] = adversarial[kept & ~right], adversarial[kept]
@@ -215,17 +225,17 @@ def some(part: tuple[Images, Labels], count: int) -> tuple[Images, Labels]:
     """At most `count` images of a part in memory, evenly over it."""
     if count >= len(part[1]):
         return part
-    picked = np.array(spread(tuple(range(len(part[1]))), count))
+    picked = evenly(len(part[1]), count)
     return part[0][picked], part[1][picked]
 
 
 def fit_layers(
-    network: Network, served: str, batches: Iterable[Any], work: Work | None = None
+    network: Network, head: str, batches: Iterable[Any], work: Work | None = None
 ) -> dict[str, ClassGaussians]:
     """Class Gaussians of every layer, in one pass over batches (images uint8 [B, H, W, 3], labels [B], ...)."""
     moments: dict[str, ClassMoments] = {}
     for images, labels, *_ in batches:
-        features, _ = _measure_batch(network, served, images)
+        features, _ = _features_of_batch(network, head, images)
         for layer, values in features.items():
             kept = moments.setdefault(layer, ClassMoments(network.config.classes, values.shape[1]))
             kept.add(values.numpy(), labels.numpy())
@@ -234,22 +244,22 @@ def fit_layers(
     return {layer: kept.gaussians(layer=layer) for layer, kept in moments.items()}
 
 
-def measure(
-    network: Network, served: str, images: Images
+def features_of(
+    network: Network, head: str, images: Images
 ) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.int64]]:
     """Detector features by layer, (n, D_layer) each, and predicted classes (n,)."""
-    batches = [_measure_batch(network, served, batch) for batch in torch.from_numpy(images).split(BATCH)]
+    batches = [_features_of_batch(network, head, batch) for batch in torch.from_numpy(images).split(BATCH)]
     layers = batches[0][0]
     predicted: npt.NDArray[np.int64] = torch.cat([answers for _, answers in batches]).numpy()
     return {layer: torch.cat([found[layer] for found, _ in batches]).numpy() for layer in layers}, predicted
 
 
 @torch.no_grad()
-def _measure_batch(network: Network, served: str, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def _features_of_batch(network: Network, head: str, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     network.eval()
-    forward = network(from_bytes(images.to(next(network.parameters()).device)), served)
+    forward = network(from_bytes(images.to(next(network.parameters()).device)), head)
     features = {layer: values.cpu() for layer, values in detector_features(forward).items()}
-    return features, forward.logits[served].argmax(1).cpu()
+    return features, forward.logits[head].argmax(1).cpu()
 
 
 def by_batch(images: Images, labels: Labels, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -258,23 +268,14 @@ def by_batch(images: Images, labels: Labels, device: torch.device) -> Iterator[t
         yield batch.to(device), known.to(device)
 
 
-def attacked(
-    name: str,
-    network: Network,
-    served: str,
-    part: tuple[Images, Labels],
-    generator: torch.Generator,
-    sources: Mapping[str, Network] | None = None,
-    *,
-    work: Work | None = None,
-) -> Images:
+def attacked(name: str, attacker: Attacker, part: tuple[Images, Labels], *, work: Work | None = None) -> Images:
     """The part's images after `name` (an attack, `noise` or `clean`), rounded to bytes like any file; `work` advances
     by every one of them.
     """
     found = [part[0]] if name == CLEAN else []
     if name != CLEAN:
-        for images, labels in by_batch(*part, next(network.parameters()).device):
-            found.append(perturb(name, network, served, images, labels, generator, sources).cpu().numpy())
+        for images, labels in by_batch(*part, next(attacker.network.parameters()).device):
+            found.append(attacker.attack_bytes(name, images, labels).cpu().numpy())
             if work is not None:
                 work.advance(len(labels))
     return np.concatenate(found)

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.adversaries import NOISE
-from training.attacks import attack_named
+from training.attacks.names import NOISE, attack_named
 
 STATIC, ANY = "attacks above", "any"  # among successes: attacks that do not know the detector, and all together
 HOLDS, BROKEN, UNKNOWN = "holds", "broken", "not measured"

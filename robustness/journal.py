@@ -21,7 +21,7 @@ from bundle.files import write_text
 from bundle.progress import Work
 from robustness.adaptive import AdaptiveAttack, attack_both
 from robustness.defended import Defended
-from training.attacks import from_bytes
+from training.pixels import from_bytes
 
 BATCH = 16  # images; what a kill costs at most
 Success = npt.NDArray[np.bool_]

@@ -7,7 +7,7 @@ from robustness.accuracy import AUTOATTACK, NO_AUTOATTACK, WORST
 from robustness.gates import ANY, broken
 from robustness.measure import EPS, WORST_THERE
 from robustness.suites import SUITES
-from training.adversaries import AUTO_CLASSES, CLEAN
+from training.attacks.names import AUTO_CLASSES, CLEAN
 
 FEW = 100  # images, below which figures are rough
 

@@ -13,22 +13,23 @@ import torch
 
 from bundle.errors import OptionError
 from bundle.progress import Work
-from detector.model import Detector
 from robustness.accuracy import AUTOATTACK, WORST
 from robustness.curve import accuracy_curve
 from robustness.defended import Defended
 from robustness.families import family, strangers
-from robustness.fitting import Images, Labels, Lessons, attacked, by_batch
+from robustness.fitting import Images, Labels, Lessons, Taught, attacked, by_batch
 from robustness.gates import ANY, STATIC, gates
 from robustness.journal import Journal, success
 from robustness.metrics import auroc, auroc_interval, flagged_interval, fooled, share, true_negatives
 from robustness.suites import Suite, attacks_on_both
-from training.adversaries import AUTO_CLASSES, CLEAN, NOISE, check_attacks, spread
-from training.attack_losses import loss_of
-from training.attacks import from_bytes
+from training.attacks.attacker import Attackers
+from training.attacks.losses import loss_of
+from training.attacks.names import AUTO_CLASSES, CLEAN, NOISE
+from training.attacks.step import gradient_of
 from training.data import Dataset
+from training.data.choice import evenly, spread
 from training.data.loading import images_array
-from training.networks import Network
+from training.pixels import from_bytes
 from training.run import RunRecord, image_spec
 
 EPS = 8 / 255
@@ -53,38 +54,33 @@ class Seen:
         return self.p_value <= np.float32(alpha)
 
 
-def measure(
+def measure_heads(
     record: RunRecord,
-    network: Network,
-    detectors: Mapping[str, Detector],
+    attackers: Attackers,
+    taught: Mapping[str, Taught],
     dataset: Dataset,
     suite: Suite,
     *,
-    lessons: Mapping[str, Lessons],
-    sources: Mapping[str, Network],
-    seed: int,
     journal: Journal | None = None,
 ) -> dict[str, Any]:
-    """By head of `detectors`, everything in docs/report.md below `heads`. `lessons` are what their combinations were
-    learnt from; `journal` keeps what attacks on both have reached.
+    """By head of `taught`, everything in docs/report.md below `heads`; `journal` keeps what attacks on both have
+    reached.
     """
-    transferred = tuple(f"pgd10-8@{source}" for source in sources)
+    transferred = tuple(f"pgd10-8@{source}" for source in attackers.sources)
     names = (CLEAN, NOISE, *suite.attacks, *transferred)
-    check_attacks(names, sources, network)
+    attackers.check(names)
     if not dataset.parts["test"]:
         raise OptionError("the dataset has no test part", hint="A report is about images that nothing was fitted on.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for each in (network, *sources.values()):
-        each.to(device).eval()
+    device, network = attackers.to_device(), attackers.network
     spec = image_spec(record.config)
     chosen = images_array(spread(dataset.parts["test"], suite.count), spec)
     clean = images_array(spread(dataset.parts["test"], suite.clean_count), spec)
     kept = Journal() if journal is None else journal
     found = {
-        head: _Bench(Defended(network, head, detector).to(device), lessons[head], sources, suite, seed, kept).measure(
+        head: _Bench(Defended(network, head, detector).to(device), lessons, attackers, suite, kept).measured(
             chosen, clean, names
         )
-        for head, detector in detectors.items()
+        for head, (detector, lessons) in taught.items()
     }
     for head, measured in found.items():
         judged = gates(head, measured, network.config.classes, record.results.get("outcome"))
@@ -99,18 +95,17 @@ class _Bench:
         self,
         defended: Defended,
         lessons: Lessons,
-        sources: Mapping[str, Network],
+        attackers: Attackers,
         suite: Suite,
-        seed: int,
         journal: Journal,
     ) -> None:
-        self.defended, self.lessons, self.sources = defended, lessons, sources
-        self.suite, self.seed, self.journal = suite, seed, journal
+        self.defended, self.lessons, self.attackers = defended, lessons, attackers
+        self.suite, self.seed, self.journal = suite, attackers.seed, journal
         self.network, self.head = defended.network, defended.head
         self.alpha = defended.detector.alpha
         self.device = next(defended.parameters()).device
 
-    def measure(
+    def measured(
         self, chosen: tuple[Images, Labels], clean: tuple[Images, Labels], names: Sequence[str]
     ) -> dict[str, Any]:
         images, labels = chosen
@@ -121,7 +116,7 @@ class _Bench:
         accuracy[WORST] = share(worst.sum(), len(labels))
         able = self.network.config.classes >= AUTO_CLASSES and AUTOATTACK not in names
         if self.suite.autoattack_count and able:
-            picked = _evenly(len(labels), self.suite.autoattack_count)
+            picked = evenly(len(labels), self.suite.autoattack_count)
             with Work(f"{self.head}: AutoAttack", len(picked)) as work:
                 made = self.attacked(AUTOATTACK, images[picked], labels[picked], work)
             found = self.see(made, labels[picked])
@@ -151,11 +146,7 @@ class _Bench:
 
     def attacked(self, name: str, images: Images, labels: Labels, work: Work | None = None) -> Images:
         """(n, H, W, 3) after an attack by name."""
-        part = images, labels
-        return attacked(name, self.network, self.head, part, self._generator(), self.sources, work=work)
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed)
+        return attacked(name, self.attackers.on(self.head), (images, labels), work=work)
 
     @torch.no_grad()
     def see(self, images: Images, labels: Labels) -> Seen:
@@ -219,7 +210,7 @@ class _Bench:
     def _adaptive(self, images: Images, labels: Labels, seen: Mapping[str, Seen]) -> dict[str, Any]:
         """Success: answered wrongly and not flagged at the detector's alpha, of all images, as in `system`."""
         suite, alpha = self.suite, self.alpha
-        picked = _evenly(len(labels), suite.adaptive_count)
+        picked = evenly(len(labels), suite.adaptive_count)
         known = {
             attack.name: attack
             for attack in attacks_on_both(self.network, self.head, eps=EPS, steps=suite.adaptive_steps, alpha=alpha)
@@ -272,15 +263,9 @@ class _Bench:
     def _zero_gradients(self, images: Images, labels: Labels) -> dict[str, Any]:
         loss, zero = loss_of(self.network, self.head), 0
         for batch, known in by_batch(images, labels, self.device):
-            pixels = from_bytes(batch).requires_grad_()
-            (gradient,) = torch.autograd.grad(loss(pixels, known).sum(), pixels)
+            gradient = gradient_of(loss, from_bytes(batch), known)
             zero += int((gradient.flatten(1).abs().amax(1) == 0).sum())
         return share(zero, len(labels))
-
-
-def _evenly(n: int, count: int) -> npt.NDArray[np.int64]:
-    """Positions of at most `count` of n images."""
-    return np.array(spread(tuple(range(n)), count), np.int64)
 
 
 def _plain(seen: Seen) -> dict[str, Any]:

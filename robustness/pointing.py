@@ -8,7 +8,7 @@ pixels, c prototypes a class, t = SHOWN.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,14 +19,17 @@ from bundle import tensors
 from bundle.errors import DatasetError, OptionError
 from bundle.image import ImageSpec
 from bundle.resolution import wilson
-from training.adversaries import BATCH, CLEAN, attack_pixels, check_attacks, samples_of, spread
-from training.attacks import from_bytes, round_to_bytes
+from training.attacks.attacker import Attackers
+from training.attacks.files import BATCH
+from training.attacks.names import CLEAN
 from training.data import Dataset, Sample
+from training.data.choice import samples_of, spread
 from training.data.index import Landmark
 from training.data.landmarks import placed
 from training.data.loading import image_loader
 from training.data.species import telling_parts
 from training.networks import Network
+from training.pixels import from_bytes, round_to_bytes
 from training.run import RunRecord, image_spec
 
 RADIUS = 0.1
@@ -37,13 +40,11 @@ MEASURES = ("attention_mass", "pointing", "prototypes", "chance", "centre")
 
 def pointing(
     record: RunRecord,
-    network: Network,
+    attackers: Attackers,
     dataset: Dataset,
     *,
     attacks: Sequence[str],
     count: int,
-    seed: int,
-    sources: Mapping[str, Network] | None = None,
     part: str = "test",
     radius: float = RADIUS,
 ) -> dict[str, Any]:
@@ -60,8 +61,8 @@ def pointing(
     is how often the head's answer is. Intervals are Wilson's with an image as the unit, which is wider than need be for
     a mean of shares. Attacks are made on the head that is judged.
     """
-    sources, names = sources or {}, tuple(dict.fromkeys((CLEAN, *attacks)))
-    check_attacks(names, sources, network)
+    names, network = tuple(dict.fromkeys((CLEAN, *attacks))), attackers.network
+    attackers.check(names)
     if not set(network.config.heads) & set(tensors.NETWORKS):
         raise OptionError(f"a {record.config.system!r} network has neither attention nor prototypes to point with")
     samples_of(dataset, part)
@@ -74,19 +75,16 @@ def pointing(
         places[TELLING] = _padded(
             [[mark for mark in each if mark[0] in telling[s.label]] for s, each in zip(samples, marks, strict=True)]
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for each in (network, *sources.values()):
-        each.to(device)
+    device = attackers.to_device()
     loader = image_loader(samples, spec, batch_size=BATCH, shuffle_seed=None)
 
-    def measure(head: str, name: str) -> dict[str, Any]:
+    def measured(head: str, name: str) -> dict[str, Any]:
         found: dict[str, defaultdict[str, list[Tensor]]] = {kind: defaultdict(list) for kind in places}
         right: list[Tensor] = []
-        generator = torch.Generator().manual_seed(seed)
+        attacker = attackers.on(head)
         for images, labels, indices in loader:
             pixels, labels = from_bytes(images.to(device)), labels.to(device)
-            made = attack_pixels(name, network, head, pixels, labels, generator, sources)
-            attacked = from_bytes(round_to_bytes(made))
+            attacked = from_bytes(round_to_bytes(attacker.attack(name, pixels, labels)))
             attention, fired, predicted = activation_maps(network, head, attacked)
             right.append((predicted == labels).cpu())
             for kind, points in places.items():
@@ -103,7 +101,7 @@ def pointing(
         "part": part,
         "images": len(samples),
         "radius": radius,
-        "heads": {head: {name: measure(head, name) for name in names} for head in network.config.heads},
+        "heads": {head: {name: measured(head, name) for name in names} for head in network.config.heads},
     }
 
 

@@ -31,16 +31,17 @@ from robustness.figures import (
     roc_curves,
     system_view,
 )
-from robustness.fitting import Lessons
+from robustness.fitting import Taught
 from robustness.gates import ANY, BROKEN, HOLDS, UNKNOWN, broken
 from robustness.journal import Journal
 from robustness.limits import FEW, attacked_images, limits, not_measured
-from robustness.measure import EPS, measure
+from robustness.measure import EPS, measure_heads
 from robustness.pointing import pointing
 from robustness.shown import SHOWN_ATTACK, images_looked_at, prototypes_shown
 from robustness.suites import Suite
-from training.adversaries import CLEAN, NOISE
-from training.autoattack import PARTS
+from training.attacks.attacker import Attackers
+from training.attacks.autoattack import PARTS
+from training.attacks.names import CLEAN, NOISE
 from training.data import Dataset
 from training.networks import Network
 from training.run import Run, RunRecord, published_config
@@ -76,27 +77,22 @@ def require(suite: Suite) -> None:
 
 def make_report(
     run: Run,
-    record: RunRecord,
-    network: Network,
-    detectors: Mapping[str, Detector],
+    attackers: Attackers,
+    taught: Mapping[str, Taught],
     dataset: Dataset,
     suite: Suite,
     *,
-    lessons: Mapping[str, Lessons],
-    sources: Mapping[str, Network],
-    seed: int,
     calibration: Mapping[str, Any] | None = None,
     journal: Journal | None = None,
 ) -> Report:
-    """Measure everything of `suite` on the test part and draw it; `lessons` are what the detectors were taught, and
+    """Measure everything of `suite` on the test part and draw it, with the detectors in `taught`, by head.
     `calibration` is what a bundle says of images that it was calibrated on after its export. `journal` goes on where an
     earlier run was stopped.
     """
+    record, network, seed = run.read_record(), attackers.network, attackers.seed
     if network.prototype_head is not None:  # before hours of work: they are drawn at its end
         run.prototypes_of(network, {sample.key for sample in dataset.parts["train"]})
-    heads = measure(
-        record, network, detectors, dataset, suite, lessons=lessons, sources=sources, seed=seed, journal=journal
-    )
+    heads = measure_heads(record, attackers, taught, dataset, suite, journal=journal)
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "suite": asdict(suite),
@@ -112,17 +108,17 @@ def make_report(
         "measured_with": _versions(network),
         "detectors": {
             head: {
-                "columns": list(each.columns),
-                "taught": list(lessons[head].fooled),
-                "lessons": {"images": len(lessons[head].clean), "of": lessons[head].available},
-                "alpha": each.alpha,
-                "calibration_n": each.calibration_n,
-                "calibration": _calibration(each, dataset, calibration),
+                "columns": list(detector.columns),
+                "taught": list(lessons.fooled),
+                "lessons": {"images": len(lessons.clean), "of": lessons.available},
+                "alpha": detector.alpha,
+                "calibration_n": detector.calibration_n,
+                "calibration": _calibration(detector, dataset, calibration),
             }
-            for head, each in detectors.items()
+            for head, (detector, lessons) in taught.items()
         },
         "heads": heads,
-        "attention": _attention(record, network, dataset, suite, seed),
+        "attention": _attention(record, attackers, dataset, suite),
     }
     document["limits"] = limits(document)
     figures = _figures(run, record, network, dataset, document, seed)
@@ -140,11 +136,11 @@ def _calibration(detector: Detector, dataset: Dataset, told: Mapping[str, Any] |
     }
 
 
-def _attention(record: RunRecord, network: Network, dataset: Dataset, suite: Suite, seed: int) -> dict[str, Any] | None:
+def _attention(record: RunRecord, attackers: Attackers, dataset: Dataset, suite: Suite) -> dict[str, Any] | None:
     """The pointing game, where the dataset knows where parts are."""
     if not any(sample.landmarks for sample in dataset.parts["test"]):
         return None
-    return pointing(record, network, dataset, attacks=(SHOWN_ATTACK,), count=suite.count, seed=seed)
+    return pointing(record, attackers, dataset, attacks=(SHOWN_ATTACK,), count=suite.count)
 
 
 def headlines(document: Mapping[str, Any]) -> list[str]:

@@ -5,11 +5,12 @@ import torch
 
 from bundle import tensors
 from robustness.figures import Looked, Prototype
-from training.adversaries import attack_pixels, spread
-from training.attacks import from_bytes, round_to_bytes
+from training.attacks.attacker import Attackers
 from training.data import Dataset
+from training.data.choice import spread
 from training.data.loading import images_array
 from training.networks import Network
+from training.pixels import from_bytes, round_to_bytes
 from training.run import Run, RunRecord, image_spec
 
 LOOKED, SHEET = 4, (6, 8)  # images shown under attack; classes and prototypes of each on the sheet
@@ -23,7 +24,7 @@ def images_looked_at(record: RunRecord, network: Network, dataset: Dataset, seed
     images, labels = images_array(spread(dataset.parts["test"], 8 * LOOKED), image_spec(record.config))
     device = next(network.parameters()).device
     pixels, known = from_bytes(torch.from_numpy(images).to(device)), torch.from_numpy(labels).to(device)
-    made = attack_pixels(SHOWN_ATTACK, network, head, pixels, known, torch.Generator().manual_seed(seed))
+    made = Attackers(network=network, seed=seed).on(head).attack(SHOWN_ATTACK, pixels, known)
     attacked = round_to_bytes(made)
     seen = [network(each, head) for each in (pixels, from_bytes(attacked))]
     answers = [each.logits[head].argmax(1).cpu().numpy() for each in seen]

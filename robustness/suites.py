@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from robustness.accuracy import PAPER
 from robustness.adaptive import AdaptiveAttack
-from training.attack_losses import losses_against
+from training.attacks.losses import losses_against
 from training.networks import Network
 
+# Clean and the white-box columns of the paper; black-box ones are ATTACK@SOURCE.
+PAPER = ("clean", "fgsm-2", "fgsm-8", "bim10-2", "bim10-8", "pgd10-2", "pgd10-8", "mim10-2", "mim10-8")
 CURVE = (0, 1, 2, 4, 8, 16, 64)  # eps in 1/255
 JOINT_WEIGHTS = {f"joint, weight {weight:g}": weight for weight in (0.03, 0.1, 1.0)}
 SELECTIVE, ORTHOGONAL = "selective PGD", "orthogonal PGD"
@@ -34,6 +35,17 @@ class Suite:
 
 _LONG = ("pgd100x10-8:margin", "pgd100-8:least-likely", "pgd100-8:random", "pgd100x10-8")
 SUITES = {
+    "paper": Suite(
+        name="paper",
+        attacks=PAPER,
+        count=400,
+        curve_steps=0,
+        adaptive_steps=0,
+        adaptive_count=0,
+        adaptive=(),
+        autoattack_count=32,
+        clean_count=0,
+    ),
     "quick": Suite(
         name="quick",
         attacks=("fgsm-8", "bim10-8", "mim10-8", "pgd10-2", "pgd10-8:margin", "pgd10-8", "pgd20-8"),
@@ -71,7 +83,7 @@ def attacks_on_both(network: Network, head: str, *, eps: float, steps: int, alph
 
 
 def suite_named(name: str, *, quick: bool) -> Suite:
-    """`full` or `adaptive`, or what of it takes minutes."""
+    """A suite by name, or what of it takes minutes."""
     chosen = SUITES[name]
     if not quick:
         return chosen

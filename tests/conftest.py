@@ -296,6 +296,25 @@ def tiny_run(tiny_birds: Path, tiny_config: Any, tmp_path_factory: pytest.TempPa
     return path
 
 
+@pytest.fixture(scope="session")
+def substitute(tiny_birds: Path, tiny_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished run of a plain network on the same data, to transfer attacks from."""
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from training.data import open_dataset
+    from training.fit import Trainer
+    from training.parallel import Devices
+    from training.run import Run
+
+    run = Run(tmp_path_factory.mktemp("substitute") / "run")
+    config = replace(tiny_config, system="gap", preset="gap-small", epochs=2)
+    data = open_dataset(tiny_birds, seed=3)
+    Trainer(run, data, config, Devices(accelerator="cpu"), Console(quiet=True)).fit(resume=False)
+    return run
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 256 KiB."""

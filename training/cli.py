@@ -178,34 +178,26 @@ def attack(
 ) -> None:
     """White-box attacks on a run, written as PNG files an attacker could upload."""
     try:
-        from training.adversaries import open_sources, write_attacks
+        from training.attacks.attacker import Attackers
+        from training.attacks.files import Order, write_attacks
+        from training.attacks.transfer import open_sources
         from training.run import Run
     except ImportError as problem:
         raise MissingExtra.named("training", "fieldmark attack", problem) from None
     record, model = Run(run).load_network()
-    networks = model.config.heads if network == "both" else (network,)
-    if unknown := set(networks) - set(model.config.heads):
+    heads = model.config.heads if network == "both" else (network,)
+    if unknown := set(heads) - set(model.config.heads):
         hint = f"Choose one of: {', '.join(model.config.heads)}, both."
         raise OptionError(f"unknown network {unknown.pop()!r} of {run}", hint=hint)
     names = tuple(dict.fromkeys(name.strip() for name in attacks.split(",") if name.strip()))
     if not names:
         raise OptionError("--attacks names nothing", hint="Name some, such as: clean,pgd10-8")
     root = data if data is not None else Path(record.dataset.root)
-    written = write_attacks(
-        record,
-        model,
-        root,
-        out,
-        attacks=names,
-        networks=networks,
-        part=part,
-        count=count,
-        seed=seed,
-        sources=open_sources(tuple(source or ()), record),
-        replace=force,
-    )
+    attackers = Attackers(network=model, sources=open_sources(tuple(source or ()), record), seed=seed)
+    order = Order(attacks=names, heads=heads, part=part, count=count)
+    written = write_attacks(record, attackers, root, out, order, replace=force)
     if json:
-        facts = {"out": str(out), "images": written, "attacks": names, "networks": networks, "part": part}
+        facts = {"out": str(out), "images": written, "attacks": names, "networks": heads, "part": part}
         sys.stdout.write(jsonlib.dumps(facts) + "\n")
         return
     say(Console(), f"{out}: {written} images and index.csv")

@@ -7,13 +7,14 @@ from dataclasses import replace
 import torch
 
 from bundle.errors import TrainingError
-from training.attack_losses import loss_of
-from training.attacks import Attack, from_bytes, run_attack
+from training.attacks.losses import loss_of
+from training.attacks.step import Attack, run_attack
 from training.feed import Feed
 from training.hardening import ROBUST, Hardening
 from training.learner import Learner
 from training.networks import Network
 from training.outcome import Row
+from training.pixels import from_bytes
 from training.sharing import total
 from training.step import Moment, train_step
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from torch import Tensor
 
 from bundle.progress import Work
-from training.adversaries import spread
 from training.config import TrainingConfig
 from training.data import Dataset
+from training.data.choice import spread
 from training.data.loading import Share, image_loader, load_part
 from training.hardening import WATCHED
 from training.run import image_spec

@@ -25,6 +25,7 @@ from training.checkpoint import Checkpoint, Standing, write_together
 from training.config import TrainingConfig
 from training.curves import Silent, curves
 from training.data import Dataset
+from training.data.record import DatasetRecord
 from training.epoch import accuracy, train_epoch
 from training.feed import Feed
 from training.hardening import Hardening
@@ -32,7 +33,7 @@ from training.learner import make_learner
 from training.outcome import Row, exploded, fallen, guessing
 from training.parallel import Devices, in_parallel
 from training.projection import fit_last_layer, project
-from training.run import RUN_SCHEMA, DatasetRecord, Run, RunRecord
+from training.run import RUN_SCHEMA, Run, RunRecord
 from training.selection import Selection, shares_of
 from training.warmup import warm_up
 

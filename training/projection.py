@@ -10,12 +10,12 @@ from rich.console import Console
 from torch import Tensor
 
 from bundle.progress import shown
-from training.attacks import from_bytes
 from training.config import TrainingConfig
 from training.data import Sample
 from training.feed import Batch, Walk, epoch_seed
 from training.losses import others_mask, sparsity
 from training.networks import Network
+from training.pixels import from_bytes
 from training.run import PrototypeSource
 
 # images [B, 3, H, W] in [0, 1] and labels [B] -> attacked images

@@ -16,7 +16,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Container, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,51 +27,13 @@ from bundle.files import atomic_file, lock_for_this_process, sha256_of, write_te
 from bundle.image import ImageSpec
 from bundle.records import RecordError, from_plain, to_plain
 from training.config import TrainingConfig
-from training.data import Dataset, Shares, open_dataset
+from training.data import Shares
+from training.data.record import DatasetRecord
 from training.networks import Network, NetworkConfig
 from training.systems import SYSTEMS
 
 RUN_SCHEMA = 3
 BAD = "bad.csv"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetRecord:
-    """Which data a run saw, and how they were divided; `digest` changes when a file, label, box or part does."""
-
-    name: str
-    format: str
-    root: str
-    digest: str
-    seed: int  # of the division
-    shares: Shares
-    counts: dict[str, int]
-    division: str  # how validation came about, to stand beside every figure on it
-    series: tuple[tuple[str, ...], ...]  # keys of images that were found to belong together
-    bad: dict[str, str]  # keys of images that were left out, and why
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> "DatasetRecord":
-        return cls(
-            name=dataset.name,
-            format=dataset.format,
-            root=str(dataset.root.resolve()),
-            digest=dataset.digest,
-            seed=dataset.seed,
-            shares=dataset.shares,
-            counts={name: len(samples) for name, samples in dataset.parts.items()},
-            division=dataset.division,
-            series=dataset.series,
-            bad=dataset.bad,
-        )
-
-    def open(self, root: Path) -> Dataset:
-        """The dataset that lies at `root` now, divided by the same settings; raises DatasetError."""
-        return open_dataset(root, seed=self.seed, **asdict(self.shares), without=self.bad, series=self.series)
-
-    def published(self) -> dict[str, Any]:
-        """What goes into a bundle and a report: no path of this machine, and no lists of files."""
-        return {key: value for key, value in to_plain(self).items() if key not in ("root", "series", "bad")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 
 from bundle.errors import TrainingError
-from training.attacks import from_bytes
 from training.augment import augment
 from training.config import TrainingConfig
 from training.feed import Batch
 from training.hardening import Hardening
 from training.learner import Learner
+from training.pixels import from_bytes
 from training.sharing import mean
 
 

@@ -12,12 +12,12 @@ from rich.console import Console
 from torch import Tensor
 
 from bundle.progress import shown
-from training.attacks import from_bytes
 from training.augment import augment
 from training.config import TrainingConfig
 from training.feed import Walk
 from training.losses import Objective
 from training.networks import Network, read_heads
+from training.pixels import from_bytes
 
 
 def warm_up(

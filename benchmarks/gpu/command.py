@@ -28,9 +28,9 @@ from benchmarks.study.tables import TITLES
 from bundle.console import say
 from bundle.errors import OptionError
 from bundle.progress import duration
-from robustness.accuracy import PAPER
 from robustness.metrics import share
-from training.adversaries import AUTO_CLASSES
+from robustness.suites import PAPER
+from training.attacks.names import AUTO_CLASSES
 from training.run import Run
 
 SHARES = {"tables": 0.55, "adaptive": 0.2, "engines": 0.17, "runtimes": 0.08}  # of the time

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -27,9 +26,11 @@ from detector.conformal import p_values, p_values_per_class
 from detector.gaussian import ClassGaussians
 from detector.model import DISTANCES
 from detector.moments import fit_gaussians
-from robustness.fitting import VALIDATION_IMAGES, DetectorSettings, attacked, measure
+from robustness.fitting import VALIDATION_IMAGES, DetectorSettings, attacked, features_of
 from robustness.metrics import auroc
-from training.adversaries import CLEAN, NOISE, run_dataset, spread
+from training.attacks.attacker import Attackers
+from training.attacks.names import CLEAN, NOISE
+from training.data.choice import spread
 from training.data.loading import images_array
 from training.networks import Network
 from training.run import Run, image_spec
@@ -85,7 +86,7 @@ def _mean(found: Mapping[str, Any], method: str) -> Any:
 def measure_run(path: Path, root: Path | None, setup: Setup = Setup()) -> dict[str, Any]:
     """By head and method: AUROC by attack and its mean, with 95 % intervals, for images that fool and for all."""
     record, network = Run(path).load_network()
-    dataset, spec = run_dataset(record, root or Path(record.dataset.root)), image_spec(record.config)
+    dataset, spec = record.dataset.unchanged_at(root or Path(record.dataset.root)), image_spec(record.config)
     counts = {"train": None, "validation": setup.validation, "calibration": None, "test": setup.test}
     parts = {
         name: images_array(dataset.parts[name] if count is None else spread(dataset.parts[name], count), spec)
@@ -97,14 +98,14 @@ def measure_run(path: Path, root: Path | None, setup: Setup = Setup()) -> dict[s
 
 def compare(network: Network, served: str, parts: Mapping[str, tuple[Array, Array]], setup: Setup) -> dict[str, Any]:
     """Every method on one head."""
-    features, _ = measure(network, served, parts["train"][0])
+    features, _ = features_of(network, served, parts["train"][0])
     labels = parts["train"][1]
     gaussians = {layer: fit_gaussians(values, labels, layer=layer) for layer, values in features.items()}
-    generator = torch.Generator().manual_seed(setup.seed)
+    attacker = Attackers(network=network, seed=setup.seed).on(served)
 
     def answers(part: str, attack: str) -> Answers:
-        images = attacked(attack, network, served, parts[part], generator)
-        measured, predicted = measure(network, served, images)
+        images = attacked(attack, attacker, parts[part])
+        measured, predicted = features_of(network, served, images)
         return Answers(
             features=measured,
             predicted=predicted,

@@ -7,10 +7,10 @@ import numpy.typing as npt
 import torch
 
 from detector.gaussian import ClassGaussians
+from robustness.detector_module import Gaussians
 from robustness.fitting import BATCH
-from robustness.scoring import Gaussians
-from training.attacks import from_bytes
 from training.networks import Network, detector_features
+from training.pixels import from_bytes
 
 Array = npt.NDArray[Any]
 BITS = 5  # colour depth after squeezing (Xu et al. 2018)

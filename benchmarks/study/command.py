@@ -24,8 +24,9 @@ from bundle.files import write_text
 from bundle.progress import Work
 from bundle.resolution import wilson
 from demo.stages import fieldmark
-from robustness.accuracy import PAPER, WORST
-from training.adversaries import AUTO_CLASSES
+from robustness.accuracy import WORST
+from robustness.suites import PAPER
+from training.attacks.names import AUTO_CLASSES
 from training.backbones import BACKBONES
 from training.presets import preset
 from training.run import Run, published_config

@@ -23,10 +23,10 @@ from export.graph import GraphSession, to_onnx
 from export.parity import prove_parity
 from export.plan import ExportSettings
 from export.served import ServedNetwork
-from robustness.fitting import DetectorSettings, measure
-from training.attacks import from_bytes
+from robustness.fitting import DetectorSettings, features_of
 from training.data import open_dataset
 from training.data.loading import images_array
+from training.pixels import from_bytes
 from training.run import PrototypeSource, Run
 
 SPEC = ImageSpec(height=32, width=32)
@@ -52,7 +52,7 @@ def test_the_graph_equals_the_network_and_the_numpy_detector(exported, tiny_run,
     session = GraphSession(onnx.load(exported.model(served)))
     images = parts["test"][0]
     answers = session.run(images)
-    features, predicted = measure(network, served, images)
+    features, predicted = features_of(network, served, images)
     np.testing.assert_array_equal(answers[tensors.PROBABILITIES].argmax(1), predicted)
     np.testing.assert_allclose(answers[tensors.PROBABILITIES].sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(

@@ -12,7 +12,7 @@ from export.plan import ExportSettings, Limits
 from robustness.budget import Costs
 from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_detector, lessons_of, some
 from robustness.suites import Suite
-from training.adversaries import run_dataset, spread
+from training.data.choice import spread
 from training.run import Run, image_spec
 
 SETTINGS = DetectorSettings(attacks=("fgsm-8",), alpha=0.1)
@@ -68,7 +68,7 @@ def test_lessons_and_report_keep_to_their_time_and_say_what_they_left_out(tiny_r
         assert each in page
     assert any(line.startswith("report, full: its detector learnt from 6 of 12") for line in said)
     record, network = Run(tiny_run).load_network()
-    parts = Parts.of(run_dataset(record, tiny_birds), image_spec(record.config))
+    parts = Parts.of(record.dataset.unchanged_at(tiny_birds), image_spec(record.config))
     detector, again = lessons_of(bundle.path, network, "full", parts)
     assert (len(again.clean), again.available) == (6, 12)
     np.testing.assert_allclose(
@@ -78,7 +78,7 @@ def test_lessons_and_report_keep_to_their_time_and_say_what_they_left_out(tiny_r
 
 def test_lessons_of_fewer_images_are_the_lessons_of_those_images(tiny_run, tiny_birds):
     record, network = Run(tiny_run).load_network()
-    parts = Parts.of(run_dataset(record, tiny_birds), image_spec(record.config))
+    parts = Parts.of(record.dataset.unchanged_at(tiny_birds), image_spec(record.config))
     picked = np.array(spread(tuple(range(len(parts.validation[1]))), 7))
     few = some(parts.validation, 7)
     np.testing.assert_array_equal(few[0], parts.validation[0][picked])

@@ -12,10 +12,11 @@ from detector.combination import Combination
 from detector.gaussian import ClassGaussians
 from detector.model import Detector
 from robustness.adaptive import METHODS, AdaptiveAttack, attack_both, succeeds
-from robustness.defended import Answer, Defended
-from robustness.fitting import measure
-from training.attack_losses import margin
-from training.attacks import attack_named, run_attack
+from robustness.defended import Defended, DefendedForward
+from robustness.fitting import features_of
+from training.attacks.losses import margin
+from training.attacks.names import attack_named
+from training.attacks.step import run_attack
 from training.run import Run
 
 
@@ -35,7 +36,7 @@ def images(network):
 def weak(network, pixels, layers=("stage1",)):
     """A detector of one early layer around the given images: whatever moves away from them is flagged."""
     shown = (pixels * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    features, predicted = measure(network, "full", shown)
+    features, predicted = features_of(network, "full", shown)
     gaussians = []
     for layer in layers:
         center = features[layer].mean(axis=0).astype(np.float32)
@@ -76,7 +77,7 @@ class Drawn(nn.Module):
         side = ((images - 0.5) * self.w).sum((1, 2, 3)) + 1.0
         score = ((images - 0.5) * self.seen).sum((1, 2, 3)).abs()
         logits = torch.stack([side, -side], 1)
-        return Answer(logits, score, score[:, None], (logits,))
+        return DefendedForward(logits, score, score[:, None], (logits,))
 
     def flags(self, answer, _):
         return answer.score > 0.5
@@ -103,7 +104,7 @@ def test_a_gated_head_is_attacked_by_its_own_loss_or_by_all_of_them(network, ima
     steps = {}
     for own in (False, True):
         attack = AdaptiveAttack(name="o", alpha=0.05, method="selective", eps=0.1, steps=1, own=own)
-        steps[own] = METHODS["selective"](defended, pixels, labels, attack)
+        steps[own] = METHODS["selective"](attack, defended)(pixels, labels)
         leaves = pixels.clone().requires_grad_()
         answer = defended(leaves)
         heads = (answer.logits,) if own else answer.heads
@@ -132,7 +133,7 @@ def test_the_score_and_answer_are_those_of_the_numpy_detector(network, images):
     pixels, _ = images
     detector = weak(network, pixels, ("stage1", "attended"))
     shown = (pixels * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    features, predicted = measure(network, "full", shown)
+    features, predicted = features_of(network, "full", shown)
     with torch.no_grad():
         answer = Defended(network, "full", detector).eval()(pixels)
     np.testing.assert_allclose(answer.score.numpy(), detector.score(features, predicted), rtol=1e-4, atol=1e-4)
@@ -142,9 +143,8 @@ def test_the_score_and_answer_are_those_of_the_numpy_detector(network, images):
 def test_the_orthogonal_step_leaves_the_other_side_as_it_is(network, images):
     pixels, labels = images
     defended = Defended(network, "full", weak(network, pixels)).eval()
-    step = METHODS["orthogonal"](
-        defended, pixels, labels, AdaptiveAttack(name="o", alpha=0.05, method="orthogonal", eps=0.1, steps=1)
-    ).flatten(1)
+    attack = AdaptiveAttack(name="o", alpha=0.05, method="orthogonal", eps=0.1, steps=1)
+    step = METHODS["orthogonal"](attack, defended)(pixels, labels).flatten(1)
     leaves = pixels.clone().requires_grad_()
     (hiding,) = torch.autograd.grad(-defended(leaves).score.sum(), leaves)
     hiding = hiding.flatten(1)  # all answers are right, so the step fools, and must not touch the score

@@ -10,6 +10,7 @@ from robustness.accuracy import evaluate_run
 from robustness.budget import Costs, few, passes, within
 from robustness.fitting import MIN_IMAGES
 from robustness.suites import SUITES
+from training.attacks.attacker import Attackers
 from training.run import Run
 
 QUICK, FULL = SUITES["quick"], SUITES["full"]
@@ -38,8 +39,6 @@ def test_an_attack_costs_its_steps_its_restarts_and_its_losses(name, losses, exp
 
 def test_no_attack_takes_more_passes_than_it_is_said_to(tiny_run):
     """Counted in the network itself: every image that goes through it with a gradient."""
-    from training.adversaries import attack_pixels
-
     _, network = Run(tiny_run).load_network()
     seen = []
     network.backbone.register_forward_hook(
@@ -48,8 +47,8 @@ def test_no_attack_takes_more_passes_than_it_is_said_to(tiny_run):
     for name in ("fgsm-8", "bim3-2", "pgd5x2-2:margin", "pgd4-8:least-likely"):
         for head, losses in (("full", 2), ("attention", 1)):
             seen.clear()
-            generator = torch.Generator().manual_seed(0)
-            attack_pixels(name, network, head, torch.rand(6, 3, 32, 32), torch.zeros(6, dtype=torch.long), generator)
+            attacker = Attackers(network=network).on(head)
+            attacker.attack(name, torch.rand(6, 3, 32, 32), torch.zeros(6, dtype=torch.long))
             assert sum(seen) / 6 <= passes(name, losses) + 1, (name, head)
 
 
@@ -130,11 +129,12 @@ def test_attacks_that_were_asked_for_by_name_stay():
 def test_the_papers_columns_on_fewer_images(tiny_run, tiny_birds, monkeypatch):
     """On a machine on which a pass takes a second, a minute is enough for the fewest images alone."""
     record, network = Run(tiny_run).load_network()
-    arguments = {"attacks": ("fgsm-8",), "sources": {}, "part": "train", "autoattack_count": 3, "seed": 0}
-    free = evaluate_run(record, network, tiny_birds, count=30, **arguments)
-    ample = evaluate_run(record, network, tiny_birds, count=30, **arguments, minutes=1e6)
+    suite = replace(SUITES["paper"], attacks=("fgsm-8",), count=30, autoattack_count=3)
+    arguments = record, Attackers(network=network), tiny_birds, suite
+    free = evaluate_run(*arguments, part="train")
+    ample = evaluate_run(*arguments, part="train", minutes=1e6)
     assert (ample["right"], ample["not_measured"]) == (free["right"], ["not measured: AutoAttack needs four classes"])
     monkeypatch.setattr("robustness.budget.Costs.measured", lambda *_: costs(1.0, classes=3))
-    found = evaluate_run(record, network, tiny_birds, count=30, **arguments, minutes=1.0)
+    found = evaluate_run(*arguments, part="train", minutes=1.0)
     assert len(found["images"]) == MIN_IMAGES
     assert found["not_measured"][1].endswith("1 min are allowed): 20 of 30 under every attack")

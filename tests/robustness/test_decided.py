@@ -13,9 +13,8 @@ import fieldmark
 from bundle.errors import DatasetError
 from robustness import cli, decided, fitting
 from robustness.decided import Family, judge, read_families, sentences
-from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate
+from robustness.fitting import DetectorSettings, Parts, Taught, fit_and_calibrate
 from robustness.metrics import auroc
-from training.adversaries import run_dataset
 from training.data.loading import images_array
 from training.run import Run, image_spec
 
@@ -26,7 +25,7 @@ COLUMNS = ("network", "attack", "path", "source", "label")
 def tried(tiny_run, tiny_birds):
     """A run, its parts, and its full head's detector with its lessons."""
     record, network = Run(tiny_run).load_network()
-    dataset = run_dataset(record, tiny_birds)
+    dataset = record.dataset.unchanged_at(tiny_birds)
     parts = Parts.of(dataset, image_spec(record.config))
     settings = DetectorSettings(attacks=("fgsm-8",), alpha=0.1)
     detector, lessons = fit_and_calibrate(network, "full", parts, settings, record.labels)
@@ -54,7 +53,7 @@ def write(folder: Path, images, attack: str = "reviewed", network: str = "full")
 def test_left_out_it_is_the_detector_as_it_is_and_taught_it_knows_more(tried) -> None:
     _, network, parts, detector, lessons, clean = tried
     images = noisy(clean)
-    found = judge(network, "full", detector, lessons, clean, parts.calibration[0],
+    found = judge(network, "full", Taught(detector, lessons), clean, parts.calibration[0],
                   {"reviewed": Family(images=images, total=len(images), unread=0)})["reviewed"]  # fmt: skip
     assert found["images"] == len(images)
     own = decided.Judged.of(network, "full", detector, images)
@@ -94,7 +93,7 @@ def test_what_is_judged_never_taught(tried, monkeypatch) -> None:
     monkeypatch.setattr(
         type(lessons), "combination", lambda self, names: learnt.append((names, self)) or combination(self, names)
     )
-    judge(network, "full", detector, lessons, clean, parts.calibration[0],
+    judge(network, "full", Taught(detector, lessons), clean, parts.calibration[0],
           {"reviewed": Family(images=images, total=13, unread=0)})  # fmt: skip
     (folds,) = [each for each in seen if len(each) == decided.FOLDS]
     rows = np.concatenate([part.evidence for _, part in folds])
@@ -109,7 +108,7 @@ def test_what_is_judged_never_taught(tried, monkeypatch) -> None:
 def test_few_images_say_little_and_it_is_said(tried) -> None:
     _, network, parts, detector, lessons, clean = tried
     families = {"reviewed": Family(images=noisy(clean)[:4], total=9, unread=5)}
-    found = judge(network, "full", detector, lessons, clean, parts.calibration[0], families)["reviewed"]
+    found = judge(network, "full", Taught(detector, lessons), clean, parts.calibration[0], families)["reviewed"]
     assert found["taught"] is None
     assert found["left_out"]["interval"] == [0.0, 1.0]
     told = " ".join(sentences(families))
@@ -123,7 +122,7 @@ def test_a_detector_that_no_attack_taught_learns_from_these_alone(tried) -> None
     families = {"reviewed": Family(images=images, total=len(images), unread=0)}
     free = replace(detector, combination=lessons.combination(()))
     bare = replace(lessons, fooled={}, every={})
-    found = judge(network, "full", free, bare, clean, parts.calibration[0], families)["reviewed"]
+    found = judge(network, "full", Taught(free, bare), clean, parts.calibration[0], families)["reviewed"]
     assert found["left_out"]["auroc"] == found["attack_free"]["auroc"]
     assert found["taught"]["auroc"] > 0.5
 

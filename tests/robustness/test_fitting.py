@@ -10,7 +10,7 @@ from bundle import tensors
 from bundle.image import ImageSpec
 from detector.combination import relative_combination
 from detector.moments import fit_gaussians
-from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_detector, fit_layers, measure
+from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, features_of, fit_detector, fit_layers
 from training.data import open_dataset
 from training.data.loading import image_loader, images_array, load_part
 from training.run import Run
@@ -36,7 +36,7 @@ def all_parts(tiny_birds, tiny_config):
 
 @pytest.fixture(scope="module")
 def photographers(network, train):
-    return {served: Photographer(network, served, train[0]) for served in tensors.NETWORKS}
+    return {head: Photographer(network, head, train[0]) for head in tensors.NETWORKS}
 
 
 @pytest.mark.parametrize("cache_bytes", [2**31, 0])
@@ -46,7 +46,7 @@ def test_gaussians_of_a_stream_are_those_of_all_features_at_once(network, train,
     part = load_part(samples, spec, cache_bytes=cache_bytes)
     loader = image_loader(part, spec, batch_size=7, shuffle_seed=None)
     found = fit_layers(network, "full", loader)
-    features, _ = measure(network, "full", train[0])
+    features, _ = features_of(network, "full", train[0])
     assert found.keys() == features.keys()
     for layer, values in features.items():
         whole = fit_gaussians(values, train[1], layer=layer)
@@ -58,8 +58,8 @@ def test_gaussians_of_a_stream_are_those_of_all_features_at_once(network, train,
 class Photographer:
     """Finds images that the network calls what a test wants it to call them."""
 
-    def __init__(self, network, served, pool):
-        self.pool, self.predicted = pool, measure(network, served, pool)[1]
+    def __init__(self, network, head, pool):
+        self.pool, self.predicted = pool, features_of(network, head, pool)[1]
         self.classes = np.unique(self.predicted)
         self.random = np.random.default_rng(0)
 
@@ -72,11 +72,11 @@ class Photographer:
         return self.pool[chosen]
 
 
-def naive(detector, network, served, shown, labels):
+def naive(detector, network, head, shown, labels):
     """Negatives and positives, (n, columns) each, as the paper's protocol and its two exceptions say."""
     rows, right = {}, {}
     for name, images in shown.items():
-        features, answers = measure(network, served, images)
+        features, answers = features_of(network, head, images)
         rows[name] = detector.layer_scores(features, answers)
         right[name] = [answer == label for answer, label in zip(answers, labels, strict=True)]
     chosen = [i for i in range(len(labels)) if right["clean"][i] and right["noise"][i]]
@@ -90,7 +90,7 @@ def naive(detector, network, served, shown, labels):
 
 
 @pytest.mark.parametrize(
-    ("served", "kept", "fooled", "sizes"),
+    ("head", "kept", "fooled", "sizes"),
     [
         ("attention", 32, (13, 11), (64, 24)),
         ("full", 20, (12, 8), (40, 20)),  # just enough of both
@@ -99,10 +99,10 @@ def naive(detector, network, served, shown, labels):
     ],
 )
 def test_the_combination_learns_from_the_right_images(
-    network, train, all_parts, photographers, served, kept, fooled, sizes, monkeypatch
+    network, train, all_parts, photographers, head, kept, fooled, sizes, monkeypatch
 ):
     """`kept` images are right clean and noisy; of those the attacks fool `fooled`, and 16 in all of the others."""
-    photographer = photographers[served]
+    photographer = photographers[head]
     labels = np.resize(photographer.classes, COUNT).astype(np.int64)
     order = np.random.default_rng(1).permutation(COUNT)
     both, rest = order[:kept], order[kept:]
@@ -125,10 +125,10 @@ def test_the_combination_learns_from_the_right_images(
     monkeypatch.setattr(robustness.fitting, "attacked", attacked)
     monkeypatch.setattr(robustness.fitting, "fit_combination", spy)
     parts = replace(all_parts, validation=(shown["clean"], labels), calibration=(train[0][:30], train[1][:30]))
-    detector, lessons = fit_detector(network, served, parts, DetectorSettings(attacks=ATTACKS, alpha=0.1))
+    detector, lessons = fit_detector(network, head, parts, DetectorSettings(attacks=ATTACKS, alpha=0.1))
     ((negatives, positives),) = taught
     assert (len(negatives), len(positives)) == sizes
-    for mine, twin in zip((negatives, positives), naive(detector, network, served, shown, labels), strict=True):
+    for mine, twin in zip((negatives, positives), naive(detector, network, head, shown, labels), strict=True):
         np.testing.assert_allclose(mine, twin, rtol=1e-5)
     weights = combination(negatives, positives).weights
     np.testing.assert_array_equal(detector.combination.weights, weights)

@@ -16,7 +16,6 @@ from robustness.cli import app
 from robustness.defended import Defended
 from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate
 from robustness.journal import BATCH, Journal, success
-from training.adversaries import run_dataset
 from training.data.loading import images_array
 from training.run import Run, image_spec
 
@@ -26,7 +25,7 @@ ATTACK = AdaptiveAttack(name="selective PGD", method="selective", eps=8 / 255, s
 @pytest.fixture(scope="module")
 def defended(tiny_run, tiny_birds):
     record, network = Run(tiny_run).load_network()
-    parts = Parts.of(run_dataset(record, tiny_birds), image_spec(record.config))
+    parts = Parts.of(record.dataset.unchanged_at(tiny_birds), image_spec(record.config))
     detector, _ = fit_and_calibrate(network, "full", parts, DetectorSettings(attacks=()), record.labels)
     return Defended(network, "full", detector).eval()
 
@@ -35,7 +34,7 @@ def defended(tiny_run, tiny_birds):
 def part(tiny_run, tiny_birds):
     """Two batches and a half."""
     record, _ = Run(tiny_run).load_network()
-    images, labels = images_array(run_dataset(record, tiny_birds).parts["train"], image_spec(record.config))
+    images, labels = images_array(record.dataset.unchanged_at(tiny_birds).parts["train"], image_spec(record.config))
     count = 2 * BATCH + BATCH // 2
     return images[:count], labels[:count]
 

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import robustness.pointing
 from bundle.errors import DatasetError, OptionError
 from robustness.accuracy import evaluate_run
 from robustness.pointing import MEASURES, SHOWN, activation_maps, on_parts, pointing
-from training.adversaries import attack_pixels, run_dataset
+from robustness.suites import SUITES
+from training.attacks.attacker import Attacker, Attackers
 from training.networks import Network, NetworkConfig
 from training.run import Run
 
@@ -122,7 +122,7 @@ def test_pixel_by_pixel_and_map_by_map(seed, rows, columns, side, radius):
 @pytest.fixture(scope="module")
 def trained(tiny_run, tiny_birds):
     record, network = Run(tiny_run).load_network()
-    return record, network, run_dataset(record, tiny_birds)
+    return record, network, record.dataset.unchanged_at(tiny_birds)
 
 
 def untrained(record, *heads):
@@ -155,16 +155,18 @@ def test_a_trained_run_is_measured_under_the_attack_on_its_own_head(trained, tin
     record, network, dataset = trained
     made = []
 
-    def spy(name, network, head, *rest):
-        made.append((name, head))
-        return attack_pixels(name, network, head, *rest)
+    def spy(attacker, name, pixels, labels):
+        made.append((name, attacker.head))
+        return attack(attacker, name, pixels, labels)
 
-    monkeypatch.setattr(robustness.pointing, "attack_pixels", spy)
-    options = {"attacks": ("pgd10-8",), "count": 9, "seed": 0}
-    result = pointing(record, network, dataset, **options)
+    attack = Attacker.attack
+    monkeypatch.setattr(Attacker, "attack", spy)
+    attackers = Attackers(network=network)
+    result = pointing(record, attackers, dataset, attacks=("pgd10-8",), count=9)
     assert result["images"] == 9
     assert made == [(name, head) for head in ("full", "attention") for name in ("clean", "pgd10-8")]
-    answers = evaluate_run(record, network, tiny_birds, sources={}, part="test", autoattack_count=0, **options)
+    suite = replace(SUITES["paper"], attacks=("pgd10-8",), count=9, autoattack_count=0)
+    answers = evaluate_run(record, attackers, tiny_birds, suite)
     assert list(result["heads"]) == list(answers["right"]) == ["full", "attention"]
     for head, columns in result["heads"].items():
         assert list(columns) == ["clean", "pgd10-8"]
@@ -184,7 +186,8 @@ def test_a_trained_run_is_measured_under_the_attack_on_its_own_head(trained, tin
 @pytest.mark.parametrize("head", ["attention", "full"])
 def test_a_network_of_one_head_has_what_that_head_has(trained, head):
     record, _, dataset = trained
-    found = pointing(record, untrained(record, head), dataset, attacks=(), count=3, seed=0)["heads"][head]["clean"]
+    attackers = Attackers(network=untrained(record, head))
+    found = pointing(record, attackers, dataset, attacks=(), count=3)["heads"][head]["clean"]
     missing = {"attention": {"prototypes"}, "full": {"attention_mass", "pointing"}}[head]
     assert {measure for measure, value in found["parts"].items() if value is None} == missing
 
@@ -192,7 +195,7 @@ def test_a_network_of_one_head_has_what_that_head_has(trained, head):
 def test_nobody_knows_the_field_marks_of_other_species(trained):
     record, network, dataset = trained
     dataset = replace(dataset, labels=("Auk", "Bee-eater", "Crow"))
-    found = pointing(record, network, dataset, attacks=(), count=3, seed=0)["heads"]["full"]["clean"]
+    found = pointing(record, Attackers(network=network), dataset, attacks=(), count=3)["heads"]["full"]["clean"]
     assert found["field_marks"] is None
     assert found["parts"]["pointing"] is not None
 
@@ -200,15 +203,15 @@ def test_nobody_knows_the_field_marks_of_other_species(trained):
 def test_what_cannot_be_measured_is_one_sentence(trained):
     record, network, dataset = trained
     bare = {part: tuple(replace(each, landmarks=()) for each in samples) for part, samples in dataset.parts.items()}
-    options = {"attacks": (), "count": 3, "seed": 0}
+    attackers, options = Attackers(network=network), {"attacks": (), "count": 3}
     with pytest.raises(DatasetError, match=r"no part annotations for its test images.*CUB-200-2011"):
-        pointing(record, network, replace(dataset, parts=bare), **options)
+        pointing(record, attackers, replace(dataset, parts=bare), **options)
     with pytest.raises(OptionError, match="neither attention nor prototypes"):
-        pointing(record, untrained(record, "pooled"), dataset, **options)
+        pointing(record, Attackers(network=untrained(record, "pooled")), dataset, **options)
     with pytest.raises(OptionError, match="unknown part 'tset'"):
-        pointing(record, network, dataset, part="tset", **options)
+        pointing(record, attackers, dataset, part="tset", **options)
     with pytest.raises(OptionError, match="unknown attack"):
-        pointing(record, network, dataset, **{**options, "attacks": ("pdg10-8",)})
+        pointing(record, attackers, dataset, **{**options, "attacks": ("pdg10-8",)})
     for radius in (0.0, 1.5, float("nan")):
         with pytest.raises(OptionError, match=r"not in 0\.\.1"):
-            pointing(record, network, dataset, radius=radius, **options)
+            pointing(record, attackers, dataset, radius=radius, **options)

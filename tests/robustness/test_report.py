@@ -25,11 +25,12 @@ from robustness.families import family, strangers
 from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_and_calibrate, lessons_of
 from robustness.journal import Journal
 from robustness.limits import limits
-from robustness.measure import _Bench, measure
+from robustness.measure import _Bench, measure_heads
 from robustness.metrics import auroc, flagged_interval, share
 from robustness.report import headlines, make_report, render, summary_table
 from robustness.suites import SUITES, Suite, suite_named
-from training.adversaries import run_dataset, spread
+from training.attacks.attacker import Attackers
+from training.data.choice import spread
 from training.data.loading import images_array
 from training.run import Run, image_spec
 
@@ -48,7 +49,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.fixture(scope="module")
 def parts(tiny_run, tiny_birds):
     record, network = Run(tiny_run).load_network()
-    dataset = run_dataset(record, tiny_birds)
+    dataset = record.dataset.unchanged_at(tiny_birds)
     return record, network, dataset, Parts.of(dataset, image_spec(record.config))
 
 
@@ -58,14 +59,10 @@ def report(tiny_run, parts):
     found = {head: fit_and_calibrate(network, head, images, SETTINGS, record.labels) for head in network.config.heads}
     return make_report(
         Run(tiny_run),
-        record,
-        network,
-        {head: detector for head, (detector, _) in found.items()},
+        Attackers(network=network),
+        found,
         dataset,
         SMALL,
-        lessons={head: lessons for head, (_, lessons) in found.items()},
-        sources={},
-        seed=0,
     )
 
 
@@ -101,7 +98,7 @@ def test_left_out_attacks_are_judged_by_weights_that_never_saw_them(tiny_run, pa
     """Against weights learnt by hand from what the validation part says of the other attack."""
     record, network, dataset, images = parts
     detector, lessons = fit_and_calibrate(network, "full", images, SETTINGS, record.labels)
-    bench = _Bench(Defended(network, "full", detector).eval(), lessons, {}, SMALL, 0, Journal())
+    bench = _Bench(Defended(network, "full", detector).eval(), lessons, Attackers(network=network), SMALL, Journal())
     chosen, labels = images_array(spread(dataset.parts["test"], SMALL.count), image_spec(record.config))
     clean = bench.see(chosen, labels)
     attacked = bench.see(bench.attacked("fgsm-8", chosen, labels), labels)
@@ -285,9 +282,9 @@ def test_what_few_images_and_few_classes_mean_is_said_on_screen_and_page(report)
 def test_what_training_says_of_itself_reaches_the_gates(tiny_run, parts):
     record, network, dataset, images = parts
     told = replace(record, results=record.results | {"outcome": ["full ended below its warm-up."]})
-    detector, lessons = fit_and_calibrate(network, "full", images, replace(SETTINGS, attacks=()), record.labels)
+    taught = fit_and_calibrate(network, "full", images, replace(SETTINGS, attacks=()), record.labels)
     suite = replace(SMALL, attacks=("fgsm-8",), curve_steps=0, adaptive=("selective PGD",), adaptive_steps=1)
-    found = measure(told, network, {"full": detector}, dataset, suite, lessons={"full": lessons}, sources={}, seed=0)
+    found = measure_heads(told, Attackers(network=network), {"full": taught}, dataset, suite)
     (gate,) = [each for each in found["full"]["gates"] if each["name"] == "training ended better than its warm-up"]
     assert (gate["state"], gate["evidence"]) == ("broken", "full ended below its warm-up.")
     assert list(found["full"]["adaptive"]["success"]) == ["attacks above", "selective PGD", "any"]

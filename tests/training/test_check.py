@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from bundle.errors import CheckpointError, DatasetError, OptionError
 from bundle.image import ImageSpec
-from training.adversaries import run_dataset
 from training.cli import app as training
 from training.data import open_dataset
 from training.data.check import examine, sound
@@ -195,7 +194,7 @@ def test_skip_bad_goes_on_and_every_later_look_leaves_the_same_ones_out(tmp_path
     assert [row["path"] for row in rows] == ["a[1]/003.jpg", "a[1]/007.jpg"]
     assert all("damaged" in row["reason"] for row in rows)
     record = Run(run).read_record()
-    dataset = run_dataset(record, tmp_path / "birds[old]")
+    dataset = record.dataset.unchanged_at(tmp_path / "birds[old]")
     assert dataset.bad == {row["path"]: row["reason"] for row in rows}
     assert len(dataset.samples) == 30
     assert dataset.looked is None
@@ -239,7 +238,7 @@ def test_the_seed_of_the_division_is_another_than_that_of_the_weights(tmp_path: 
         train(data, tmp_path / name, *options)
         record = Run(tmp_path / name).read_record()
         assert (record.config.seed, record.dataset.seed) == ({"one": 1, "two": 2}.get(name, 0), 5 * (name == "other"))
-        tests.append({sample.key for sample in run_dataset(record, data).parts["test"]})
+        tests.append({sample.key for sample in record.dataset.unchanged_at(data).parts["test"]})
         assert record.dataset.division == "validation: 10 % of the training images, series kept together (0 found)"
     assert tests[0] == tests[1] != tests[2]
 
@@ -249,7 +248,7 @@ def test_shares_are_recorded_and_used_again(tmp_path: Path) -> None:
     shares = ("--validation", "0.25", "--calibration", "0.25", "--test", "0.5")
     assert "16 test" in train(data, tmp_path / "run", *shares)
     record = Run(tmp_path / "run").read_record()
-    dataset = run_dataset(record, data)
+    dataset = record.dataset.unchanged_at(data)
     assert {part: len(samples) for part, samples in dataset.parts.items()} == record.dataset.counts
     assert record.dataset.counts == {"train": 8, "validation": 4, "calibration": 4, "test": 16}
     assert set(record.dataset.published()) == {

@@ -8,11 +8,11 @@ import torch
 
 from bundle.image import ImageSpec
 from training import projection
-from training.attacks import from_bytes
 from training.data import open_dataset
 from training.data.loading import image_loader, images_array
 from training.losses import sparsity
 from training.networks import PrototypeHead
+from training.pixels import from_bytes
 from training.run import Run
 
 CLASSIFIER, PROTOTYPES = "prototype_head.classifier.weight", "prototype_head.prototypes"

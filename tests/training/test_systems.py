@@ -13,8 +13,9 @@ from bundle.folder import Bundle
 from export.bundling import export_run
 from export.plan import ExportSettings
 from robustness.fitting import DetectorSettings
-from training.attack_losses import judge_of, losses_against
-from training.attacks import attack_named, worst_case
+from training.attacks.losses import judge_of, losses_against
+from training.attacks.names import attack_named
+from training.attacks.worst import worst_case
 from training.backbones import load_weights, make_backbone
 from training.data import open_dataset
 from training.fit import Trainer

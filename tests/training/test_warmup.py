@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from training.attacks import from_bytes
 from training.augment import Augmentation
 from training.losses import BatchLoss
 from training.parallel import default_precision
+from training.pixels import from_bytes
 from training.warmup import warm_up
 
 STILL = Augmentation(rotate=0, shear=0, scale=0, flip=False)

@@ -102,7 +102,7 @@ class Share:
     processes: int = 1
 
 
-class Batches(Sampler[list[int]]):
+class BatchOrder(Sampler[list[int]]):
     """Batches of a common order, of which this process takes its share: every `processes`-th image.
 
     Shuffled batches are for training: they are cut to a multiple of the processes, so that all shares are equally large
@@ -155,7 +155,7 @@ def image_loader(
     part = samples if isinstance(samples, ImageParts) else load_part(samples, spec)
     return ImageLoader(
         _Guarded(part),
-        batch_sampler=Batches(len(part), batch_size, shuffle_seed, share, copies),
+        batch_sampler=BatchOrder(len(part), batch_size, shuffle_seed, share, copies),
         num_workers=0 if part.in_memory else workers,
         collate_fn=_collate,
     )

@@ -46,7 +46,7 @@ class Gaussians(nn.Module):
         return squares[0], brackets.amin(1, keepdim=True), brackets.gather(1, predicted), squares[1]
 
 
-class Scoring(nn.Module):
+class DetectorModule(nn.Module):
     """detector.model.Detector.layer_scores and .score, differentiable."""
 
     weights: Tensor
