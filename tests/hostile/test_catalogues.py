@@ -12,8 +12,11 @@ from bundle import Bundle
 
 pytestmark = pytest.mark.hostile
 CLI = [sys.executable, "-m", "fieldmark", "score"]
-WITHOUT_CLIENTS = "import runpy, sys; sys.modules |= dict.fromkeys(['gcsfs', 'adlfs']); "
-    "runpy.run_module('fieldmark', run_name='__main__')"
+WITHOUT_CLIENTS = """
+import runpy, sys
+sys.modules |= {"gcsfs": None, "adlfs": None}
+runpy.run_module("fieldmark", run_name="__main__")
+"""
 
 
 def table_of(ids: list[int | None], paths: list[str | None]) -> pa.Table:
