@@ -1,6 +1,7 @@
 """Addresses of places, and file systems that are those of the environment as it is now."""
 
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from threading import Barrier
 from typing import Any
 
@@ -87,8 +88,8 @@ def test_threads_that_come_first_together_open_one(monkeypatch: pytest.MonkeyPat
     assert opened == ["s3://"]
 
 
+@pytest.mark.skipif(find_spec("gcsfs") is None, reason="needs the extra gs")
 def test_the_first_of_google_is_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("gcsfs", reason="needs the extra gs")
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
     monkeypatch.delenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", raising=False)
     patience = Patience(connect=17, read=17)
