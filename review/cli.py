@@ -126,11 +126,11 @@ def require_libraries() -> None:
 
 
 def _export(format: str, out: Path, database: "Database", source: "Source", bundle: Bundle) -> None:
-    from review.keeper import Keeper
+    from review.follower import Follower
     from review.out.export import export
     from review.store.queue import DECIDED, Filter
 
-    Keeper(database, source, bundle).turn()
+    Follower(database, source, bundle).turn()
     made = export(format, out, database, source, bundle.manifest.image, Filter(state=DECIDED))
     terminal = Terminal()
     if made.missing:
@@ -142,7 +142,7 @@ async def _serve(
     database: "Database", source: "Source", bundle: Bundle, listening: Listening, reviewer: str, json: bool
 ) -> None:
     from review.evidence.look import Looker
-    from review.keeper import Keeper
+    from review.follower import Follower
     from review.pages.access import TOKEN, Door, hosts_of
     from review.pages.app import application
     from review.pages.page import Console
@@ -152,15 +152,15 @@ async def _serve(
         door = Door(
             hosts=hosts_of(LOOPBACK, port, listening.names), port=port, reviewer=reviewer, keyed=listening.behind_envoy
         )
-        keeper = Keeper(database, source, bundle)
+        follower = Follower(database, source, bundle)
         console = Console(
-            database=database, source=source, keeper=keeper, looker=Looker(bundle), door=door, alone=alone
+            database=database, source=source, follower=follower, looker=Looker(bundle), door=door, alone=alone
         )
         server = _server(application(console))
         stop = asyncio.get_running_loop().add_signal_handler
         for number in (signal.SIGINT, signal.SIGTERM):
             stop(number, setattr, server, "should_exit", True)
-        keeper.start()
+        follower.start()
         try:
             serving = asyncio.create_task(server.serve(sockets=[bound]))
             while not server.started and not serving.done():
@@ -171,7 +171,7 @@ async def _serve(
             _announce(url if door.keyed else f"{url}?{TOKEN}={door.token}", database.path, json)
             await serving
         finally:
-            keeper.stop()
+            follower.stop()
 
 
 def _server(application: Any) -> Any:

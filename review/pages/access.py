@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from review.store.verdicts import LONGEST_NAME
+from review.store.decisions import LONGEST_NAME
 from serving.envoy.keys import KEY_NAME
 
 TOKEN, CSRF = "token", "csrf"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from bundle.errors import ReviewError
 from review.store.database import Database
+from review.store.decisions import ATTACK, CLEAN, DISPUTED, FAULT, UNSURE, WAITING, now
 from review.store.item import chance
-from review.store.verdicts import ATTACK, CLEAN, DISPUTED, FAULT, UNSURE, WAITING, now
 
 DEFAULT, LARGEST = 200, 5000
 CALIBRATION = "calibration"

@@ -15,8 +15,8 @@ from review.cli import _server
 from review.pages.access import Door
 from review.pages.app import application
 from review.pages.page import Console
+from review.store.decisions import decide, standing
 from review.store.queue import add, counts, get
-from review.store.verdicts import decide, standing
 from tests.review.items import make_items
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -22,7 +22,7 @@ from review.cli import LOOPBACK, _server
 from review.pages.access import Door, hosts_of
 from review.pages.app import application
 from review.pages.page import Console
-from review.store.verdicts import standing
+from review.store.decisions import standing
 from serving.envoy.console import before_console
 from serving.envoy.keys import KEY_NAME, Key
 from serving.envoy.options import EnvoyOptions

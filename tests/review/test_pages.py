@@ -11,15 +11,15 @@ from starlette.testclient import TestClient
 
 from bundle import Bundle
 from bundle.errors import ReviewError
-from review.keeper import Keeper
+from review.follower import Follower
 from review.pages.access import HEADERS, Door, clean_name, hosts_of
 from review.pages.app import application
 from review.pages.page import Console
 from review.sources.quarantine import QuarantineSource
 from review.store.database import Database
+from review.store.decisions import decide, standing
 from review.store.queue import counts, get
 from review.store.sample import draw
-from review.store.verdicts import decide, standing
 from serving.envoy.keys import KEY_NAME
 from tests.review.conftest import HOST, START, write_entry
 
@@ -213,7 +213,7 @@ def test_hostile_names_notes_and_labels_are_text(
             quarantine, data, said, START + timedelta(days=4, minutes=index),
             caller=HOSTILE, label=HOSTILE, request_id=HOSTILE, network="full",
         )  # fmt: skip
-    console.keeper.turn()
+    console.follower.turn()
     form = {"csrf": csrf(client), "name": HOSTILE}
     client.post("/reviewer", data=form)
     client.post("/items/61/decide", data={"csrf": form["csrf"], "verdict": "unsure", "note": HOSTILE})
@@ -273,7 +273,7 @@ def test_an_svg_in_the_clothes_of_a_png_is_no_picture(
 ) -> None:
     svg = b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"
     write_entry(quarantine, svg, answered[50][1], START + timedelta(days=6))
-    console.keeper.turn()
+    console.follower.turn()
     for kind in ("sent", "thumbnail", "seen"):
         answer = client.get(f"/items/61/{kind}.img")
         assert answer.status_code == 400
@@ -296,7 +296,7 @@ def test_an_answer_of_another_bundle_is_shown_as_it_was(
     client: Any, console: Console, quarantine: Path, answered: Any
 ) -> None:
     write_entry(quarantine, *answered[50], START + timedelta(days=5), bundle_id="e" * 64, layers=())
-    console.keeper.turn()
+    console.follower.turn()
     page = client.get("/items/61")
     assert page.status_code == 200
     assert "Another bundle" in page.text
@@ -373,7 +373,7 @@ def test_whoever_comes_with_a_key_learns_no_folders(
     decide(console.database, items, "clean", "ada")
     door = Door(hosts=frozenset({"review.example"}), port=1, reviewer="x", keyed=True)
     bundle, folder = console.bundle.path, str(quarantine.parent)
-    console.keeper.problem = f"{bundle}/detector/full.npz is not a detector"
+    console.follower.problem = f"{bundle}/detector/full.npz is not a detector"
 
     def refused(*_: object, **__: object) -> None:
         raise ReviewError(f"{console.database.path} cannot be read or written (disk I/O error)")
@@ -385,9 +385,9 @@ def test_whoever_comes_with_a_key_learns_no_folders(
         assert f"{bundle.name}/detector/full.npz is not a detector" in page
         aside = quarantine.rename(quarantine.with_name("aside"))
         with pytest.raises(ReviewError) as gone:
-            console.keeper.turn()
+            console.follower.turn()
         aside.rename(quarantine)
-        console.keeper.problem = str(gone.value)
+        console.follower.problem = str(gone.value)
         monkeypatch.setattr("review.pages.queue.windows", refused)
         answer = keyed.get("/")
         assert answer.status_code == 503
@@ -419,7 +419,7 @@ def test_a_second_console_says_so(console: Console) -> None:
 
 
 def test_a_source_that_went_away_is_a_notice(client: Any, console: Console, quarantine: Path) -> None:
-    console.keeper.problem = "the quarantine cannot be reached"
+    console.follower.problem = "the quarantine cannot be reached"
     assert "the quarantine cannot be reached" in client.get("/").text
     del quarantine
 
@@ -443,8 +443,8 @@ def test_names_are_one_short_line() -> None:
     assert clean_name("  Ada\n\x00 Lovelace " + "x" * 100) == ("Ada Lovelace " + "x" * 100)[:60]
 
 
-def test_a_keeper_that_stops_is_quick(console: Console, quarantine: Path) -> None:
-    keeper = Keeper(console.database, QuarantineSource(str(quarantine)), console.bundle, seconds=60)
-    keeper.start()
-    keeper.stop()
-    assert not keeper._thread.is_alive()
+def test_a_follower_that_stops_is_quick(console: Console, quarantine: Path) -> None:
+    follower = Follower(console.database, QuarantineSource(str(quarantine)), console.bundle, seconds=60)
+    follower.start()
+    follower.stop()
+    assert not follower._thread.is_alive()

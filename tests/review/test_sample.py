@@ -7,9 +7,9 @@ import pytest
 
 from bundle.errors import ReviewError
 from review.store.database import Database
+from review.store.decisions import decide
 from review.store.queue import add, get
 from review.store.sample import clean_images, draw, next_open, samples, use
-from review.store.verdicts import decide
 from tests.review.items import make_item
 
 SHARE = 0.2
@@ -95,7 +95,7 @@ def test_a_sample_that_is_not_decided_whole_is_refused(review: Database, left: s
     drawn = draw(review, 100, "ada")
     items = decided(review, drawn.number)
     if left == "waiting":
-        from review.store.verdicts import undo
+        from review.store.decisions import undo
 
         undo(review, "ada")
         decide(review, items[1:], "clean", "ada")

@@ -16,8 +16,8 @@ from bundle import Bundle
 from review.handover import clean_files
 from review.sources.quarantine import QuarantineSource
 from review.store.database import Database
+from review.store.decisions import decide
 from review.store.sample import draw
-from review.store.verdicts import decide
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[Any, str, str]:
