@@ -108,6 +108,21 @@ def test_no_page_breaks_a_rule_of_accessibility(served: Console, open_page: Open
         assert found.violations_count == 0, f"{path}: {found.generate_report()}"
 
 
+MOVING = """() => [...document.querySelectorAll("*")].filter((each) => {
+  const style = getComputedStyle(each);
+  return style.transitionDuration !== "0s" || style.animationDuration !== "0s";
+}).map((each) => each.outerHTML.slice(0, 80))"""
+
+
+def test_nothing_passes_through_a_colour_that_was_not_chosen(served: Console, open_page: Open) -> None:
+    """Buttons were on their way from the browser's own grey while a page loaded, and nobody could read them."""
+    page = open_page("/", reduced_motion="no-preference")
+    base = page.url.rstrip("/")
+    for path in PAGES:
+        page.goto(base + path)
+        assert page.evaluate(MOVING) == [], path
+
+
 def test_no_page_is_wider_than_a_phone_and_fingers_meet_its_buttons(open_page: Open) -> None:
     page = open_page("/", viewport=PHONE, has_touch=True, is_mobile=True)
     base = page.url.rstrip("/")
