@@ -92,6 +92,11 @@ def review(
     """
     if (export is None) != (out is None):
         raise OptionError("--export and --out belong together")
+    if behind_envoy and reviewer is not None:
+        raise OptionError(
+            "--reviewer says who decides, and --behind-envoy that keys do",
+            hint="Leave --reviewer out: a key has a name.",
+        )
     require_libraries()
     from review.sources.source import open_source
     from review.store.database import Database

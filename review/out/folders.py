@@ -103,7 +103,7 @@ def write_label_studio(folder: Path, database: Database, wanted: Filter, source:
 
 
 def write_attacks(folder: Path, database: Database, wanted: Filter, source: Source, spec: ImageSpec) -> int:
-    """What everybody calls an attack, as `fieldmark attack` writes a family: NETWORK/reviewed/ and index.csv.
+    """What everybody calls an attack, as `fieldmark attack` writes a family: reviewed/ and index.csv.
 
     What is true of the pictures nobody has said: `label` is what the network answered.
     """

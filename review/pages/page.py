@@ -88,9 +88,10 @@ def render(request: Request, template: str, **values: Any) -> HTMLResponse:
     console = console_of(request)
     with console.database.reading() as connection:
         seen = newest(connection)
+    reviewer = reviewer_of(request, console.door)
     known = {
-        "reviewer": reviewer_of(request, console.door),
-        "csrf": console.door.csrf(),
+        "reviewer": reviewer,
+        "csrf": console.door.csrf(reviewer),
         "keyed": console.door.keyed,
         "seen": seen,
         "path": request.url.path,
@@ -133,10 +134,12 @@ def acts(handler: FormHandler) -> Callable[[Request], Awaitable[Response]]:
         except ValueError:
             return sentence(request, "The form has too many fields, and nothing was recorded.", 413)
         form = FormData(dict(pairs))
-        if not console_of(request).door.issued(str(form.get(CSRF, ""))):
+        door = console_of(request).door
+        if not door.issued(str(form.get(CSRF, "")), reviewer_of(request, door)):
             return sentence(
                 request,
-                "This form is of an earlier run of the console: nothing was recorded. Load the page again.",
+                "This form is of an earlier run of the console, or another reviewer's: nothing was recorded. "
+                "Load the page again.",
                 403,
             )
         return await run_in_threadpool(handler, request, form)

@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from bundle import Bundle
-from bundle.errors import ReviewError
+from bundle.errors import OptionError, ReviewError
 from review.follower import Follower
 from review.pages.access import HEADERS, Door, clean_name, hosts_of
 from review.pages.app import application
@@ -20,7 +20,7 @@ from review.store.database import Database
 from review.store.decisions import decide, standing
 from review.store.queue import counts, get
 from review.store.sample import draw
-from serving.envoy.keys import KEY_NAME
+from serving.envoy.keys import KEY_NAME, LONGEST_NAME
 from tests.review.conftest import HOST, START, write_entry
 
 PAGES = ("/", "/?state=any", "/items/1", "/groups", "/groups?kind=by-label", "/groups?kind=copies", "/figures",
@@ -29,7 +29,11 @@ HOSTILE = '"><script>alert(1)</script>{{7*7}}<img src=x onerror=alert(1)>'
 
 
 def csrf(client: Any) -> str:
-    found = re.search(r'name="csrf" value="(\w+)"', client.get("/").text)
+    return csrf_of(client.get("/").text)
+
+
+def csrf_of(page: str) -> str:
+    found = re.search(r'name="csrf" value="(\w+)"', page)
     assert found is not None
     return found[1]
 
@@ -360,6 +364,61 @@ def test_behind_envoy_the_key_is_the_name(console: Console) -> None:
         assert token is not None
         keyed.post("/items/1/decide", data={"csrf": token[1], "verdict": "clean"}, headers={KEY_NAME: "grace"})
         assert standing(console.database, 1)[0]["reviewer"] == "grace"
+        taken = keyed.post("/items/2/decide", data={"csrf": token[1], "verdict": "clean"}, headers={KEY_NAME: "heidi"})
+        assert taken.status_code == 403
+        assert "or another reviewer" in taken.text
+        assert standing(console.database, 2) == []
+
+
+def test_two_keys_never_become_one_reviewer(console: Console) -> None:
+    import dataclasses
+
+    door = Door(hosts=frozenset({"review.example"}), port=1, reviewer="x", keyed=True)
+    first, second = (f"{'n' * (LONGEST_NAME - 1)}{last}" for last in "ab")
+    app = application(dataclasses.replace(console, door=door))
+    with TestClient(app, base_url="http://review.example") as keyed:
+        for name in (first, second):
+            token = csrf_of(keyed.get("/", headers={KEY_NAME: name}).text)
+            keyed.post("/items/1/decide", data={"csrf": token, "verdict": "clean"}, headers={KEY_NAME: name})
+        for name in (f"{first}more", "two  spaces"):  # an Envoy of somebody else's may know such names
+            refused = keyed.get("/", headers={KEY_NAME: name})
+            assert refused.status_code == 403
+            assert "is not one line of at most 64 characters" in refused.text
+    assert [row["reviewer"] for row in standing(console.database, 1)] == [second, first]
+
+
+@pytest.mark.parametrize(
+    ("named", "called"),
+    [
+        ("Review.Example:8443", "review.example:8443"),
+        ("review.example:8443", "REVIEW.example:8443"),
+        ("review.example:443", "review.example"),
+        ("review.example", "review.example"),
+        ("review.example", "review.example:443"),
+        ("[2001:DB8::1]:443", "[2001:db8::1]"),
+    ],
+)
+def test_behind_envoy_it_answers_to_the_name_as_browsers_write_it(console: Console, named: str, called: str) -> None:
+    import dataclasses
+
+    door = Door(hosts=hosts_of("127.0.0.1", 8020, [named]), port=8020, reviewer="x", keyed=True)
+    with TestClient(application(dataclasses.replace(console, door=door))) as keyed:
+        keyed.headers.update({KEY_NAME: "grace", "host": called})
+        page = keyed.get("/")
+        assert page.status_code == 200
+        form = {"csrf": csrf_of(page.text), "verdict": "clean"}
+        headers = {"origin": f"https://{called.lower()}"}
+        assert keyed.post("/items/1/decide", data=form, headers=headers, follow_redirects=False).status_code == 303
+        assert keyed.get("/", headers={"host": "review.example:1"}).status_code == 421
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    "name", ["", "https://review.example", "review.example/", "a b", "review.example:0", "review.example:70000", "ä.de"]
+)
+def test_a_name_that_no_browser_calls(name: str) -> None:
+    with pytest.raises(OptionError, match="is no name that browsers call"):
+        hosts_of("127.0.0.1", 8020, [name])
 
 
 def test_whoever_comes_with_a_key_learns_no_folders(
@@ -440,7 +499,7 @@ def test_rows_come_by_the_hundred(console: Console, client: Any, toy_bundle: Bun
 
 
 def test_names_are_one_short_line() -> None:
-    assert clean_name("  Ada\n\x00 Lovelace " + "x" * 100) == ("Ada Lovelace " + "x" * 100)[:60]
+    assert clean_name("  Ada\n\x00 Lovelace " + "x" * 100) == ("Ada Lovelace " + "x" * 100)[:64]
 
 
 def test_a_follower_that_stops_is_quick(console: Console, quarantine: Path) -> None:

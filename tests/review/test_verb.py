@@ -69,6 +69,8 @@ def test_the_console_answers_and_ends_when_it_is_told(
         (["--export", "csv"], "--export and --out belong together"),
         (["--export", "coco", "--out", "OUT"], "there is no format 'coco'"),
         (["--db", "FOLDER"], "is a folder"),
+        (["--reviewer", "ada", "--behind-envoy", "review.example"], "--behind-envoy that keys do"),
+        (["--behind-envoy", "https://review.example"], "is no name that browsers call"),
     ],
 )
 def test_bad_options_are_a_sentence(
