@@ -62,7 +62,10 @@ def review(
         Path | None, typer.Option("--images", metavar="DIR", help="Where the scored images lie now, if they moved.")
     ] = None,
     reviewer: Annotated[
-        str | None, typer.Option("--reviewer", metavar="NAME", help="Who decides, until another name is given.")
+        str | None,
+        typer.Option(
+            "--reviewer", metavar="NAME", help="Who decides, until another name is given; behind an Envoy keys say it."
+        ),
     ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on loopback; 0 takes any free one.")] = 0,
     behind_envoy: Annotated[

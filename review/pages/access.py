@@ -102,7 +102,7 @@ class Access:
         if is_foreign(headers) and headers.get("sec-fetch-mode") != "navigate":
             return _sentence("A page of another site may lead here, and show or use nothing of this one.", 403)
         if self.door.keyed:
-            return _nameless(headers.get(KEY_NAME, ""))
+            return _misnamed(headers.get(KEY_NAME, ""))
         if TOKEN in query and scope["method"] in SAFE and self.door.admits(query[TOKEN]):
             return self._let_in(scope, query)
         if not self.door.admits(_cookies(headers).get(self.door.cookie, "")):
@@ -164,7 +164,7 @@ def _as_called(name: str) -> set[str]:
     return {f"{given}:{port}"} | ({given} if port == HTTPS_PORT else set())
 
 
-def _nameless(name: str) -> Response | None:
+def _misnamed(name: str) -> Response | None:
     """The refusal of a key without a name, or with one that would not be kept whole: it might become another's."""
     if not name:
         return _sentence("Nobody said whose key this is: come in through Envoy.", 401)
