@@ -1,1 +1,1 @@
-"""Every number the README quotes is made here: `python -m benchmarks [NAME...]`, or `make bench`."""
+"""Every number on these pages is made here: `python -m benchmarks NAME...`; `--help` lists them all."""

@@ -88,15 +88,15 @@ def _runtimes(made: Synthetic, setup: Setup, most: float) -> dict[str, Any]:
 
 def _heads(made: Synthetic, setup: Setup) -> dict[str, Any]:
     """The full network against the one with attention alone."""
-    sessions = {served: _session(made, served) for served in tensors.NETWORKS}
+    sessions = {head: _session(made, head) for head in tensors.NETWORKS}
     return {
         f"batch{batch}": _turns_of(sessions, np.resize(made.images, (batch, *made.images.shape[1:])), setup)
         for batch in setup.batches[:2]
     }
 
 
-def _session(made: Synthetic, served: str) -> GraphSession:
-    return GraphSession(to_onnx(ServedNetwork(made.network, served, made.detectors[served]), made.spec))
+def _session(made: Synthetic, head: str) -> GraphSession:
+    return GraphSession(to_onnx(ServedNetwork(made.network, head, made.detectors[head]), made.spec))
 
 
 def _turns_of(sessions: dict[str, GraphSession], images: Any, setup: Setup) -> dict[str, Any]:

@@ -41,9 +41,9 @@ def synthetic(backbone: str, *, size: int = 224, classes: int = 200) -> Syntheti
     network = Network(NetworkConfig(backbone=backbone, classes=classes)).eval().requires_grad_(False)
     images = rng.integers(0, 256, (CALIBRATION, size, size, 3), dtype=np.uint8)
     detectors = {}
-    for served in tensors.NETWORKS:
-        features, _ = features_of(network, served, images[:2])
-        detectors[served] = Detector(
+    for head in tensors.NETWORKS:
+        features, _ = features_of(network, head, images[:2])
+        detectors[head] = Detector(
             layers=tuple(features),
             gaussians=tuple(_gaussians(values, classes, rng) for values in features.values()),
             combination=Combination(weights=np.ones(len(DISTANCES) * len(features), np.float32), bias=0.0),

@@ -28,14 +28,14 @@ def train_epoch(learner: Learner, hardening: Hardening, feed: Feed, epoch: int, 
     generator = feed.draws(epoch)
     learner.network.train()
     learner.network.backbone.learn_from(feed.config.frozen_stages if moment.joint else None)
-    total, seen = 0.0, 0
+    summed, seen = 0.0, 0
     for step, batch in enumerate(feed.batches("train", epoch)):
         value = train_step(learner, hardening, batch, replace(moment, step=step), generator)
-        total, seen = total + value * len(batch.labels), seen + len(batch.labels)
+        summed, seen = summed + value * len(batch.labels), seen + len(batch.labels)
         advance()
     if not learner.finite:
         raise TrainingError(f"the weights are no longer finite after epoch {epoch + 1}")
-    row = {"loss": total / seen, **accuracy(learner.kept, feed, "validation")}
+    row = {"loss": summed / seen, **accuracy(learner.kept, feed, "validation")}
     if hardening.active:
         robust = accuracy(learner.kept, feed, "watched", hardening.watch())
         row |= {f"{ROBUST}{head}": share for head, share in robust.items()} | {"caution": hardening.caution}

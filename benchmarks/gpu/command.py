@@ -1,4 +1,4 @@
-"""`python -m benchmarks gpu DATA...`: everything that a GPU is needed for, in twelve minutes, on whatever has one.
+"""`python -m benchmarks gpu DATA...`: everything that a GPU is needed for, within `--minutes`.
 
 Four parts, each with its share of the time: every system on every dataset, trained and attacked, one seed; attacks that
 know the detector, 1,000 steps; graphs and engines, built, compared and timed; the same graph in PyTorch, ONNX Runtime

@@ -23,11 +23,11 @@ def compare_runtimes(run: Path, bundle: Path, batch: int, *, seconds: float) -> 
     device and answers come back, as a server has it.
     """
     opened = Bundle.open(bundle)
-    served = opened.manifest.main_network
-    detector = Detector.load(opened.file(opened.manifest.networks[served].detector.file))
+    head = opened.manifest.main_network
+    detector = Detector.load(opened.file(opened.manifest.networks[head].detector.file))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _, network = Run(run).load_network()
-    module = ServedNetwork(network, served, detector).eval().to(device)
+    module = ServedNetwork(network, head, detector).eval().to(device)
     spec = opened.manifest.image
     images = np.random.default_rng(0).integers(0, 256, (batch, spec.height, spec.width, 3), dtype=np.uint8)
     inference = LocalInference(opened)
@@ -44,7 +44,7 @@ def compare_runtimes(run: Path, bundle: Path, batch: int, *, seconds: float) -> 
                 output.cpu()
 
     def onnxruntime() -> None:
-        inference.infer(images, served)
+        inference.infer(images, head)
 
     provider = inference.providers[0].removesuffix("ExecutionProvider")
     calls: dict[str, Callable[[], None]] = {

@@ -93,25 +93,25 @@ def measure_run(path: Path, root: Path | None, setup: Setup = Setup()) -> dict[s
         for name, count in counts.items()
     }
     result: dict[str, Any] = {"preset": record.config.preset, "images": {n: len(p[1]) for n, p in parts.items()}}
-    return result | {served: compare(network, served, parts, setup) for served in network.config.heads}
+    return result | {head: compare(network, head, parts, setup) for head in network.config.heads}
 
 
-def compare(network: Network, served: str, parts: Mapping[str, tuple[Array, Array]], setup: Setup) -> dict[str, Any]:
+def compare(network: Network, head: str, parts: Mapping[str, tuple[Array, Array]], setup: Setup) -> dict[str, Any]:
     """Every method on one head."""
-    features, _ = features_of(network, served, parts["train"][0])
+    features, _ = features_of(network, head, parts["train"][0])
     labels = parts["train"][1]
     gaussians = {layer: fit_gaussians(values, labels, layer=layer) for layer, values in features.items()}
-    attacker = Attackers(network=network, seed=setup.seed).on(served)
+    attacker = Attackers(network=network, seed=setup.seed).on(head)
 
     def answers(part: str, attack: str) -> Answers:
         images = attacked(attack, attacker, parts[part])
-        measured, predicted = features_of(network, served, images)
+        measured, predicted = features_of(network, head, images)
         return Answers(
             features=measured,
             predicted=predicted,
             right=predicted == parts[part][1],
-            squeezed=squeeze(network, served, images) if part != "calibration" else np.zeros((0, 1)),
-            nudged=nudge(network, served, images, gaussians) if part != "calibration" else np.zeros((0, 1)),
+            squeezed=squeeze(network, head, images) if part != "calibration" else np.zeros((0, 1)),
+            nudged=nudge(network, head, images, gaussians) if part != "calibration" else np.zeros((0, 1)),
         )
 
     names = (CLEAN, NOISE, *setup.attacks)
@@ -317,7 +317,7 @@ def bench(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Their dataset, if it has moved since training.")] = None,
     test: Annotated[int, typer.Option(min=1, help="Test images at most, spread over the classes.")] = Setup().test,
-    name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json")] = "detectors",
+    name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json")] = "rivals",
 ) -> None:
     """Compare every detector on every head of these runs, by AUROC of attacks that were left out."""
     setup, console = replace(Setup(), test=test), Console()

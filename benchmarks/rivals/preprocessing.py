@@ -18,13 +18,13 @@ NUDGE = 0.002  # step of the input preprocessing, pixels in [0, 1] (Lee et al. 2
 
 
 @torch.no_grad()
-def squeeze(network: Network, served: str, images: Array) -> Array:
+def squeeze(network: Network, head: str, images: Array) -> Array:
     """Feature squeezing: the larger L1 distance between the answers to an image and to it with fewer colours or after a
     2x2 median, (n, 1).
     """
 
     def answer(pixels: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = network(pixels, served).logits[served]
+        logits: torch.Tensor = network(pixels, head).logits[head]
         return logits.softmax(1)
 
     found = []
@@ -42,12 +42,12 @@ def squeeze(network: Network, served: str, images: Array) -> Array:
     return torch.cat(found)[:, None].numpy()
 
 
-def nudge(network: Network, served: str, images: Array, gaussians: Mapping[str, ClassGaussians]) -> Array:
+def nudge(network: Network, head: str, images: Array, gaussians: Mapping[str, ClassGaussians]) -> Array:
     """Squared distance to the nearest class in each layer, after a step on the image that lowers it: (n, layers)."""
     parts = {layer: Gaussians(fitted) for layer, fitted in gaussians.items()}
 
     def nearest(pixels: torch.Tensor, layer: str) -> torch.Tensor:
-        features = detector_features(network(pixels, served))[layer]
+        features = detector_features(network(pixels, head))[layer]
         norm, bracket, *_ = parts[layer](features, torch.zeros(len(features), 1, dtype=torch.int64))
         distances: torch.Tensor = norm + bracket
         return distances[:, 0].clamp_min(0)

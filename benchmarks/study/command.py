@@ -97,6 +97,7 @@ def bench(
     console, built_in = Console(), data is None
     folder, mark = _places(out, backbone, data)
     name = name or f"paper_tables_{mark.replace(' ', '_')}"
+    page = mark if name.startswith("paper_tables_") else name
     folder.mkdir(parents=True, exist_ok=True)
     if data is None:
         data = out / "birds"
@@ -131,10 +132,10 @@ def bench(
         if row.attacks is not None:
             attacked, counts = ["--attacks", row.attacks], ["--count", str(count), "--autoattack-count", "0"]
         fieldmark("evaluate", run, "--data", data, "--seed", str(seed), *attacked, *counts, "--out", evaluation)
-        _save(folder, backbone, seeds, name, built_in)
+        write_page(_save(folder, backbone, seeds, name, built_in), page)
         work.advance()
     result = _save(folder, backbone, seeds, name, built_in)
-    write_page(result, mark if name.startswith("paper_tables_") else name)
+    write_page(result, page)
     console.print(f"tables: {result}, in {PAGE}", highlight=False, markup=False, soft_wrap=True)
     if pictures:
         console.print(f"pictures: {draw_pictures(folder, backbone, data)}", highlight=False, soft_wrap=True)

@@ -64,6 +64,8 @@ def tables(study: dict[str, Any]) -> str:
             for system, head, label in ORDER
             if (f"{system}-{backbone}{suffix}", head) in found
         ]
+        if not rows:
+            continue
         columns = [column for column in TITLES if any(column in accuracy for _, accuracy in rows)]
         lines += [f"### {title}", "", *table_head(["system", *(TITLES[column] for column in columns)])]
         lines += [table_row(label, [_mean(accuracy, column) for column in columns]) for label, accuracy in rows]
@@ -73,25 +75,22 @@ def tables(study: dict[str, Any]) -> str:
         lines += [table_row(label, [_interval(accuracy, column) for column in told]) for label, accuracy in rows] + [""]
     titles = [f"{label} {TITLES[column]}" for _, label in HEADS for column in JUDGED]
     for suffix, (title, variants) in ABLATED.items():
-        lines += [f"### {title}", "", *table_head(["clustering", "separation", "seeds", *titles])]
-        for variant in variants:
-            name = f"maxsep-{'' if variant is None else variant + '-'}{backbone}{suffix}"
-            if name in of_row:
-                loss = of_row[name]["run"]["config"]["loss"]
-                lines.append(
-                    table_row(f"{loss['cluster']:g}", [f"{loss['separation']:g}", *_judged(of_row[name], found)])
-                )
+        names = (f"maxsep-{'' if variant is None else variant + '-'}{backbone}{suffix}" for variant in variants)
+        there = [name for name in names if name in of_row]
+        if len(there) > 1:  # one alone compares nothing
+            lines += [f"### {title}", "", *table_head(["clustering", "separation", "seeds", *titles])]
+        for name in there if len(there) > 1 else ():
+            loss = of_row[name]["run"]["config"]["loss"]
+            lines.append(table_row(f"{loss['cluster']:g}", [f"{loss['separation']:g}", *_judged(of_row[name], found)]))
         lines.append("")
-    lines += [
-        "### Recipes of fast adversarial training, one change at a time",
-        "",
-        *table_head(["change", "seeds", *titles]),
-    ]
     base = f"maxsep-{backbone}-fast"
-    for name in of_row:
-        if name == base or name.startswith(f"{base}-"):
+    changed = [name for name in of_row if name == base or name.startswith(f"{base}-")]
+    if len(changed) > 1:
+        title = "### Recipes of fast adversarial training, one change at a time"
+        lines += [title, "", *table_head(["change", "seeds", *titles])]
+        for name in changed:
             lines.append(table_row(name.removeprefix(base).lstrip("-") or "none", _judged(of_row[name], found)))
-    return "\n".join(lines) + "\n\n"
+    return "\n".join(lines).rstrip() + "\n\n"
 
 
 def _origin(study: dict[str, Any]) -> str:

@@ -151,6 +151,8 @@ class TritonServer(Child):
 
     def worker_ended(self, network: str) -> str:
         """How one of a network's worker processes has ended, in words; empty while all of them live."""
+        if self._process is None:  # then the server itself is what has ended
+            return ""
         dead = [pid for pid in self._workers.get(network, ()) if not alive(pid, self.pid)]
         return ending_of_other(dead[0]) if dead else ""
 

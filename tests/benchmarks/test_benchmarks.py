@@ -159,19 +159,19 @@ def test_the_timed_step_is_the_whole_step(system: str, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Objective, "forward", spy)
     trainer = training.make_trainer(tmp_path, training.draw(tmp_path / "birds", TINY), TINY, system)
-    moving = [each for group in trainer.optimizer.param_groups for each in group["params"]]
+    moving = [each for group in trainer.learner.optimizer.param_groups for each in group["params"]]
     before = [each.detach().clone() for each in moving]
     training.optimisation_step(trainer, *training.made_up_batch(TINY))
     assert joint == [True]
     assert all(not torch.equal(now, then) for now, then in zip(moving, before, strict=True))
     assert trainer.config.system == system
-    assert len(trainer.dataset.labels) == trainer.network.config.classes == 3
+    assert len(trainer.dataset.labels) == trainer.learner.network.config.classes == 3
 
 
 def test_systems_are_compared_on_the_same_backbone(tmp_path: Path) -> None:
     dataset = training.draw(tmp_path / "birds", TINY)
     ours, *others = (
-        training.make_trainer(tmp_path, dataset, TINY, system).network.backbone.state_dict()
+        training.make_trainer(tmp_path, dataset, TINY, system).learner.network.backbone.state_dict()
         for system in (training.OURS, *training.OTHERS)
     )
     for other in others:

@@ -20,7 +20,6 @@ from bundle.errors import OptionError
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ALONE = [name for name, each in BENCHMARKS.items() if each.alone]
 
 
 @pytest.fixture

@@ -228,5 +228,7 @@ def test_rows_that_are_not_measured_yet_are_left_out(tmp_path: Path, monkeypatch
     facts["rows"] = facts["rows"][:1]
     result.write_text(json.dumps(facts))
     tables.write_page(result, "small")
-    assert "| AP |" in page.PAGE.read_text()
-    assert "ProtoPNet" not in page.PAGE.read_text()
+    text = page.PAGE.read_text()
+    assert "| AP |" in text
+    assert "ProtoPNet" not in text
+    assert [line for line in text.splitlines() if line.startswith("###")] == [f"### {tables.BLOCKS['']}"]

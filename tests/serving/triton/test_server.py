@@ -399,6 +399,8 @@ def test_a_server_that_dies_a_moment_after_its_workers_is_the_one_that_is_named(
         threading.Timer(0.2, os.kill, (server.pid, signal.SIGKILL)).start()
         with pytest.raises(ServerError, match="tritonserver died"):
             server.check()
+    with pytest.raises(ServerError, match="tritonserver died: it is not running"):
+        server.check()
 
 
 @pytest.mark.parametrize("field", FREE)
