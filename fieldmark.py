@@ -19,7 +19,10 @@ from bundle.errors import FieldmarkError, MissingExtra, OptionError, Terminated,
 VERBS: dict[str, tuple[str, str]] = {
     "data": ("training.data.cli", "Draw the built-in set of birds; look at any dataset, or check it."),
     "train": ("training.cli", "Train a robust classifier on a dataset."),
-    "evaluate": ("robustness.cli", "Measure a trained classifier's accuracy, clean and under attack."),
+    "evaluate": (
+        "robustness.cli",
+        "Measure a trained classifier under attack, and how well attacks that came as files are told.",
+    ),
     "attack": ("training.cli", "Attack a trained classifier; write the attacked images as 8-bit files."),
     "export": ("export.cli", "Turn a training run into a bundle: ONNX graphs with preprocessing and detector inside."),
     "calibrate": ("calibration.cli", "Count a bundle's p-values from clean images of your own."),

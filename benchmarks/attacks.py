@@ -23,9 +23,9 @@ from benchmarks.record import paired
 from bundle import tensors
 from bundle.errors import MissingExtra, TrainingError
 from training.attacks.autoattack import HeadLogits
+from training.attacks.loop import Attack, run_attack
 from training.attacks.losses import judge_of, loss_of
 from training.attacks.names import attack_named
-from training.attacks.step import Attack, run_attack
 from training.attacks.worst import worst_case
 from training.data import open_dataset
 from training.data.cub_writer import Recipe, write_birds

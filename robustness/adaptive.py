@@ -1,7 +1,7 @@
 """Attacks on classifier and detector together: an image must be answered wrongly and must not be flagged.
 
 The attacker knows weights, detector and threshold (Tramer et al. 2020). His loop is that of every attack
-(`training.attacks.step`); what is his own is the goal: whatever step first does both ends an image's attack, and only
+(`training.attacks.loop`); what is his own is the goal: whatever step first does both ends an image's attack, and only
 the others go on. L-infinity bound; images [B, 3, H, W] in [0, 1], labels [B], eps in [0, 1] pixel units.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bundle.errors import OptionError
 from robustness.defended import Defended, DefendedForward
+from training.attacks.loop import Attack, Attempt, Direction, Goal, climb, gradient_of
 from training.attacks.losses import LogitLoss, margin
-from training.attacks.step import Attack, Attempt, Direction, Goal, climb, gradient_of
 from training.pixels import whole_levels
 
 CONFIDENT = 1.0  # difference of logits that is enough for the joint loss

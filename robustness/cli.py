@@ -2,7 +2,7 @@
 
 import json as jsonlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,8 +19,8 @@ from bundle.resolution import ALPHA
 from detector.conformal import check_calibration_size
 
 if TYPE_CHECKING:
-    from robustness.decided import Family
-    from robustness.fitting import Parts, Taught
+    from rich.table import Table
+
     from robustness.journal import Journal
     from robustness.report import Report
     from robustness.suites import Suite
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**32 - 1
 SUITES = ("paper", "full", "adaptive")
-CLEAN_IMAGES = 2000  # of the test part, beside which attacked images that came as files are judged
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -65,7 +64,8 @@ def evaluate(
             "--attacked-images",
             metavar="FOLDER",
             help="Instead of a suite: attacked images as files, of 'fieldmark review --export attacks' or 'fieldmark "
-            "attack'; how well the detector tells them, when they taught it and when not.",
+            "attack'; how well the detector tells them from clean ones, when they taught it and when nothing of their "
+            "name did.",
         ),
     ] = None,
     part: Annotated[str, typer.Option(help="Part of the dataset to attack; 'paper' only.")] = "test",
@@ -87,7 +87,9 @@ def evaluate(
     force: Annotated[bool, typer.Option("--force", help="Replace a report that is there already.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Accuracy and alarms under attack, the worst case of each image and AutoAttack included."""
+    """Accuracy and alarms under attack, the worst case of each image and AutoAttack included; or how well the detector
+    tells attacked images that came as files.
+    """
     try:
         from robustness.suites import KEPT, suite_named
         from training.attacks.attacker import Attackers
@@ -126,7 +128,15 @@ def evaluate(
     attackers = Attackers(network=network, sources=open_sources(tuple(source or ()), record), seed=seed)
     root = data if data is not None else Path(record.dataset.root)
     if attacked_images is not None:
-        _attacked_images(opened, attackers, root, target if bundled else None, attacked_images, out, json)
+        from robustness.attack_files import AttackFolder
+        from robustness.found_document import found_document, table
+
+        check_json(out)
+        dataset, attacked = record.dataset.unchanged_at(root), AttackFolder.read(attacked_images)
+        if not bundled:
+            _check_calibration(len(dataset.parts["calibration"]))
+        found = found_document(opened, attackers, dataset, attacked, target if bundled else None)
+        _tell(found, table(found["heads"]), found["sentences"], out, json)
         return
     changes: dict[str, Any] = {
         "attacks": names,
@@ -137,12 +147,13 @@ def evaluate(
     changes["adaptive_count"] = None if suite == "paper" else count
     chosen = replace(suite_named(suite, quick=quick), **{k: v for k, v in changes.items() if v is not None})
     if suite == "paper":
-        from robustness.accuracy import evaluate_run
+        from robustness.accuracy import evaluate_run, show
 
         check_json(out)
         if names is None:
             chosen = replace(chosen, attacks=(*chosen.attacks, *(f"pgd10-8@{name}" for name in attackers.sources)))
-        _tell(evaluate_run(record, attackers, root, chosen, part=part, minutes=minutes), out, json)
+        result = evaluate_run(record, attackers, root, chosen, part=part, minutes=minutes)
+        _tell(result, show(result), result["not_measured"], out, json)
         return
     if part != "test":
         raise OptionError(f"a report is about the test part, not {part!r}")
@@ -169,10 +180,8 @@ def evaluate(
     say(console, f"{out}: report.html and report.json")
 
 
-def _tell(result: dict[str, Any], out: Path | None, json: bool) -> None:
-    """What was measured under the paper's attacks: into a file, on the terminal."""
-    from robustness.accuracy import show
-
+def _tell(result: dict[str, Any], shown: "Table", lines: Sequence[str], out: Path | None, json: bool) -> None:
+    """What was measured: into a file, and on the terminal as JSON, or as a table and what must be said beside it."""
     text = jsonlib.dumps(result) + "\n"
     if out is not None:
         write_text(out, text)
@@ -180,64 +189,8 @@ def _tell(result: dict[str, Any], out: Path | None, json: bool) -> None:
         sys.stdout.write(text)
         return
     console = Console()
-    console.print(show(result))
-    for line in result["not_measured"]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _attacked_images(
-    run: "Run", attackers: "Attackers", root: Path, bundle: Path | None, folder: Path, out: Path | None, json: bool
-) -> None:
-    """Attacks that came as files, before a bundle's own detectors or such as export would fit."""
-    from robustness.decided import read_families, sentences, table
-    from training.run import image_spec
-
-    check_json(out)
-    families = read_families(folder, image_spec(run.read_record().config))
-    heads, told = _judged(run, attackers, root, bundle, families), sentences(families)
-    document = {
-        "schema": 1,
-        "weights_sha256": sha256_of(run.path / "model.pt"),
-        "attacked_images": folder.resolve().name,
-        "seed": attackers.seed,
-        "heads": heads,
-        "sentences": told,
-    }
-    text = jsonlib.dumps(document) + "\n"
-    if out is not None:
-        write_text(out, text)
-    if json:
-        sys.stdout.write(text)
-        return
-    console = Console()
-    console.print(table(heads))
-    say(console, *told)
-
-
-def _judged(
-    run: "Run", attackers: "Attackers", root: Path, bundle: Path | None, families: "Mapping[str, Family]"
-) -> dict[str, Any]:
-    from robustness.decided import judge
-    from robustness.fitting import Parts
-    from training.data.choice import spread
-    from training.data.loading import images_array
-    from training.run import image_spec
-
-    record, network = run.read_record(), attackers.network
-    dataset, spec = record.dataset.unchanged_at(root), image_spec(record.config)
-    if bundle is None:
-        _check_calibration(len(dataset.parts["calibration"]))
-    parts = Parts.of(dataset, spec)
-    clean, _ = images_array(spread(dataset.parts["test"], CLEAN_IMAGES), spec)
-    found = {}
-    for head in network.config.heads:
-        if head not in tensors.NETWORKS:
-            continue
-        taught = _taught(head, attackers, parts, record.labels, bundle)
-        found[head] = judge(network, head, taught, clean, parts.calibration[0], families, attackers.seed)
-    if not found:
-        raise OptionError(f"{run.path} is a substitute to attack from; it has no detector", hint="Name another run.")
-    return found
+    console.print(shown)
+    say(console, *lines)
 
 
 def check_json(out: Path | None) -> None:
@@ -288,7 +241,7 @@ class _Wanted:
 
 def _report(run: "Run", attackers: "Attackers", root: Path, out: Path, wanted: _Wanted, journal: "Journal") -> "Report":
     """With a bundle's own detectors, or with detectors fitted as export would."""
-    from robustness.fitting import Parts, calibration_of
+    from robustness.fitting import Parts, calibration_of, detector_taught
     from robustness.report import make_report, require
     from training.data import check_outside
     from training.run import image_spec
@@ -309,19 +262,9 @@ def _report(run: "Run", attackers: "Attackers", root: Path, out: Path, wanted: _
 
         costs = Costs.measured(network, heads, parts.validation[0])
         suite = within(suite, costs, wanted.minutes, len(dataset.parts["test"]), kept=wanted.kept)
-    taught = {head: _taught(head, attackers, parts, record.labels, wanted.bundle) for head in heads}
+    taught = {head: detector_taught(wanted.bundle, attackers, head, parts, record.labels) for head in heads}
     calibration = None if wanted.bundle is None else calibration_of(wanted.bundle)
     return make_report(run, attackers, taught, dataset, suite, calibration=calibration, journal=journal)
-
-
-def _taught(
-    head: str, attackers: "Attackers", parts: "Parts", labels: tuple[str, ...], bundle: Path | None
-) -> "Taught":
-    from robustness.fitting import DetectorSettings, fit_and_calibrate, lessons_of
-
-    if bundle is not None:
-        return lessons_of(bundle, attackers.network, head, parts)
-    return fit_and_calibrate(attackers.network, head, parts, DetectorSettings(seed=attackers.seed), labels)
 
 
 def show_report(document: dict[str, Any], console: Console) -> None:

@@ -8,8 +8,8 @@ from bundle.progress import shown
 from robustness.fitting import Images, Labels, by_batch
 from robustness.metrics import share
 from robustness.suites import CURVE
+from training.attacks.loop import Attack
 from training.attacks.losses import judge_of, losses_against
-from training.attacks.step import Attack
 from training.attacks.worst import worst_case
 from training.networks import Network
 from training.pixels import from_bytes, round_to_bytes

@@ -93,16 +93,14 @@ class Lessons:
     fooled: dict[str, Float32]
     every: dict[str, Float32]
 
-    def combination(self, attacks: Sequence[str]) -> Combination:
-        """What these attacks teach; without any, what clean images do."""
-        if not attacks:
+    def combination(self, attacks: Sequence[str], *, more: Float32 | None = None) -> Combination:
+        """What these attacks teach, and `more` positives (m, columns) of others; without any, what clean images do."""
+        if not attacks and more is None:
             return relative_combination(self.clean, self.layers)
-        fooled = [self.fooled[name] for name in attacks]
         # A network that no attack fools still has something to say of attacked images: then all of them are positives.
-        enough = sum(map(len, fooled)) >= MIN_IMAGES
-        return fit_combination(
-            self.negatives, np.concatenate(fooled if enough else [self.every[name] for name in attacks])
-        )
+        enough = sum(len(self.fooled[name]) for name in attacks) >= MIN_IMAGES
+        positives = [(self.fooled if enough else self.every)[name] for name in attacks]
+        return fit_combination(self.negatives, np.concatenate(positives if more is None else [*positives, more]))
 
 
 class Taught(NamedTuple):
@@ -138,6 +136,15 @@ def fit_and_calibrate(
     detector, lessons = fit_detector(network, head, parts, settings)
     features, predicted = features_of(network, head, parts.calibration[0])
     return Taught(detector.calibrated(detector.score(features, predicted), predicted, settings.alpha, labels), lessons)
+
+
+def detector_taught(
+    bundle: Path | None, attackers: Attackers, head: str, parts: Parts, labels: Sequence[str]
+) -> Taught:
+    """A bundle's own detector, or one fitted as export would."""
+    if bundle is not None:
+        return lessons_of(bundle, attackers.network, head, parts)
+    return fit_and_calibrate(attackers.network, head, parts, DetectorSettings(seed=attackers.seed), labels)
 
 
 def lessons_of(bundle: Path, network: Network, head: str, parts: Parts) -> Taught:

@@ -23,9 +23,9 @@ from robustness.journal import Journal, success
 from robustness.metrics import auroc, auroc_interval, flagged_interval, fooled, share, true_negatives
 from robustness.suites import Suite, attacks_on_both
 from training.attacks.attacker import Attackers
+from training.attacks.loop import gradient_of
 from training.attacks.losses import loss_of
 from training.attacks.names import AUTO_CLASSES, CLEAN, NOISE
-from training.attacks.step import gradient_of
 from training.data import Dataset
 from training.data.choice import evenly, spread
 from training.data.loading import images_array

@@ -46,7 +46,7 @@ from training.data import Dataset
 from training.networks import Network
 from training.run import Run, RunRecord, published_config
 
-SCHEMA = 1
+REPORT_SCHEMA = 1
 JSON, PAGE = "report.json", "report.html"
 
 
@@ -94,7 +94,7 @@ def make_report(
         run.prototypes_of(network, {sample.key for sample in dataset.parts["train"]})
     heads = measure_heads(record, attackers, taught, dataset, suite, journal=journal)
     document: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": REPORT_SCHEMA,
         "suite": asdict(suite),
         "seed": seed,
         "run": {

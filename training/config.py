@@ -9,7 +9,7 @@ from typing import Any
 
 from bundle.errors import OptionError
 from bundle.image import ImageSpec
-from training.attacks.step import Attack
+from training.attacks.loop import Attack
 from training.augment import Augmentation
 from training.backbones import check_backbone
 from training.losses import LossWeights

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from bundle.errors import TrainingError
+from training.attacks.loop import Attack, run_attack
 from training.attacks.losses import loss_of
-from training.attacks.step import Attack, run_attack
 from training.feed import Feed
 from training.hardening import ROBUST, Hardening
 from training.learner import Learner

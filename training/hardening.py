@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor
 
+from training.attacks.loop import Attack, noisy_step, run_attack
 from training.attacks.losses import loss_of
-from training.attacks.step import Attack, noisy_step, run_attack
 from training.config import TrainingConfig
 from training.networks import Network
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from bundle.errors import ImageError, ImageGone
+from bundle.errors import ImageError, ImageGone, ReviewError
 from bundle.formats import KINDS
 from bundle.image import ImageSpec
 from review.follower import bytes_of, image_of
 from review.out.records import decided
 from review.sources.source import Source
 from review.store.database import Database
-from review.store.decisions import ATTACK, VERDICTS
+from review.store.decisions import ATTACK, CLEAN, VERDICTS
 from review.store.queue import Filter
+from review.store.sample import clean_images
 
 SUFFIXES = tuple(suffix for names in KINDS.values() for suffix in names)
 REVIEWED = "reviewed"  # the name of the family of attacks
@@ -103,19 +104,31 @@ def write_label_studio(folder: Path, database: Database, wanted: Filter, source:
 
 
 def write_attacks(folder: Path, database: Database, wanted: Filter, source: Source, spec: ImageSpec) -> int:
-    """What everybody calls an attack, as `fieldmark attack` writes a family: reviewed/ and index.csv.
+    """What everybody calls an attack, as `fieldmark attack` writes a family: reviewed/ and index.csv; and beside it
+    clean/, the clean images of the latest random sample that was decided whole. Others that were decided to be clean
+    are left out: they were looked at because of their p-values, and no detector can be judged by such.
 
     What is true of the pictures nobody has said: `label` is what the network answered.
     """
-    images = ImageFolder(source, spec, folder / REVIEWED)
     attacks = (each for each in decided(database, wanted) if each[0]["state"] == ATTACK)
+    try:
+        drawn = clean_images(database).items
+    except ReviewError:
+        drawn = ()
+    families: list[tuple[str, Iterator[Decided]]] = [(REVIEWED, attacks)]
+    if drawn:
+        families.append((CLEAN, ((item, []) for item in drawn)))
+    missing = 0
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "index.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(("network", "attack", "path", "source", "label"))
-        for item, _, name in images.copy(attacks):
-            writer.writerow((item["network"], REVIEWED, f"{REVIEWED}/{name}", item["key"], item["label"]))
-    return images.missing
+        for family, items in families:
+            images = ImageFolder(source, spec, folder / family)
+            for item, _, name in images.copy(items):
+                writer.writerow((item["network"], family, f"{family}/{name}", item["key"], item["label"]))
+            missing += images.missing
+    return missing
 
 
 def _choice(verdict: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from review.sources.quarantine import QuarantineSource
 from review.store.database import Database
 from review.store.decisions import decide
 from review.store.queue import Filter, get
+from review.store.sample import draw
 
 DECIDED = Filter(state="decided")
 
@@ -154,6 +155,26 @@ def test_decided_attacks_are_a_family_as_the_attack_verb_writes_one(
         item = next(each for number in (41, 42) if (each := get(reviewed, number)) and each["key"] == row["source"])
         source = QuarantineSource(str(quarantine))
         assert (out / row["path"]).read_bytes() == source.read(item["image"].decode(), 10**6)
+
+
+def test_clean_images_of_a_random_sample_go_beside_them_and_no_others(
+    reviewed: Database, quarantine: Path, toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    """Item 1 was decided to be clean, but since it looked suspicious: only a sample that is decided whole will do."""
+    sample = draw(reviewed, 3, "ada")
+    with reviewed.reading() as connection:
+        rows = connection.execute("SELECT item FROM sampled WHERE sample = ?", [sample.number]).fetchall()
+    items = [row["item"] for row in rows]
+    decide(reviewed, items[:2], "clean", "ada")
+    made(reviewed, quarantine, toy_bundle, "attacks", tmp_path / "part")
+    assert {row["attack"] for row in csv.DictReader((tmp_path / "part" / "index.csv").open())} == {"reviewed"}
+    decide(reviewed, items[2:], "fault", "ada")
+    made(reviewed, quarantine, toy_bundle, "attacks", tmp_path / "whole")
+    found = [row for row in csv.DictReader((tmp_path / "whole" / "index.csv").open()) if row["attack"] == "clean"]
+    keys = {item["key"] for number in items[:2] if (item := get(reviewed, number)) is not None}
+    assert {row["source"] for row in found} == keys
+    for row in found:
+        assert (tmp_path / "whole" / row["path"]).is_file()
 
 
 def test_what_is_gone_or_no_image_is_counted(

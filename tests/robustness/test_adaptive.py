@@ -14,9 +14,9 @@ from detector.model import Detector
 from robustness.adaptive import METHODS, AdaptiveAttack, attack_both, succeeds
 from robustness.defended import Defended, DefendedForward
 from robustness.fitting import features_of
+from training.attacks.loop import run_attack
 from training.attacks.losses import margin
 from training.attacks.names import attack_named
-from training.attacks.step import run_attack
 from training.run import Run
 
 

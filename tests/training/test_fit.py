@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bundle.errors import CheckpointError
+from training.attacks.loop import run_attack
 from training.attacks.losses import loss_of
-from training.attacks.step import run_attack
 from training.hardening import Hardening
 from training.networks import HEADS
 from training.run import Run

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bundle.errors import OptionError
+from training.attacks.loop import Attack
 from training.attacks.names import attack_named
-from training.attacks.step import Attack
 from training.augment import Augmentation, augment
 from training.hardening import Hardening
 from training.networks import Network, NetworkConfig

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bundle import tensors
-from training.attacks.step import Judge, LossFunction
+from training.attacks.loop import Judge, LossFunction
 from training.networks import Network
 
 LogitLoss = Callable[[Tensor, Tensor], Tensor]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from bundle.errors import OptionError
 from training.attacks.autoattack import PARTS
+from training.attacks.loop import Attack
 from training.attacks.losses import LOSSES, TARGETS, LogitLoss
-from training.attacks.step import Attack
 from training.networks import Network
 
 CLEAN, NOISE = "clean", "noise"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from training.attacks.step import Attack, Attempt, Judge, LossFunction, run_attack
+from training.attacks.loop import Attack, Attempt, Judge, LossFunction, run_attack
 
 
 @torch.no_grad()

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from training.attacks.attacker import Attackers
+from training.attacks.loop import run_attack
 from training.attacks.losses import LOSSES, cross_entropy, losses_against, margin, targets_of
 from training.attacks.names import attack_named
-from training.attacks.step import run_attack
 from training.run import Run
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from bundle.errors import OptionError
+from training.attacks.loop import Attack
 from training.attacks.names import attack_named, check_attacks
-from training.attacks.step import Attack
 from training.run import Run
 
 

@@ -8,9 +8,9 @@ import torch
 
 from bundle.image import ImageSpec
 from training.attacks.autoattack import HeadLogits
+from training.attacks.loop import run_attack
 from training.attacks.losses import cross_entropy, judge_of, loss_of, losses_against, margin
 from training.attacks.names import attack_named
-from training.attacks.step import run_attack
 from training.attacks.worst import worst_case
 from training.data import open_dataset
 from training.data.loading import images_array

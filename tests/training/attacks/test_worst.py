@@ -4,9 +4,9 @@ import torch
 
 from bundle import tensors
 from tests.training.attacks.surfaces import curved_loss, linear_loss
+from training.attacks.loop import run_attack
 from training.attacks.losses import judge_of, losses_against
 from training.attacks.names import attack_named
-from training.attacks.step import run_attack
 from training.attacks.worst import worst_case
 from training.data import open_dataset
 from training.data.loading import images_array

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.attacks.surfaces import FILTER, curved_loss, linear_loss
+from training.attacks.loop import Attack, Goal, climb, gradient_of, noisy_step, run_attack
 from training.attacks.names import attack_named
-from training.attacks.step import Attack, Goal, climb, gradient_of, noisy_step, run_attack
 
 
 @settings(max_examples=40, deadline=None)
