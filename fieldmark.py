@@ -31,7 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("serving.upkeep.cli", "Serve a bundle: a real Triton and fieldmark.v1, kept up."),
     "roll": ("serving.upkeep.roll_cli", "Move a running service to another bundle, or back."),
     "gateway": ("serving.gateway.cli", "Answer image bytes over gRPC, fieldmark.v1, before a Triton."),
-    "envoy": ("serving.envoy.cli", "Write the configuration of an Envoy that faces strangers before a gateway."),
+    "envoy": ("serving.envoy.cli", "Write the configuration of an Envoy before a gateway or a review console."),
     "repository": ("serving.triton.cli", "Write a Triton model repository: roll a bundle out, or back."),
     "classify": ("serving.client.cli", "Classify images over gRPC, each with its adversarial p-value."),
     "score": ("scoring.cli", "Score images into Parquet shards, or a bucket of them into a Delta table."),

@@ -62,7 +62,10 @@ def review(
         Path | None, typer.Option("--images", metavar="DIR", help="Where the scored images lie now, if they moved.")
     ] = None,
     reviewer: Annotated[
-        str | None, typer.Option("--reviewer", metavar="NAME", help="Who decides, until another name is given.")
+        str | None,
+        typer.Option(
+            "--reviewer", metavar="NAME", help="Who decides, until another name is given; behind an Envoy keys say it."
+        ),
     ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on loopback; 0 takes any free one.")] = 0,
     behind_envoy: Annotated[
@@ -92,6 +95,11 @@ def review(
     """
     if (export is None) != (out is None):
         raise OptionError("--export and --out belong together")
+    if behind_envoy and reviewer is not None:
+        raise OptionError(
+            "--reviewer says who decides, and --behind-envoy that keys do",
+            hint="Leave --reviewer out: a key has a name.",
+        )
     require_libraries()
     from review.sources.source import open_source
     from review.store.database import Database
@@ -126,11 +134,11 @@ def require_libraries() -> None:
 
 
 def _export(format: str, out: Path, database: "Database", source: "Source", bundle: Bundle) -> None:
-    from review.keeper import Keeper
+    from review.follower import Follower
     from review.out.export import export
     from review.store.queue import DECIDED, Filter
 
-    Keeper(database, source, bundle).turn()
+    Follower(database, source, bundle).turn()
     made = export(format, out, database, source, bundle.manifest.image, Filter(state=DECIDED))
     terminal = Terminal()
     if made.missing:
@@ -142,7 +150,7 @@ async def _serve(
     database: "Database", source: "Source", bundle: Bundle, listening: Listening, reviewer: str, json: bool
 ) -> None:
     from review.evidence.look import Looker
-    from review.keeper import Keeper
+    from review.follower import Follower
     from review.pages.access import TOKEN, Door, hosts_of
     from review.pages.app import application
     from review.pages.page import Console
@@ -152,15 +160,15 @@ async def _serve(
         door = Door(
             hosts=hosts_of(LOOPBACK, port, listening.names), port=port, reviewer=reviewer, keyed=listening.behind_envoy
         )
-        keeper = Keeper(database, source, bundle)
+        follower = Follower(database, source, bundle)
         console = Console(
-            database=database, source=source, keeper=keeper, looker=Looker(bundle), door=door, alone=alone
+            database=database, source=source, follower=follower, looker=Looker(bundle), door=door, alone=alone
         )
         server = _server(application(console))
         stop = asyncio.get_running_loop().add_signal_handler
         for number in (signal.SIGINT, signal.SIGTERM):
             stop(number, setattr, server, "should_exit", True)
-        keeper.start()
+        follower.start()
         try:
             serving = asyncio.create_task(server.serve(sockets=[bound]))
             while not server.started and not serving.done():
@@ -171,7 +179,7 @@ async def _serve(
             _announce(url if door.keyed else f"{url}?{TOKEN}={door.token}", database.path, json)
             await serving
         finally:
-            keeper.stop()
+            follower.stop()
 
 
 def _server(application: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bundle import Bundle
 from bundle.resolution import smallest_p_value, wilson
 from review.store.database import Database
-from review.store.verdicts import ATTACK, CLEAN, FAULT
+from review.store.decisions import ATTACK, CLEAN, FAULT
 from scoring.drift.comparison import KolmogorovSmirnov, kolmogorov_smirnov, online_p_values
 from scoring.drift.scored import read_calibration
 from serving.martingale import simple_jumper

@@ -9,7 +9,7 @@ from pathlib import Path
 from bundle import Bundle
 from bundle.errors import ImageGone, ReviewError
 from bundle.files import full_disk
-from review.keeper import bytes_of, image_of
+from review.follower import bytes_of, image_of
 from review.sources.source import open_source
 from review.store.database import Database
 from review.store.sample import CALIBRATION, clean_images, use

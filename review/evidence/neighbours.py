@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from review.evidence.layers import Reference
-from review.store.verdicts import ATTACK, CLEAN, FAULT
+from review.store.decisions import ATTACK, CLEAN, FAULT
 
 MOST_COMPARED = 20_000
 

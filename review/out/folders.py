@@ -14,13 +14,13 @@ from xml.sax.saxutils import quoteattr
 from bundle.errors import ImageError, ImageGone, ReviewError
 from bundle.formats import KINDS
 from bundle.image import ImageSpec
-from review.keeper import bytes_of, image_of
+from review.follower import bytes_of, image_of
 from review.out.records import decided
 from review.sources.source import Source
 from review.store.database import Database
+from review.store.decisions import ATTACK, CLEAN, VERDICTS
 from review.store.queue import Filter
 from review.store.sample import clean_images
-from review.store.verdicts import ATTACK, CLEAN, VERDICTS
 
 SUFFIXES = tuple(suffix for names in KINDS.values() for suffix in names)
 REVIEWED = "reviewed"  # the name of the family of attacks

@@ -7,6 +7,7 @@ must bring what only our forms hold.
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,12 +18,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from review.store.verdicts import LONGEST_NAME
-from serving.envoy.keys import KEY_NAME
+from bundle.errors import OptionError
+from serving.envoy.keys import KEY_NAME, LONGEST_NAME
 
 TOKEN, CSRF = "token", "csrf"
 SAFE = ("GET", "HEAD")
-HTTP_PORT = 80
+HTTP_PORT, HTTPS_PORT = 80, 443
+_NAME = re.compile(r"(?P<host>[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -39,8 +41,8 @@ HEADERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Door:
-    """How people come in. `hosts` are the names, with ports, that the console answers to: others are attempts to reach
-    it through a foreign name. `keyed` says that an Envoy stands before it and names the reviewer.
+    """How people come in. `hosts` are the names, with ports and in small letters, that the console answers to: others
+    are attempts to reach it through a foreign name. `keyed` says that an Envoy stands before it and names the reviewer.
     """
 
     hosts: frozenset[str]
@@ -55,13 +57,14 @@ class Door:
         """Cookies know hosts and no ports, and there may be two consoles on one."""
         return f"fieldmark_review_{self.port}"
 
-    def csrf(self) -> str:
-        """What our forms hold and nobody else's."""
-        return hmac.new(self.secret, b"csrf", hashlib.sha256).hexdigest()
+    def csrf(self, reviewer: str) -> str:
+        """What our forms hold and nobody else's; where keys say who somebody is, one reviewer's are not another's."""
+        owner = reviewer if self.keyed else ""  # a name that one gives oneself may change while pages are open
+        return hmac.new(self.secret, f"csrf {owner}".encode(), hashlib.sha256).hexdigest()
 
-    def issued(self, csrf: str) -> bool:
-        """Whether a form is one of ours."""
-        return _equal(csrf, self.csrf())
+    def issued(self, csrf: str, reviewer: str) -> bool:
+        """Whether a form is one of ours, made for this reviewer."""
+        return _equal(csrf, self.csrf(reviewer))
 
     def admits(self, token: str) -> bool:
         """Whether somebody has shown the token."""
@@ -92,16 +95,14 @@ class Access:
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers, query = Headers(scope=scope), QueryParams(scope["query_string"])
-        if headers.get("host", "") not in self.door.hosts:
+        if headers.get("host", "").lower() not in self.door.hosts:
             return _sentence("This console does not answer to that name: use the address that it printed.", 421)
         if scope["method"] not in SAFE and not self._is_ours(headers):
             return _sentence("This request comes from another site, and nothing was changed.", 403)
         if is_foreign(headers) and headers.get("sec-fetch-mode") != "navigate":
             return _sentence("A page of another site may lead here, and show or use nothing of this one.", 403)
         if self.door.keyed:
-            if not headers.get(KEY_NAME):
-                return _sentence("Nobody said whose key this is: come in through Envoy.", 401)
-            return None
+            return _misnamed(headers.get(KEY_NAME, ""))
         if TOKEN in query and scope["method"] in SAFE and self.door.admits(query[TOKEN]):
             return self._let_in(scope, query)
         if not self.door.admits(_cookies(headers).get(self.door.cookie, "")):
@@ -120,7 +121,7 @@ class Access:
             return False
         origin = headers.get("origin")
         try:
-            return origin is None or urlsplit(origin).netloc == headers.get("host")
+            return origin is None or urlsplit(origin.lower()).netloc == headers.get("host", "").lower()
         except ValueError:  # it is no address
             return False
 
@@ -143,10 +144,33 @@ def clean_name(name: str) -> str:
 
 
 def hosts_of(host: str, port: int, others: Iterable[str]) -> frozenset[str]:
-    """The names that a console on this address answers to."""
+    """The names that a console on this address answers to. `others` are HOST[:PORT] of an Envoy before it, over TLS;
+    raises OptionError for one that no browser would call.
+    """
     names = {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host}
     plain = names if port == HTTP_PORT else set()  # browsers leave the port out where it is the scheme's own
-    return frozenset({f"{name}:{port}" for name in names} | plain | set(others))
+    return frozenset({f"{name}:{port}" for name in names} | plain).union(*map(_as_called, others))
+
+
+def _as_called(name: str) -> set[str]:
+    """What browsers may write for HOST[:PORT] over TLS: small letters, and HTTPS' own port or none."""
+    found = _NAME.fullmatch(name.lower())
+    if found is None or not 0 < int(found["port"] or HTTPS_PORT) < 65536:
+        raise OptionError(
+            f"--behind-envoy {name!r} is no name that browsers call",
+            hint="Give HOST or HOST:PORT as it stands in their address, such as review.example:8443.",
+        )
+    given, port = found["host"], int(found["port"] or HTTPS_PORT)
+    return {f"{given}:{port}"} | ({given} if port == HTTPS_PORT else set())
+
+
+def _misnamed(name: str) -> Response | None:
+    """The refusal of a key without a name, or with one that would not be kept whole: it might become another's."""
+    if not name:
+        return _sentence("Nobody said whose key this is: come in through Envoy.", 401)
+    if clean_name(name) != name:
+        return _sentence(f"The name of this key is not one line of at most {LONGEST_NAME} characters.", 403)
+    return None
 
 
 def _equal(given: str, secret: str) -> bool:

@@ -9,7 +9,7 @@ from review.figures import FDR
 from review.pages import charts
 from review.pages.page import console_of, is_part, render
 from review.store.agreement import agreements, precisions
-from review.store.verdicts import VERDICTS, strokes
+from review.store.decisions import VERDICTS, strokes
 
 SECONDS = 10  # between two looks
 

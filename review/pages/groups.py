@@ -8,9 +8,9 @@ from starlette.responses import Response
 
 from bundle.errors import OptionError
 from review.pages.page import console_of, render
+from review.store.decisions import STATES, WAITING
 from review.store.groups import CAMPAIGNS, KINDS, groups
 from review.store.queue import ANY, Filter, window
-from review.store.verdicts import STATES, WAITING
 
 MOST = 100
 SHOWN = 24  # pictures on an incident's page

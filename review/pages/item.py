@@ -12,13 +12,13 @@ from review.evidence.layers import Voice
 from review.evidence.look import Look
 from review.evidence.neighbours import Neighbour, neighbours
 from review.evidence.pictures import THUMBNAIL, as_sent, attended, boxed, difference, jpeg, png
-from review.keeper import bytes_of
+from review.follower import bytes_of
 from review.pages.access import reviewer_of
 from review.pages.page import NotFound, console_of, render
 from review.pages.queue import existing
+from review.store.decisions import history, standing
 from review.store.queue import Filter, after
 from review.store.sample import samples
-from review.store.verdicts import history, standing
 from serving.client.classify import prototype_images
 
 KEPT = "private, max-age=3600"
@@ -102,7 +102,7 @@ def _look(request: Request, item: sqlite3.Row) -> tuple[Look | None, str]:
 
 def _evidence(request: Request, item: sqlite3.Row) -> tuple[list[Voice], list[Neighbour]]:
     console = console_of(request)
-    reference = console.keeper.reference(item["network"])
+    reference = console.follower.reference(item["network"])
     if reference is None or item["bundle_id"] != console.bundle.bundle_id:
         return [], []
     with console.database.reading() as connection:
@@ -111,7 +111,7 @@ def _evidence(request: Request, item: sqlite3.Row) -> tuple[list[Voice], list[Ne
 
 
 def _of(request: Request, item: sqlite3.Row) -> str:
-    reference = console_of(request).keeper.reference(item["network"])
+    reference = console_of(request).follower.reference(item["network"])
     return "" if reference is None else f"{len(reference.distances):,} {reference.of}"
 
 

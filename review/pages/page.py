@@ -18,12 +18,12 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from bundle import Bundle
 from bundle.errors import DiskFull, FieldmarkError, ImageGone, InputError, printable
 from review.evidence.look import Looker
-from review.keeper import Keeper
+from review.follower import Follower
 from review.pages.access import CSRF, Door, is_foreign, reviewer_of
 from review.sources.source import Source
 from review.store.database import Database
+from review.store.decisions import ATTACK, CLEAN, DISPUTED, FAULT, UNSURE, WAITING, newest
 from review.store.queue import Filter, counts
-from review.store.verdicts import ATTACK, CLEAN, DISPUTED, FAULT, UNSURE, WAITING, newest
 
 FOLDER = Path(__file__).parent
 MOST_FORM, MOST_FIELDS = 64 * 1024, 100  # bytes, fields
@@ -45,7 +45,7 @@ class Console:
 
     database: Database
     source: Source
-    keeper: Keeper
+    follower: Follower
     looker: Looker
     door: Door
     alone: bool = True
@@ -59,7 +59,7 @@ class Console:
     @property
     def notices(self) -> list[str]:
         """What is not as it should be, a sentence each."""
-        found = [self.told(self.keeper.problem)] if self.keeper.problem else []
+        found = [self.told(self.follower.problem)] if self.follower.problem else []
         if not self.alone:
             found.append("Another console has this review open, too. Both write into it, and nothing is lost.")
         return found + [self.told(each) for each in self.source.notices]
@@ -88,14 +88,15 @@ def render(request: Request, template: str, **values: Any) -> HTMLResponse:
     console = console_of(request)
     with console.database.reading() as connection:
         seen = newest(connection)
+    reviewer = reviewer_of(request, console.door)
     known = {
-        "reviewer": reviewer_of(request, console.door),
-        "csrf": console.door.csrf(),
+        "reviewer": reviewer,
+        "csrf": console.door.csrf(reviewer),
         "keyed": console.door.keyed,
         "seen": seen,
         "path": request.url.path,
         "notices": console.notices,
-        "busy": console.keeper.busy,
+        "busy": console.follower.busy,
         "counts": counts(console.database),
         "bundle": console.bundle,
         "said": "" if is_foreign(request.headers) else request.query_params.get("said", "")[:300],
@@ -133,10 +134,12 @@ def acts(handler: FormHandler) -> Callable[[Request], Awaitable[Response]]:
         except ValueError:
             return sentence(request, "The form has too many fields, and nothing was recorded.", 413)
         form = FormData(dict(pairs))
-        if not console_of(request).door.issued(str(form.get(CSRF, ""))):
+        door = console_of(request).door
+        if not door.issued(str(form.get(CSRF, "")), reviewer_of(request, door)):
             return sentence(
                 request,
-                "This form is of an earlier run of the console: nothing was recorded. Load the page again.",
+                "This form is of an earlier run of the console, or another reviewer's: nothing was recorded. "
+                "Load the page again.",
                 403,
             )
         return await run_in_threadpool(handler, request, form)

@@ -10,9 +10,9 @@ from starlette.responses import Response
 from bundle.errors import OptionError
 from review.pages.access import clean_name, reviewer_of
 from review.pages.page import WORDS, NotFound, back, console_of, is_part, render
+from review.store.decisions import WAITING, Stroke, decide, undo
 from review.store.groups import members
 from review.store.queue import MOST_NUMBER, Filter, after, choices, get, window, windows
-from review.store.verdicts import WAITING, Stroke, decide, undo
 
 YEAR = 365 * 24 * 3600  # seconds
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bundle.resolution import wilson
 from review.store.database import Database
-from review.store.verdicts import ATTACK, CLEAN, FAULT, VERDICTS
+from review.store.decisions import ATTACK, CLEAN, FAULT, VERDICTS
 from serving.quarantine.entry import FLAGGED
 
 

@@ -8,8 +8,8 @@ import sqlite3
 from dataclasses import dataclass
 
 from review.store.database import Database
+from review.store.decisions import WAITING
 from review.store.queue import Filter
-from review.store.verdicts import WAITING
 from serving.quarantine.entry import FLAGGED
 
 CAMPAIGNS, BY_LABEL, COPIES = "campaigns", "by-label", "copies"

@@ -11,8 +11,8 @@ from urllib.parse import urlencode
 from bundle.errors import OptionError
 from bundle.records import to_plain
 from review.store.database import Database
+from review.store.decisions import STATES, WAITING
 from review.store.item import REASONS, Item
-from review.store.verdicts import STATES, WAITING
 from serving.quarantine.entry import FLAGGED, SAMPLE
 
 ROWS = 100  # of a window

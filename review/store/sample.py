@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from bundle.errors import ReviewError
 from review.store.database import Database
+from review.store.decisions import ATTACK, CLEAN, DISPUTED, FAULT, UNSURE, WAITING, now
 from review.store.item import chance
-from review.store.verdicts import ATTACK, CLEAN, DISPUTED, FAULT, UNSURE, WAITING, now
 
 DEFAULT, LARGEST = 200, 5000
 CALIBRATION = "calibration"
@@ -61,13 +61,13 @@ def draw(database: Database, wanted: int, reviewer: str) -> Sample:
     """Draw `wanted` of the items that the source has drawn so far, or all of them; raises ReviewError."""
     if not 1 <= wanted <= LARGEST:
         raise ReviewError(f"a sample of {wanted:,} cannot be drawn", hint=f"Between 1 and {LARGEST:,} can.")
-    if not drawable(database):
-        raise ReviewError(
-            "no random sample can be drawn: the source keeps what was flagged and nothing else",
-            hint="Let the gateway keep some of all images: --quarantine-sample 0.01.",
-        )
     with database.writing() as connection:
         rows = connection.execute("SELECT id, key FROM items WHERE drawn").fetchall()
+        if not rows:
+            raise ReviewError(
+                "no random sample can be drawn: the source keeps what was flagged and nothing else",
+                hint="Let the gateway keep some of all images: --quarantine-sample 0.01.",
+            )
         number = connection.execute(
             "INSERT INTO samples (rate, reviewer, at) VALUES (?, ?, ?)",
             [min(1.0, wanted / len(rows)), reviewer, now()],
@@ -78,7 +78,7 @@ def draw(database: Database, wanted: int, reviewer: str) -> Sample:
             "INSERT INTO sampled VALUES (?, ?, ?)",
             [(number, place, item) for place, (_, item) in enumerate(lots[:wanted])],
         )
-    return samples(database)[0]
+    return next(sample for sample in samples(database) if sample.number == number)  # others draw, too
 
 
 def samples(database: Database) -> list[Sample]:

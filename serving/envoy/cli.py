@@ -1,4 +1,4 @@
-"""`fieldmark envoy`: the configuration for whoever runs an Envoy of his own before a gateway."""
+"""`fieldmark envoy`: the configuration for whoever runs an Envoy of his own before a gateway, or before a console."""
 
 import contextlib
 import json
@@ -24,13 +24,23 @@ from serving.envoy.flags import (
     Reflection,
     envoy_options,
 )
-from serving.envoy.options import DEFAULT_ENVOY_PORT, DEFAULTS, SHARED, EnvoyOptions
+from serving.envoy.options import DEFAULT_ENVOY_PORT, DEFAULTS, EnvoyOptions
 from serving.gateway.options import flag
 
 if TYPE_CHECKING:
-    from serving.envoy.configuration import Inside
+    from serving.envoy.inside import Inside
 
-OF_CONSOLES = ("idle_seconds", "connection_seconds")  # of the shared limits
+_EXPORTS = "Leave it out: an export may take its time, and only --idle-seconds ends what stands still."
+_NOT_OF_CONSOLES = {  # flag -> the hint for whoever gives it with --console
+    "rate": "Leave it out: who has a reviewer's key may ask as often as a page needs.",
+    "burst": "Leave it out: who has a reviewer's key may ask as often as a page needs.",
+    "image_bytes": "Leave it out: nobody sends images to a console, and it bounds its forms itself.",
+    "concurrency": "Leave it out: before a console no request is shed.",
+    "timeout": _EXPORTS,
+    "stall_seconds": _EXPORTS,
+    "health": "Leave it out: a console has no service whose health could be asked for.",
+    "reflection": "Leave it out: a console has pages, and no proto.",
+}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -43,7 +53,10 @@ def verbs() -> None:
 @app.command()
 def envoy(
     context: typer.Context,
-    gateway: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the gateway listens, seen from Envoy.")],
+    gateway: Annotated[
+        str,
+        typer.Argument(metavar="HOST:PORT", help="Where the gateway, or the console, listens, seen from Envoy."),
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write it, as JSON. It holds the keys.")],
     certificate: Certificate = None,
     certificate_key: CertificateKey = None,
@@ -82,8 +95,9 @@ def envoy(
     given = locals()
     options = envoy_options({name: given[name] for name in EnvoyOptions.__dataclass_fields__})
     check_place(out)
-    from serving.envoy.configuration import certificates, configuration
+    from serving.envoy.configuration import configuration
     from serving.envoy.console import before_console
+    from serving.envoy.tls import certificates
 
     if console:
         _check_flags(context)
@@ -102,13 +116,10 @@ def envoy(
 
 def _check_flags(context: typer.Context) -> None:
     """Raise OptionError for a limit that a console's door has not: of images, and of calls."""
-    for name in (*SHARED, "rate", "burst", "health", "reflection"):
+    for name, hint in _NOT_OF_CONSOLES.items():
         source = context.get_parameter_source(name)
-        if name not in OF_CONSOLES and source is not None and source.name == "COMMANDLINE":
-            raise OptionError(
-                f"{flag(name)} is of a gateway, and --console says that it is none",
-                hint="Leave it out: who has a reviewer's key may ask as often as a page needs.",
-            )
+        if source is not None and source.name == "COMMANDLINE":
+            raise OptionError(f"{flag(name)} is of a gateway, and --console says that it is none", hint=hint)
 
 
 def _let_envoy_look(options: EnvoyOptions, binary: Path | None, *, renewed: bool, inside: "Inside | None") -> None:

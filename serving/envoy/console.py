@@ -12,16 +12,16 @@ from typing import Any
 
 from bundle.errors import OptionError
 from serving.client.remote import parse_url
-from serving.envoy.configuration import Inside, address
+from serving.envoy.inside import Inside
 from serving.envoy.keys import KEY_NAME, Key
+from serving.envoy.limits import CONNECT_SECONDS, KEPT_SECONDS
+from serving.envoy.messages import FILTERS, address, seconds, typed
 from serving.envoy.options import EnvoyOptions
 from serving.envoy.refusals import has_status
-from serving.envoy.routes import seconds, typed
 from serving.gateway.options import DEFAULT_PORT
 
 _CONSOLE = "console"
 _REALM = "Fieldmark review"
-_KEPT_SECONDS = 3.0  # a connection; the console's server closes those that are idle for five
 _SAID = {
     401: "A key is needed: its name as the user, the key as the password.",
     503: "The console does not answer: is 'fieldmark review' running?",
@@ -43,7 +43,7 @@ def _keys(keys: Sequence[Key]) -> dict[str, Any]:
         )
     digests = {key.name: base64.b64encode(hashlib.sha1(key.secret.encode()).digest()).decode() for key in keys}
     lines = "".join(f"{name}:{{SHA}}{digest}\n" for name, digest in digests.items())
-    kind = "envoy.extensions.filters.http.basic_auth.v3.BasicAuth"
+    kind = f"{FILTERS}.basic_auth.v3.BasicAuth"
     return {
         "name": "envoy.filters.http.basic_auth",
         "typed_config": typed(kind, users={"inline_string": lines}, forward_username_header=KEY_NAME, realm=_REALM),
@@ -73,13 +73,13 @@ def _cluster(options: EnvoyOptions) -> dict[str, Any]:
     return {
         "name": _CONSOLE,
         "type": "STRICT_DNS",
-        "connect_timeout": "2s",
+        "connect_timeout": seconds(CONNECT_SECONDS),
         "load_assignment": {"cluster_name": _CONSOLE, "endpoints": [{"lb_endpoints": [endpoint]}]},
         "typed_extension_protocol_options": {
             protocol: typed(
                 protocol,
                 explicit_http_config={"http_protocol_options": {}},
-                common_http_protocol_options={"idle_timeout": seconds(_KEPT_SECONDS)},
+                common_http_protocol_options={"idle_timeout": seconds(KEPT_SECONDS)},
             )
         },
     }

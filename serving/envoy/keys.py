@@ -16,8 +16,9 @@ from bundle.files import open_regular
 # Names the caller whose key was checked, never the key. Envoy removes what a caller sends under it.
 KEY_NAME = "x-fieldmark-key-name"
 SHORTEST, LONGEST = 24, 256  # characters of a key
+LONGEST_NAME = 64  # characters of a name; the review console keeps as many, so no two keys become one reviewer
 MAX_BYTES = 1 << 20
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 _KEY = re.compile(r"[!-~]+")
 _OPEN_TO_OTHERS = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO  # a group may read: so a cluster mounts its secrets
 _MAKE_ONE = "Make a key: openssl rand -hex 24"
@@ -57,7 +58,8 @@ def _parse(path: Path, text: str) -> Iterator[Key]:
         # What stands where a name should may be a key, so no sentence shows it.
         if not separator or not _NAME.fullmatch(name):
             raise OptionError(
-                f"{path}:{number}: no line NAME:KEY", hint="A name has up to 64 letters, digits and . _ - in it."
+                f"{path}:{number}: no line NAME:KEY",
+                hint=f"A name has up to {LONGEST_NAME} letters, digits and . _ - in it.",
             )
         if not SHORTEST <= len(secret) <= LONGEST or not _KEY.fullmatch(secret):
             raise OptionError(

@@ -7,10 +7,10 @@ from typing import Any
 from bundle.errors import EndpointError
 from serving.client.remote import parse_url
 from serving.envoy.keys import Key
+from serving.envoy.limits import HIGHEST_RATE
 from serving.gateway.options import DEFAULT_PORT, MESSAGE_MARGIN, MIB, check_positive, flag
 
 DEFAULT_ENVOY_PORT = 8443
-_HIGHEST_RATE = 1_000_000  # beyond it Envoy's buckets are no limit any more
 _CALLERS = ("rate", "burst", "connections")
 SHARED = ("image_bytes", "concurrency", "timeout", "stall_seconds", "idle_seconds", "connection_seconds")
 
@@ -29,7 +29,7 @@ class EnvoyOptions:
     client_ca: Path | None = None
     host: str = "0.0.0.0"
     port: int = DEFAULT_ENVOY_PORT
-    gateway: str = f"127.0.0.1:{DEFAULT_PORT}"  # where the gateway listens, reached without TLS
+    gateway: str = f"127.0.0.1:{DEFAULT_PORT}"  # where it, or the console, listens, reached without TLS
     rate: int = 50  # requests a second of one key; a stream is one
     burst: int = 100  # requests that a key may have saved up
     connections: int = 1000  # open at a time, of all callers
@@ -48,8 +48,8 @@ class EnvoyOptions:
         for name in (*_CALLERS, *SHARED):
             check_positive(name, getattr(self, name))
         for name in _CALLERS:
-            if getattr(self, name) > _HIGHEST_RATE:
-                raise ValueError(f"{flag(name)} {getattr(self, name)} is more than {_HIGHEST_RATE}")
+            if getattr(self, name) > HIGHEST_RATE:
+                raise ValueError(f"{flag(name)} {getattr(self, name)} is more than {HIGHEST_RATE}")
         if self.burst < self.rate:
             raise ValueError(f"--burst {self.burst} is less than --rate {self.rate}")
         try:

@@ -1,4 +1,5 @@
-"""An Envoy of our own before a gateway: started with its configuration, watched, stopped without a trace.
+"""An Envoy of our own: started with the configuration of a door, a gateway's or a console's, watched, and stopped
+without a trace.
 
 with EnvoyServer(options, on_log=print) as envoy:
     envoy.check()
@@ -15,8 +16,10 @@ from pathlib import Path
 
 from bundle.errors import MissingExtra, OptionError, ServerError
 from serving.child import Child
-from serving.envoy.configuration import Inside, certificates, configuration
+from serving.envoy.configuration import configuration
+from serving.envoy.inside import Inside
 from serving.envoy.options import EnvoyOptions
+from serving.envoy.tls import certificates
 from serving.gateway.server import address_of
 from serving.processes import ending
 from serving.triton.config import available_cores

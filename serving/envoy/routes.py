@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from serving.envoy.limits import MARGIN_SECONDS
+from serving.envoy.messages import seconds, typed
 from serving.envoy.options import EnvoyOptions
 from serving.envoy.transcoding import PATHS
 from serving.gateway.handlers import SERVICE
@@ -13,7 +15,6 @@ ADAPTIVE_CONCURRENCY = "envoy.filters.http.adaptive_concurrency"
 BODY = "envoy.filters.http.buffer"
 TRANSCODER = "envoy.filters.http.grpc_json_transcoder"
 HEALTH_PATH = "/healthz"
-_MARGIN_SECONDS = 1.0  # that the gateway has to say itself that time is over
 RATE_KEY = "key"  # of a rate's descriptor
 
 
@@ -40,16 +41,6 @@ def rate_descriptors(options: EnvoyOptions) -> list[dict[str, Any]]:
     bucket = {"max_tokens": options.burst, "tokens_per_fill": options.rate, "fill_interval": "1s"}
     names = dict.fromkeys(each.name for each in options.keys)
     return [{"entries": [{"key": RATE_KEY, "value": name}], "token_bucket": bucket} for name in names]
-
-
-def seconds(value: float) -> str:
-    """A duration as Envoy writes it, to the millisecond."""
-    return f"{value:.3f}s"
-
-
-def typed(kind: str, **fields: Any) -> dict[str, Any]:
-    """A message of one of Envoy's extensions."""
-    return {"@type": f"type.googleapis.com/{kind}", **fields}
 
 
 def _call(options: EnvoyOptions, cluster: str, method: str) -> dict[str, Any]:
@@ -99,7 +90,7 @@ def _bounded(options: EnvoyOptions, cluster: str) -> dict[str, Any]:
     """
     return {
         "cluster": cluster,
-        "timeout": seconds(options.timeout + _MARGIN_SECONDS),
+        "timeout": seconds(options.timeout + MARGIN_SECONDS),
         "idle_timeout": seconds(options.stall_seconds),
     }
 

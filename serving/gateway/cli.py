@@ -33,7 +33,8 @@ from serving.envoy.flags import (
     Reflection,
 )
 from serving.envoy.options import DEFAULTS
-from serving.gateway.keeping_flags import (
+from serving.gateway.options import GatewayOptions
+from serving.gateway.retention_flags import (
     AUDIT_DEFAULTS,
     QUARANTINE_DEFAULTS,
     AuditBytes,
@@ -43,9 +44,8 @@ from serving.gateway.keeping_flags import (
     Days,
     Place,
     Sample,
-    keeping_options,
+    retention_options,
 )
-from serving.gateway.options import GatewayOptions
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -157,7 +157,7 @@ def gateway(
     from serving.gateway.upstream import TritonAddress
 
     require_libraries()
-    kept = keeping_options(given)
+    kept = retention_options(given)
     header, opened = _read_access(triton_header), Bundle.open(bundle) if bundle else None
     with _triton(triton, opened, triton_python) as (url, server, started):
         address = TritonAddress(url=url, header=header, tls=triton_tls)
@@ -234,7 +234,7 @@ async def _serve(work: _Work, log: Any, json: bool) -> None:
     options = work.options
     if work.front is not None:  # then only Envoy is to reach it
         options = dataclasses.replace(options, host="127.0.0.1", port=0)
-    gateway = Gateway(options, work.address, bundle=work.bundle, log=log, keeping=work.kept)
+    gateway = Gateway(options, work.address, bundle=work.bundle, log=log, retention=work.kept)
     with gateway.journal.libraries(), contextlib.ExitStack() as last:
         async with gateway:  # what it still answers when it drains goes out through Envoy, which ends last
             envoy = last.enter_context(work.front(gateway)) if work.front is not None else None

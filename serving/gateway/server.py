@@ -22,9 +22,9 @@ from serving.envoy.expiry import note_expiry
 from serving.gateway.behind import Behind
 from serving.gateway.handlers import SERVICE, add_service
 from serving.gateway.journal import Journal
-from serving.gateway.keeping import Keeping, KeepingOptions
 from serving.gateway.metrics import Metrics
 from serving.gateway.options import METADATA_BYTES, GatewayOptions
+from serving.gateway.retention import Retention, RetentionOptions
 from serving.gateway.service import FieldmarkService, Served
 from serving.gateway.shadow import Shadow
 from serving.gateway.tally import read_tally
@@ -52,13 +52,13 @@ class Gateway:
         *,
         bundle: Bundle | None = None,
         log: TextIO | None = None,
-        keeping: KeepingOptions | None = None,
+        retention: RetentionOptions | None = None,
     ) -> None:
         require_libraries()
         self.options, self.port, self.metrics_port = options, 0, 0
         self.manifest: Any = None
         self.metrics = Metrics()
-        self._address, self._bundle, self._kept = triton, bundle, keeping or KeepingOptions()
+        self._address, self._bundle, self._kept = triton, bundle, retention or RetentionOptions()
         self.journal = Journal(log, lost=self.metrics.lost_log_lines.inc)
         self._open = contextlib.AsyncExitStack()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -155,8 +155,8 @@ class Gateway:
 
     async def _start(self) -> None:
         self._open.callback(self.journal.close)
-        keeping = Keeping(self._kept, self.metrics, self.journal)
-        self._open.push_async_callback(asyncio.to_thread, keeping.close)
+        retention = Retention(self._kept, self.metrics, self.journal)
+        self._open.push_async_callback(asyncio.to_thread, retention.close)
         tracing = open_tracing(
             self.options.otlp,
             os.environ,
@@ -166,7 +166,7 @@ class Gateway:
         if tracing is not None:
             self._open.push_async_callback(asyncio.to_thread, tracing.close)
         self._service = FieldmarkService(
-            self.options, metrics=self.metrics, journal=self.journal, keeping=keeping, tracing=tracing
+            self.options, metrics=self.metrics, journal=self.journal, retention=retention, tracing=tracing
         )
         self._open.callback(self._service.close)
         self._behind = self._make_behind(self._address, self._bundle)

@@ -32,10 +32,10 @@ from serving.gateway.drift import DriftMeters
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.handlers import well_formed
 from serving.gateway.journal import Journal
-from serving.gateway.keeping import Keeping
 from serving.gateway.metrics import STAGES, Metrics
 from serving.gateway.options import GatewayOptions
 from serving.gateway.pace import Pace
+from serving.gateway.retention import Retention
 from serving.gateway.shadow import Seen, Shadow
 from serving.gateway.stream import ONE, ClassifyStream
 from serving.gateway.tracing import (
@@ -96,11 +96,11 @@ class FieldmarkService:
         *,
         metrics: Metrics,
         journal: Journal,
-        keeping: Keeping,
+        retention: Retention,
         tracing: Tracing | None = None,
     ) -> None:
         self.options, self.tracing = options, tracing
-        self.metrics, self.journal, self.keeping = metrics, journal, keeping
+        self.metrics, self.journal, self.retention = metrics, journal, retention
         self.drift = DriftMeters(metrics, journal)
         self.shadow: Shadow | None = None
         self.pace = Pace(options.rate, options.burst)
@@ -257,7 +257,7 @@ class FieldmarkService:
             seconds=round(time.monotonic() - call.arrived, 6),
             **facts,
         )
-        self.keeping.ended(call, code, reason, answer)
+        self.retention.ended(call, code, reason, answer)
         return refused
 
     async def _guarded(self, work: Awaitable[Result], call: Call, context: Any) -> Result:

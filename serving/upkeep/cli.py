@@ -32,7 +32,7 @@ from serving.envoy.flags import (
 )
 from serving.envoy.options import DEFAULTS
 from serving.gateway.journal import shorten
-from serving.gateway.keeping_flags import AuditFile, Place
+from serving.gateway.retention_flags import AuditFile, Place
 from serving.upkeep.keeper import keep
 from serving.upkeep.notify import ALIVE, READY, STOPPING, notify
 from serving.upkeep.options import ServeOptions

@@ -11,12 +11,12 @@ import fieldmark
 from bundle import Bundle
 from bundle.arrays import read_arrays
 from review.evidence.layers import calibrated
-from review.keeper import Keeper
+from review.follower import Follower
 from review.sources.source import open_source
 from review.store.database import Database
+from review.store.decisions import decide
 from review.store.queue import counts
 from review.store.sample import draw
-from review.store.verdicts import decide
 from scoring.local.score import ScoreOptions, score_source
 from serving.client.local import LocalInference
 
@@ -31,7 +31,7 @@ def test_a_decided_sample_makes_another_bundle(
     score_source(photos, LocalInference(bundle), tmp_path / "scores", ScoreOptions(network="full"))
     source = open_source(str(tmp_path / "scores"), bundle)
     review = Database.open(tmp_path / "review.db", source=source.place, bundle_id=bundle.bundle_id)
-    Keeper(review, source, bundle).turn()
+    Follower(review, source, bundle).turn()
     drawn = draw(review, 60, "ada")
     with review.reading() as connection:
         rows = connection.execute(

@@ -21,7 +21,7 @@ import yaml
 from bundle import Bundle
 from serving.envoy.expiry import expires
 from serving.gateway.generated import fieldmark_pb2 as v1
-from serving.gateway.keeping import KeepingOptions
+from serving.gateway.retention import RetentionOptions
 from serving.gateway.server import Gateway, free_port
 from serving.gateway.tally import Tally
 from serving.quarantine.options import QuarantineOptions
@@ -192,11 +192,11 @@ def watched(toy_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("watched")
     make_certificate(folder, "server", hours=1000)
     tally = Tally(folder / "replaced.json", ("tritonserver",))
-    keeping = KeepingOptions(quarantine=QuarantineOptions(root=str(folder / "quarantine")))
+    retention = RetentionOptions(quarantine=QuarantineOptions(root=str(folder / "quarantine")))
     options: dict[str, Any] = {"replaced": tally.path, "expiry": (folder / "server.pem",), "probe_seconds": 0.5}
     with (
         TritonServer(toy_bundle, grpc_port=0, metrics_port=0) as triton,
-        running(triton.grpc_url, bundle=toy_bundle, keeping=keeping, **options) as gateway,
+        running(triton.grpc_url, bundle=toy_bundle, retention=retention, **options) as gateway,
         prometheus(folder, {8011: gateway.metrics_port, 8002: triton.metrics_port}) as url,
     ):
         found = Watched(gateway=gateway, triton=triton, prometheus=url, seeds=itertools.count(5000))

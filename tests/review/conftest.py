@@ -13,7 +13,7 @@ from PIL import Image
 
 from bundle import Bundle
 from review.evidence.look import Looker
-from review.keeper import Keeper
+from review.follower import Follower
 from review.pages.access import Door
 from review.pages.app import application
 from review.pages.page import Console
@@ -100,7 +100,7 @@ def quarantine(tmp_path: Path, answered: list[tuple[bytes, Prediction]]) -> Path
 def database(tmp_path: Path, quarantine: Path, toy_bundle: Bundle) -> Iterator[Database]:
     """The review of the quarantine, before anything was decided; everything is worked out."""
     opened = Database.open(tmp_path / "review.db", source=str(quarantine), bundle_id=toy_bundle.bundle_id)
-    Keeper(opened, QuarantineSource(str(quarantine)), toy_bundle).turn()
+    Follower(opened, QuarantineSource(str(quarantine)), toy_bundle).turn()
     yield opened
     opened.close()
 
@@ -112,12 +112,12 @@ def looker(toy_bundle: Bundle) -> Looker:
 
 @pytest.fixture
 def console(database: Database, quarantine: Path, looker: Looker) -> Console:
-    """A console that nobody serves; its keeper has worked once."""
+    """A console that nobody serves; its follower has worked once."""
     source = QuarantineSource(str(quarantine))
-    keeper = Keeper(database, source, looker.bundle)
-    keeper.turn()
+    follower = Follower(database, source, looker.bundle)
+    follower.turn()
     door = Door(hosts=frozenset({HOST}), port=8000, reviewer="ada")
-    return Console(database=database, source=source, keeper=keeper, looker=looker, door=door)
+    return Console(database=database, source=source, follower=follower, looker=looker, door=door)
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from review.cli import _server
 from review.pages.access import Door
 from review.pages.app import application
 from review.pages.page import Console
+from review.store.decisions import decide, standing
 from review.store.queue import add, counts, get
-from review.store.verdicts import decide, standing
 from tests.review.items import make_items
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -106,6 +106,21 @@ def test_no_page_breaks_a_rule_of_accessibility(served: Console, open_page: Open
         page.goto(base + path)
         found = Axe().run(page)
         assert found.violations_count == 0, f"{path}: {found.generate_report()}"
+
+
+MOVING = """() => [...document.querySelectorAll("*")].filter((each) => {
+  const style = getComputedStyle(each);
+  return style.transitionDuration !== "0s" || style.animationDuration !== "0s";
+}).map((each) => each.outerHTML.slice(0, 80))"""
+
+
+def test_nothing_passes_through_a_colour_that_was_not_chosen(served: Console, open_page: Open) -> None:
+    """Buttons were on their way from the browser's own grey while a page loaded, and nobody could read them."""
+    page = open_page("/", reduced_motion="no-preference")
+    base = page.url.rstrip("/")
+    for path in PAGES:
+        page.goto(base + path)
+        assert page.evaluate(MOVING) == [], path
 
 
 def test_no_page_is_wider_than_a_phone_and_fingers_meet_its_buttons(open_page: Open) -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from bundle.errors import DiskFull, OptionError, ReviewError
 from review.store.agreement import agreements, precisions
 from review.store.database import Database
+from review.store.decisions import UNDONE, VERDICTS, decide, history, newest, standing, strokes, undo
 from review.store.queue import add, counts, get
-from review.store.verdicts import UNDONE, VERDICTS, decide, history, newest, standing, strokes, undo
 from tests.review.items import make_item, make_items
 
 
@@ -159,7 +159,7 @@ WORKER = """
 import sys
 from pathlib import Path
 from review.store.database import Database
-from review.store.verdicts import decide
+from review.store.decisions import decide
 review = Database.open(Path(sys.argv[1]))
 for number in range(1, int(sys.argv[3]) + 1):
     decide(review, [number], "attack", sys.argv[2])

@@ -22,13 +22,13 @@ from review.cli import LOOPBACK, _server
 from review.pages.access import Door, hosts_of
 from review.pages.app import application
 from review.pages.page import Console
-from review.store.verdicts import standing
+from review.store.decisions import standing
 from serving.envoy.console import before_console
 from serving.envoy.keys import KEY_NAME, Key
 from serving.envoy.options import EnvoyOptions
 from serving.envoy.process import EnvoyServer, find_envoy, validate
 from serving.gateway.server import free_port
-from tests.review.test_pages import csrf
+from tests.review.test_pages import csrf_of
 from tests.serving.envoy.door import ANN, BOB
 from tests.serving.gateway.certificates import make_certificate
 
@@ -69,10 +69,6 @@ class Behind:
         connection.close()
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, text
 
-    def get(self, path: str) -> Any:
-        """As a test's browser would, for `csrf`."""
-        return type("Answer", (), {"text": self.ask(path)[2]})
-
 
 @pytest.fixture
 def behind(console: Console, pair: Path) -> Iterator[Behind]:
@@ -105,8 +101,10 @@ def test_a_key_opens_and_its_name_is_the_reviewers(behind: Behind) -> None:
     assert "You are <b>ann</b>" in text
     assert "content-security-policy" in headers
     assert behind.ask("/items/1/sent.img")[1]["content-type"] == "image/png"
-    form = {"csrf": csrf(behind), "verdict": "clean", "note": "by ann"}
+    form = {"csrf": csrf_of(behind.ask("/")[2]), "verdict": "clean", "note": "by ann"}
     assert behind.ask("/items/1/decide", form=form, origin=f"https://{behind.name}")[0] == 303
+    assert behind.ask("/items/1/decide", BOB, form, sec_fetch_site="same-origin")[0] == 403, "it is ann's form"
+    form["csrf"] = csrf_of(behind.ask("/", BOB)[2])
     assert behind.ask("/items/1/decide", BOB, form, sec_fetch_site="same-origin")[0] == 303
     assert [row["reviewer"] for row in standing(behind.console.database, 1)] == ["bob", "ann"]
     assert all(key.secret not in "".join(behind.lines) for key in (ANN, BOB))
@@ -136,7 +134,7 @@ def test_without_a_key_the_browser_asks_for_one(behind: Behind, key: Key | None)
      {"sec_fetch_site": "same-site"}],
 )  # fmt: skip
 def test_another_site_changes_nothing_though_the_browser_shows_the_key(behind: Behind, headers: dict[str, str]) -> None:
-    form = {"csrf": csrf(behind), "verdict": "attack"}
+    form = {"csrf": csrf_of(behind.ask("/")[2]), "verdict": "attack"}
     status, _, text = behind.ask("/items/1/decide", form=form, **headers)
     assert (status, text) == (403, "This request comes from another site, and nothing was changed.\n")
     assert standing(behind.console.database, 1) == []
@@ -188,7 +186,11 @@ def test_the_verb_writes_what_envoy_accepts(pair: Path, tmp_path: Path) -> None:
     [
         (f"ann:{ANN.secret}\nann:{BOB.secret}\n", (), "two keys are of ann"),
         (f"ann:{ANN.secret}\n", ("--rate", "5"), "--rate is of a gateway"),
+        (f"ann:{ANN.secret}\n", ("--rate", "5"), "as often as a page needs"),
         (f"ann:{ANN.secret}\n", ("--health",), "--health is of a gateway"),
+        (f"ann:{ANN.secret}\n", ("--health",), "no service whose health"),
+        (f"ann:{ANN.secret}\n", ("--timeout", "5"), "only --idle-seconds ends what stands still"),
+        (f"ann:{ANN.secret}\n", ("--image-bytes", "5"), "nobody sends images to a console"),
         ("", (), "holds no key"),
     ],
 )
@@ -197,7 +199,7 @@ def test_what_a_consoles_door_cannot_be(
 ) -> None:
     code, out = written(pair, tmp_path, text, *more)
     assert code == 2
-    assert words in capsys.readouterr().err
+    assert words in " ".join(capsys.readouterr().err.split())
     assert not out.exists()
 
 

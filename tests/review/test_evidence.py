@@ -16,9 +16,9 @@ from review.evidence.look import Looker
 from review.evidence.neighbours import neighbours
 from review.evidence.pictures import as_sent, boxed, difference, jpeg, png
 from review.store.database import Database
+from review.store.decisions import decide
 from review.store.groups import COPIES, groups, members
 from review.store.queue import Filter, get
-from review.store.verdicts import decide
 from serving.client.local import LocalInference
 from serving.client.prediction import predictions
 from tests.conftest import LAYERS, draw_toy
@@ -76,7 +76,7 @@ def test_a_fingerprint_knows_a_copy_and_no_other_bird() -> None:
 def test_near_copies_are_a_group(database: Database, quarantine, toy_bundle: Bundle, answered) -> None:  # type: ignore[no-untyped-def]
     from datetime import timedelta
 
-    from review.keeper import Keeper
+    from review.follower import Follower
     from review.sources.quarantine import QuarantineSource
     from tests.review.conftest import START, write_entry
 
@@ -86,8 +86,8 @@ def test_near_copies_are_a_group(database: Database, quarantine, toy_bundle: Bun
         write_entry(
             quarantine, encoded(pixels, "JPEG" if index else "PNG"), said, START + timedelta(days=3, hours=index)
         )
-    keeper = Keeper(database, QuarantineSource(str(quarantine)), toy_bundle)
-    keeper.turn()
+    follower = Follower(database, QuarantineSource(str(quarantine)), toy_bundle)
+    follower.turn()
     wanted = max(groups(database, COPIES), key=lambda group: group.items).wanted
     assert len(members(database, Filter(state="any", copies=wanted.copies))) >= 4
 

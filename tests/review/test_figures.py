@@ -12,8 +12,8 @@ from review.figures import BINS, FDR
 from review.pages import charts
 from review.store.agreement import precisions
 from review.store.database import Database
+from review.store.decisions import decide
 from review.store.queue import add
-from review.store.verdicts import decide
 from scoring.drift.scored import read_calibration
 from tests.review.items import make_item
 

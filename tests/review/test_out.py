@@ -16,9 +16,9 @@ from review.out.export import FORMATS, Exported, export
 from review.out.records import COLUMNS
 from review.sources.quarantine import QuarantineSource
 from review.store.database import Database
+from review.store.decisions import decide
 from review.store.queue import Filter, get
 from review.store.sample import draw
-from review.store.verdicts import decide
 
 DECIDED = Filter(state="decided")
 

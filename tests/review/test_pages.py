@@ -10,17 +10,17 @@ import pytest
 from starlette.testclient import TestClient
 
 from bundle import Bundle
-from bundle.errors import ReviewError
-from review.keeper import Keeper
+from bundle.errors import OptionError, ReviewError
+from review.follower import Follower
 from review.pages.access import HEADERS, Door, clean_name, hosts_of
 from review.pages.app import application
 from review.pages.page import Console
 from review.sources.quarantine import QuarantineSource
 from review.store.database import Database
+from review.store.decisions import decide, standing
 from review.store.queue import counts, get
 from review.store.sample import draw
-from review.store.verdicts import decide, standing
-from serving.envoy.keys import KEY_NAME
+from serving.envoy.keys import KEY_NAME, LONGEST_NAME
 from tests.review.conftest import HOST, START, write_entry
 
 PAGES = ("/", "/?state=any", "/items/1", "/groups", "/groups?kind=by-label", "/groups?kind=copies", "/figures",
@@ -29,7 +29,11 @@ HOSTILE = '"><script>alert(1)</script>{{7*7}}<img src=x onerror=alert(1)>'
 
 
 def csrf(client: Any) -> str:
-    found = re.search(r'name="csrf" value="(\w+)"', client.get("/").text)
+    return csrf_of(client.get("/").text)
+
+
+def csrf_of(page: str) -> str:
+    found = re.search(r'name="csrf" value="(\w+)"', page)
     assert found is not None
     return found[1]
 
@@ -213,7 +217,7 @@ def test_hostile_names_notes_and_labels_are_text(
             quarantine, data, said, START + timedelta(days=4, minutes=index),
             caller=HOSTILE, label=HOSTILE, request_id=HOSTILE, network="full",
         )  # fmt: skip
-    console.keeper.turn()
+    console.follower.turn()
     form = {"csrf": csrf(client), "name": HOSTILE}
     client.post("/reviewer", data=form)
     client.post("/items/61/decide", data={"csrf": form["csrf"], "verdict": "unsure", "note": HOSTILE})
@@ -273,7 +277,7 @@ def test_an_svg_in_the_clothes_of_a_png_is_no_picture(
 ) -> None:
     svg = b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"
     write_entry(quarantine, svg, answered[50][1], START + timedelta(days=6))
-    console.keeper.turn()
+    console.follower.turn()
     for kind in ("sent", "thumbnail", "seen"):
         answer = client.get(f"/items/61/{kind}.img")
         assert answer.status_code == 400
@@ -296,7 +300,7 @@ def test_an_answer_of_another_bundle_is_shown_as_it_was(
     client: Any, console: Console, quarantine: Path, answered: Any
 ) -> None:
     write_entry(quarantine, *answered[50], START + timedelta(days=5), bundle_id="e" * 64, layers=())
-    console.keeper.turn()
+    console.follower.turn()
     page = client.get("/items/61")
     assert page.status_code == 200
     assert "Another bundle" in page.text
@@ -360,6 +364,61 @@ def test_behind_envoy_the_key_is_the_name(console: Console) -> None:
         assert token is not None
         keyed.post("/items/1/decide", data={"csrf": token[1], "verdict": "clean"}, headers={KEY_NAME: "grace"})
         assert standing(console.database, 1)[0]["reviewer"] == "grace"
+        taken = keyed.post("/items/2/decide", data={"csrf": token[1], "verdict": "clean"}, headers={KEY_NAME: "heidi"})
+        assert taken.status_code == 403
+        assert "or another reviewer" in taken.text
+        assert standing(console.database, 2) == []
+
+
+def test_two_keys_never_become_one_reviewer(console: Console) -> None:
+    import dataclasses
+
+    door = Door(hosts=frozenset({"review.example"}), port=1, reviewer="x", keyed=True)
+    first, second = (f"{'n' * (LONGEST_NAME - 1)}{last}" for last in "ab")
+    app = application(dataclasses.replace(console, door=door))
+    with TestClient(app, base_url="http://review.example") as keyed:
+        for name in (first, second):
+            token = csrf_of(keyed.get("/", headers={KEY_NAME: name}).text)
+            keyed.post("/items/1/decide", data={"csrf": token, "verdict": "clean"}, headers={KEY_NAME: name})
+        for name in (f"{first}more", "two  spaces"):  # an Envoy of somebody else's may know such names
+            refused = keyed.get("/", headers={KEY_NAME: name})
+            assert refused.status_code == 403
+            assert "is not one line of at most 64 characters" in refused.text
+    assert [row["reviewer"] for row in standing(console.database, 1)] == [second, first]
+
+
+@pytest.mark.parametrize(
+    ("named", "called"),
+    [
+        ("Review.Example:8443", "review.example:8443"),
+        ("review.example:8443", "REVIEW.example:8443"),
+        ("review.example:443", "review.example"),
+        ("review.example", "review.example"),
+        ("review.example", "review.example:443"),
+        ("[2001:DB8::1]:443", "[2001:db8::1]"),
+    ],
+)
+def test_behind_envoy_it_answers_to_the_name_as_browsers_write_it(console: Console, named: str, called: str) -> None:
+    import dataclasses
+
+    door = Door(hosts=hosts_of("127.0.0.1", 8020, [named]), port=8020, reviewer="x", keyed=True)
+    with TestClient(application(dataclasses.replace(console, door=door))) as keyed:
+        keyed.headers.update({KEY_NAME: "grace", "host": called})
+        page = keyed.get("/")
+        assert page.status_code == 200
+        form = {"csrf": csrf_of(page.text), "verdict": "clean"}
+        headers = {"origin": f"https://{called.lower()}"}
+        assert keyed.post("/items/1/decide", data=form, headers=headers, follow_redirects=False).status_code == 303
+        assert keyed.get("/", headers={"host": "review.example:1"}).status_code == 421
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    "name", ["", "https://review.example", "review.example/", "a b", "review.example:0", "review.example:70000", "ä.de"]
+)
+def test_a_name_that_no_browser_calls(name: str) -> None:
+    with pytest.raises(OptionError, match="is no name that browsers call"):
+        hosts_of("127.0.0.1", 8020, [name])
 
 
 def test_whoever_comes_with_a_key_learns_no_folders(
@@ -373,7 +432,7 @@ def test_whoever_comes_with_a_key_learns_no_folders(
     decide(console.database, items, "clean", "ada")
     door = Door(hosts=frozenset({"review.example"}), port=1, reviewer="x", keyed=True)
     bundle, folder = console.bundle.path, str(quarantine.parent)
-    console.keeper.problem = f"{bundle}/detector/full.npz is not a detector"
+    console.follower.problem = f"{bundle}/detector/full.npz is not a detector"
 
     def refused(*_: object, **__: object) -> None:
         raise ReviewError(f"{console.database.path} cannot be read or written (disk I/O error)")
@@ -385,9 +444,9 @@ def test_whoever_comes_with_a_key_learns_no_folders(
         assert f"{bundle.name}/detector/full.npz is not a detector" in page
         aside = quarantine.rename(quarantine.with_name("aside"))
         with pytest.raises(ReviewError) as gone:
-            console.keeper.turn()
+            console.follower.turn()
         aside.rename(quarantine)
-        console.keeper.problem = str(gone.value)
+        console.follower.problem = str(gone.value)
         monkeypatch.setattr("review.pages.queue.windows", refused)
         answer = keyed.get("/")
         assert answer.status_code == 503
@@ -419,7 +478,7 @@ def test_a_second_console_says_so(console: Console) -> None:
 
 
 def test_a_source_that_went_away_is_a_notice(client: Any, console: Console, quarantine: Path) -> None:
-    console.keeper.problem = "the quarantine cannot be reached"
+    console.follower.problem = "the quarantine cannot be reached"
     assert "the quarantine cannot be reached" in client.get("/").text
     del quarantine
 
@@ -440,11 +499,11 @@ def test_rows_come_by_the_hundred(console: Console, client: Any, toy_bundle: Bun
 
 
 def test_names_are_one_short_line() -> None:
-    assert clean_name("  Ada\n\x00 Lovelace " + "x" * 100) == ("Ada Lovelace " + "x" * 100)[:60]
+    assert clean_name("  Ada\n\x00 Lovelace " + "x" * 100) == ("Ada Lovelace " + "x" * 100)[:64]
 
 
-def test_a_keeper_that_stops_is_quick(console: Console, quarantine: Path) -> None:
-    keeper = Keeper(console.database, QuarantineSource(str(quarantine)), console.bundle, seconds=60)
-    keeper.start()
-    keeper.stop()
-    assert not keeper._thread.is_alive()
+def test_a_follower_that_stops_is_quick(console: Console, quarantine: Path) -> None:
+    follower = Follower(console.database, QuarantineSource(str(quarantine)), console.bundle, seconds=60)
+    follower.start()
+    follower.stop()
+    assert not follower._thread.is_alive()

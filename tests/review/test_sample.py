@@ -1,5 +1,7 @@
 """A sample for calibration: every image alike, flagged or not; decided whole, or refused with a reason."""
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +9,9 @@ import pytest
 
 from bundle.errors import ReviewError
 from review.store.database import Database
+from review.store.decisions import decide
 from review.store.queue import add, get
 from review.store.sample import clean_images, draw, next_open, samples, use
-from review.store.verdicts import decide
 from tests.review.items import make_item
 
 SHARE = 0.2
@@ -95,7 +97,7 @@ def test_a_sample_that_is_not_decided_whole_is_refused(review: Database, left: s
     drawn = draw(review, 100, "ada")
     items = decided(review, drawn.number)
     if left == "waiting":
-        from review.store.verdicts import undo
+        from review.store.decisions import undo
 
         undo(review, "ada")
         decide(review, items[1:], "clean", "ada")
@@ -143,3 +145,21 @@ def test_more_than_was_kept_cannot_be_drawn(review: Database) -> None:
     assert drawn.rate == 1
     item = get(review, 1)
     assert item is not None
+
+
+def test_what_can_be_drawn_is_looked_at_when_it_is_drawn(review: Database) -> None:
+    begun = threading.Event()
+
+    def empty() -> None:
+        with review.writing() as connection:
+            connection.execute("UPDATE items SET drawn = 0")
+            begun.set()
+            time.sleep(0.3)  # whoever has looked already waits for this transaction by then
+
+    other = threading.Thread(target=empty)
+    other.start()
+    begun.wait(timeout=30)
+    with pytest.raises(ReviewError, match="no random sample can be drawn"):
+        draw(review, 10, "ada")
+    other.join(timeout=30)
+    assert samples(review) == []

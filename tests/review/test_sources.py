@@ -14,7 +14,7 @@ from PIL import Image
 import fieldmark
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ImageGone, ReviewError
-from review.keeper import Keeper
+from review.follower import Follower
 from review.sources.quarantine import QuarantineSource
 from review.sources.scores import ScoredFiles, ScoreSource
 from review.sources.source import open_source
@@ -68,7 +68,7 @@ def test_what_was_removed_by_age_is_told_no_more_and_its_image_is_gone(quarantin
         source.read(items[0].image, 10**6)
     review = Database.open(quarantine.parent / "r.db", source="x", bundle_id="b")
     add(review, items)
-    Keeper(review, source, toy_bundle).turn()
+    Follower(review, source, toy_bundle).turn()
     with review.reading() as connection:
         assert connection.execute("SELECT key FROM items WHERE problem LIKE '%is gone%'").fetchone()[0] == items[0].key
         assert connection.execute("SELECT count(*) FROM items WHERE print IS NULL").fetchone()[0] == 1
@@ -191,7 +191,7 @@ def test_of_many_a_share_is_drawn_by_name(
     assert 0 < sum(item.drawn for item in flagged) < len(flagged)
     assert items == list(open_source(str(scored), toy_bundle).news())
     review = Database.open(tmp_path / "r.db", source="x", bundle_id="b")
-    Keeper(review, open_source(str(scored), toy_bundle), toy_bundle).turn()
+    Follower(review, open_source(str(scored), toy_bundle), toy_bundle).turn()
     assert drawable(review) == sum(item.drawn for item in items)
 
 

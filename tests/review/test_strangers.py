@@ -14,14 +14,14 @@ from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 
 from bundle.errors import ReviewError
-from review.keeper import Keeper
+from review.follower import Follower
 from review.pages.access import _cookies
 from review.pages.app import application
 from review.pages.page import Console, legible
 from review.sources.quarantine import QuarantineSource
 from review.store.database import Database
+from review.store.decisions import decide
 from review.store.queue import counts
-from review.store.verdicts import decide
 from tests.review.conftest import HOST, START, write_entry
 from tests.review.test_pages import csrf, state
 
@@ -132,7 +132,7 @@ def test_what_turns_the_direction_of_text_is_written_out(
     changes = words | {"flagged": True, "reason": "flagged", "p_value": 0.001}
     for index in range(2):
         write_entry(quarantine, data, said, START + timedelta(days=3, minutes=index), **changes)
-    Keeper(console.database, QuarantineSource(str(quarantine)), console.bundle).turn()
+    Follower(console.database, QuarantineSource(str(quarantine)), console.bundle).turn()
     decide(console.database, [61, 62], "attack", f"eve{TURNED}", note=TURNED)
     for path in ("/?state=any", "/items/61?state=any", "/groups?state=attack", "/groups?kind=by-label&state=attack",
                  "/decisions", "/incident?day=2026-11-27", f"/?said={TURNED}"):  # fmt: skip

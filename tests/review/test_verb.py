@@ -16,8 +16,8 @@ from bundle import Bundle
 from review.handover import clean_files
 from review.sources.quarantine import QuarantineSource
 from review.store.database import Database
+from review.store.decisions import decide
 from review.store.sample import draw
-from review.store.verdicts import decide
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[Any, str, str]:
@@ -69,6 +69,8 @@ def test_the_console_answers_and_ends_when_it_is_told(
         (["--export", "csv"], "--export and --out belong together"),
         (["--export", "coco", "--out", "OUT"], "there is no format 'coco'"),
         (["--db", "FOLDER"], "is a folder"),
+        (["--reviewer", "ada", "--behind-envoy", "review.example"], "--behind-envoy that keys do"),
+        (["--behind-envoy", "https://review.example"], "is no name that browsers call"),
     ],
 )
 def test_bad_options_are_a_sentence(

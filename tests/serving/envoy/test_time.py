@@ -145,8 +145,9 @@ def test_another_authority_of_clients_is_taken(gateway: Gateway, own: Any) -> No
 def test_the_files_of_a_configuration_of_ones_own(gateway: Gateway, own: Any) -> None:
     import json
 
-    from serving.envoy.configuration import certificates, configuration
+    from serving.envoy.configuration import configuration
     from serving.envoy.process import find_envoy, validate
+    from serving.envoy.tls import certificates
 
     folder, _ = own
     with before(gateway, folder) as opened:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from bundle import Bundle
 from serving.gateway.generated.fieldmark_pb2_grpc import FieldmarkStub
-from serving.gateway.keeping import KeepingOptions
 from serving.gateway.options import GatewayOptions
+from serving.gateway.retention import RetentionOptions
 from serving.gateway.server import Gateway
 from serving.gateway.upstream import TritonAddress
 
@@ -25,7 +25,7 @@ def running(
     *,
     bundle: Bundle | None = None,
     log: Any = None,
-    keeping: KeepingOptions | None = None,
+    retention: RetentionOptions | None = None,
     **options: Any,
 ) -> Iterator[Gateway]:
     """A gateway before the Triton at an address, on free ports; drained at the end."""
@@ -39,7 +39,7 @@ def running(
         return asyncio.run_coroutine_threadsafe(work, loop).result(timeout=60)
 
     async def make() -> Gateway:
-        gateway = Gateway(settings, address, bundle=bundle, log=log, keeping=keeping)
+        gateway = Gateway(settings, address, bundle=bundle, log=log, retention=retention)
         await gateway.start()
         return gateway
 

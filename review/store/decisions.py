@@ -18,7 +18,7 @@ VERDICTS = (ATTACK, CLEAN, FAULT, UNSURE)
 UNDONE = "undone"
 WAITING, DISPUTED = "waiting", "disputed"
 STATES = (WAITING, *VERDICTS, DISPUTED)
-LONGEST_NOTE, LONGEST_NAME = 2000, 60
+LONGEST_NOTE = 2000
 
 # The latest of a reviewer's decisions of an item that he has not undone.
 _STANDING = """

@@ -25,7 +25,7 @@ SAY_SECONDS = 60.0  # between two sentences on the same trouble
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeepingOptions:
+class RetentionOptions:
     """What is kept; None keeps none of it."""
 
     quarantine: QuarantineOptions | None = None
@@ -39,10 +39,10 @@ class KeepingOptions:
             RotatedFile(self.audit.path, most_bytes=self.audit.bytes, files=self.audit.files).close()
 
 
-class Keeping:
+class Retention:
     """`ended` with every request that has ended; never waits. Raises OptionError for a place that can be none."""
 
-    def __init__(self, options: KeepingOptions, metrics: Metrics, journal: Journal) -> None:
+    def __init__(self, options: RetentionOptions, metrics: Metrics, journal: Journal) -> None:
         self._metrics, self._journal = metrics, journal
         self._quarantine: Quarantine | None = None
         self._audit = AuditLog(options.audit, lost=self._lost) if options.audit else None

@@ -10,7 +10,7 @@ from serving.gateway.audit import AuditOptions
 from serving.quarantine.options import QuarantineOptions
 
 if TYPE_CHECKING:
-    from serving.gateway.keeping import KeepingOptions
+    from serving.gateway.retention import RetentionOptions
 
 _PANEL = "What is kept of requests"
 _NOWHERE = Path("-")
@@ -34,9 +34,9 @@ AuditBytes = Annotated[int, _setting("Most bytes of the audit log before it is r
 AuditFiles = Annotated[int, _setting("Audit logs that are kept, with the one written to.")]
 
 
-def keeping_options(given: dict[str, Any]) -> "KeepingOptions":
+def retention_options(given: dict[str, Any]) -> "RetentionOptions":
     """What is to be kept, its places looked at; raises OptionError. `given` has the flags by name."""
-    from serving.gateway.keeping import KeepingOptions
+    from serving.gateway.retention import RetentionOptions
 
     _refuse_alone(given, "quarantine", QUARANTINE_DEFAULTS, ("sample", "bytes", "days"))
     _refuse_alone(given, "audit_log", AUDIT_DEFAULTS, ("bytes", "files"))
@@ -50,7 +50,7 @@ def keeping_options(given: dict[str, Any]) -> "KeepingOptions":
             audit = AuditOptions(path=given["audit_log"], bytes=given["audit_bytes"], files=given["audit_files"])
     except ValueError as problem:
         raise OptionError(str(problem)) from None
-    options = KeepingOptions(quarantine=quarantine, audit=audit)
+    options = RetentionOptions(quarantine=quarantine, audit=audit)
     options.check()
     return options
 

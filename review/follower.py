@@ -1,4 +1,4 @@
-"""Keeps the database up with its source while people look: new items, their loudest layers, their near copies."""
+"""Follows the source into the database while people look: new items, their loudest layers, their near copies."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ SECONDS = 5.0  # between two looks at the source
 CHUNK, PICTURES = 2000, 64  # items a transaction
 
 
-class Keeper:
+class Follower:
     """Works in a thread of its own between `start` and `stop`; `turn` is one round of it."""
 
     def __init__(self, database: Database, source: Source, bundle: Bundle, *, seconds: float = SECONDS) -> None:
@@ -35,7 +35,7 @@ class Keeper:
         self._likeness: Likeness | None = None
         self._references: dict[str, Reference] = {}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="keeper", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="follower", daemon=True)
 
     def start(self) -> None:
         """Begin."""

@@ -1,4 +1,4 @@
-"""The keeper beside a source and a disk that fail now and then: whatever was told is in the database in the end."""
+"""The follower beside a source and a disk that fail now and then: whatever was told is in the database in the end."""
 
 import sqlite3
 import time
@@ -10,8 +10,8 @@ import pytest
 
 from bundle import Bundle
 from bundle.errors import DiskFull, QuarantineError, ReviewError
-from review import keeper as module
-from review.keeper import Keeper
+from review import follower as module
+from review.follower import Follower
 from review.sources.quarantine import QuarantineSource
 from review.sources.source import Source, open_source
 from review.store.database import Database
@@ -55,12 +55,12 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, problem: E
     monkeypatch.setattr(owner, name, failing)
 
 
-def turn_twice(keeper: Keeper, kind: type[Exception]) -> int:
+def turn_twice(follower: Follower, kind: type[Exception]) -> int:
     """How many items there are after a turn that fails and one that does not."""
     with pytest.raises(kind):
-        keeper.turn()
-    keeper.turn()
-    return counts(keeper.database).total
+        follower.turn()
+    follower.turn()
+    return counts(follower.database).total
 
 
 @pytest.mark.parametrize("at", [1, 2])
@@ -69,21 +69,21 @@ def test_a_full_disk_loses_no_entry(
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", 40)
     fail_once(monkeypatch, module, "add", DiskFull("no space"), at=at)
-    assert turn_twice(Keeper(empty, QuarantineSource(str(quarantine)), toy_bundle), DiskFull) == 60
+    assert turn_twice(Follower(empty, QuarantineSource(str(quarantine)), toy_bundle), DiskFull) == 60
 
 
 def test_a_store_that_breaks_off_loses_no_entry(
     quarantine: Path, empty: Database, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_once(monkeypatch, Folder, "files", QuarantineError("it did not answer"), at=2)
-    assert turn_twice(Keeper(empty, QuarantineSource(str(quarantine)), toy_bundle), ReviewError) == 60
+    assert turn_twice(Follower(empty, QuarantineSource(str(quarantine)), toy_bundle), ReviewError) == 60
 
 
 def test_a_busy_database_loses_no_row(
     scored: Path, empty: Database, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_once(monkeypatch, module, "add", ReviewError("another process is writing"))
-    assert turn_twice(Keeper(empty, open_source(str(scored), toy_bundle), toy_bundle), ReviewError) == 60
+    assert turn_twice(Follower(empty, open_source(str(scored), toy_bundle), toy_bundle), ReviewError) == 60
 
 
 @pytest.mark.parametrize("kind", ["quarantine", "scores"])
@@ -124,18 +124,18 @@ def test_what_stays_wrong_is_said_once(tmp_path: Path, answered: Answered) -> No
 
 
 @pytest.mark.parametrize("problem", [RuntimeError("what nobody expects\n  at all"), sqlite3.IntegrityError("x")])
-def test_what_nobody_expects_is_a_notice_and_the_keeper_goes_on(
+def test_what_nobody_expects_is_a_notice_and_the_follower_goes_on(
     quarantine: Path, empty: Database, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, problem: Exception
 ) -> None:
     fail_once(monkeypatch, module, "add", problem)
-    keeper = Keeper(empty, QuarantineSource(str(quarantine)), toy_bundle, seconds=0.2)
+    follower = Follower(empty, QuarantineSource(str(quarantine)), toy_bundle, seconds=0.2)
     said: set[str] = set()
-    keeper.start()
+    follower.start()
     end = time.monotonic() + 30
-    while not keeper.rounds and keeper._thread.is_alive() and time.monotonic() < end:
-        said.add(keeper.problem)
+    while not follower.rounds and follower._thread.is_alive() and time.monotonic() < end:
+        said.add(follower.problem)
         time.sleep(0.01)
-    keeper.stop()
+    follower.stop()
     (sentence,) = said - {""}
     assert type(problem).__name__ in sentence
     assert "it is tried again" in sentence

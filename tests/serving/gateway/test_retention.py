@@ -14,7 +14,7 @@ import pytest
 from bundle import Bundle
 from serving.gateway.audit import AuditOptions
 from serving.gateway.generated import fieldmark_pb2 as v1
-from serving.gateway.keeping import KeepingOptions
+from serving.gateway.retention import RetentionOptions
 from serving.quarantine.options import QuarantineOptions
 from serving.quarantine.reader import entries, read_image
 from serving.triton.server import TritonServer
@@ -39,15 +39,15 @@ def audited(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def quarantine(root: Path | str, **options: Any) -> KeepingOptions:
-    return KeepingOptions(quarantine=QuarantineOptions(root=str(root), **options))
+def quarantine(root: Path | str, **options: Any) -> RetentionOptions:
+    return RetentionOptions(quarantine=QuarantineOptions(root=str(root), **options))
 
 
 def test_flagged_images_are_kept_with_their_answers(
     toy_server: TritonServer, toy_bundle: Bundle, toy_images: np.ndarray, tmp_path: Path
 ) -> None:
     clean, bad, streamed = encode(toy_images[0]), noise(), noise(1)
-    with running(toy_server.grpc_url, keeping=quarantine(tmp_path)) as gateway, stub_of(gateway) as stub:
+    with running(toy_server.grpc_url, retention=quarantine(tmp_path)) as gateway, stub_of(gateway) as stub:
         stub.Classify(ask(clean), metadata=SHOP)
         answer = stub.Classify(ask(bad), metadata=SHOP)
         requests = iter([v1.ClassifyStreamRequest(id="a", request=ask(streamed, network="attention"))])
@@ -74,7 +74,7 @@ def test_flagged_images_are_kept_with_their_answers(
 
 def test_the_alpha_that_was_asked_for_decides(toy_server: TritonServer, toy_images: np.ndarray, tmp_path: Path) -> None:
     clean = encode(toy_images[0])
-    with running(toy_server.grpc_url, keeping=quarantine(tmp_path)) as gateway, stub_of(gateway) as stub:
+    with running(toy_server.grpc_url, retention=quarantine(tmp_path)) as gateway, stub_of(gateway) as stub:
         assert stub.Classify(ask(clean, alpha=0.9999)).adversarial.flagged
         assert not stub.Classify(ask(clean)).adversarial.flagged
     (found,) = entries(str(tmp_path))
@@ -83,7 +83,7 @@ def test_the_alpha_that_was_asked_for_decides(toy_server: TritonServer, toy_imag
 
 
 def test_a_sample_of_everything(toy_server: TritonServer, toy_images: np.ndarray, tmp_path: Path) -> None:
-    with running(toy_server.grpc_url, keeping=quarantine(tmp_path, sample=1.0)) as gateway, stub_of(gateway) as stub:
+    with running(toy_server.grpc_url, retention=quarantine(tmp_path, sample=1.0)) as gateway, stub_of(gateway) as stub:
         for image in (encode(toy_images[0]), noise()):
             stub.Classify(ask(image))
     assert [(f.entry.reason, f.entry.drawn) for f in entries(str(tmp_path)) if f.entry] == [
@@ -94,10 +94,10 @@ def test_a_sample_of_everything(toy_server: TritonServer, toy_images: np.ndarray
 
 def test_a_full_disk_costs_the_copy_and_the_line_and_not_the_answer(toy_server: TritonServer, small_disk: Path) -> None:
     log = io.StringIO()
-    kept = KeepingOptions(
+    kept = RetentionOptions(
         quarantine=QuarantineOptions(root=str(small_disk / "q")), audit=AuditOptions(path=small_disk / "audit.log")
     )
-    with running(toy_server.grpc_url, keeping=kept, log=log) as gateway, stub_of(gateway) as stub:
+    with running(toy_server.grpc_url, retention=kept, log=log) as gateway, stub_of(gateway) as stub:
         fill(small_disk, 0)
         for seed in range(20):
             assert stub.Classify(ask(noise(seed, side=64))).adversarial.flagged
@@ -120,7 +120,7 @@ def test_a_store_out_of_reach_costs_the_copy_and_not_the_answer(
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     log = io.StringIO()
-    with running(toy_server.grpc_url, keeping=quarantine("s3://evidence/q"), log=log) as gateway:
+    with running(toy_server.grpc_url, retention=quarantine("s3://evidence/q"), log=log) as gateway:
         with stub_of(gateway) as stub:
             assert stub.Classify(ask(noise())).adversarial.flagged
         assert metric(gateway, "quarantine_written_total", reason="flagged") == 0
@@ -133,8 +133,8 @@ def test_a_store_out_of_reach_costs_the_copy_and_not_the_answer(
 
 def test_every_request_has_a_line(toy_server: TritonServer, toy_bundle: Bundle, tmp_path: Path) -> None:
     audit, bad = tmp_path / "audit.log", noise()
-    kept = KeepingOptions(audit=AuditOptions(path=audit))
-    with running(toy_server.grpc_url, keeping=kept) as gateway, stub_of(gateway) as stub:
+    kept = RetentionOptions(audit=AuditOptions(path=audit))
+    with running(toy_server.grpc_url, retention=kept) as gateway, stub_of(gateway) as stub:
         answer = stub.Classify(ask(bad), metadata=SHOP)
         for refused in (ask(b"\x89PNG s3cr3t-image"), ask(b""), ask(bad, network="s3cr3t")):
             with pytest.raises(grpc.RpcError):
@@ -175,8 +175,8 @@ def test_every_request_has_a_line(toy_server: TritonServer, toy_bundle: Bundle, 
 
 def test_a_log_that_is_taken_away_is_written_anew(toy_server: TritonServer, tmp_path: Path) -> None:
     audit = tmp_path / "audit.log"
-    kept = KeepingOptions(audit=AuditOptions(path=audit))
-    with running(toy_server.grpc_url, keeping=kept) as gateway, stub_of(gateway) as stub:
+    kept = RetentionOptions(audit=AuditOptions(path=audit))
+    with running(toy_server.grpc_url, retention=kept) as gateway, stub_of(gateway) as stub:
         stub.Describe(v1.DescribeRequest())
         while not audit.stat().st_size:
             pass
@@ -186,8 +186,8 @@ def test_a_log_that_is_taken_away_is_written_anew(toy_server: TritonServer, tmp_
 
 
 def test_it_is_rotated(toy_server: TritonServer, tmp_path: Path) -> None:
-    kept = KeepingOptions(audit=AuditOptions(path=tmp_path / "audit.log", bytes=4096, files=2))
-    with running(toy_server.grpc_url, keeping=kept) as gateway, stub_of(gateway) as stub:
+    kept = RetentionOptions(audit=AuditOptions(path=tmp_path / "audit.log", bytes=4096, files=2))
+    with running(toy_server.grpc_url, retention=kept) as gateway, stub_of(gateway) as stub:
         for _ in range(60):
             stub.Describe(v1.DescribeRequest())
     assert sorted(os.listdir(tmp_path)) == ["audit.log", "audit.log.1"]
