@@ -29,7 +29,7 @@ from scoring.cluster.crew import Cluster
 from scoring.local.score import ScoreOptions, score_source
 from scoring.sources import SourceFile
 from scoring.table.chunks import ChunkScorer
-from scoring.table.here import Here
+from scoring.table.crew_of_one import CrewOfOne
 from scoring.table.job import Crew, TableOptions, Work, score_into_table
 from scoring.table.runs import Chunk
 from serving.client.local import LocalInference
@@ -108,7 +108,7 @@ def _rates(bundle: Bundle, photos: Path, folder: Path, images: int) -> dict[str,
         "decode": decode,
         "inference": lambda: _rate(turns * BATCH, lambda: [inference.infer(batch, network) for _ in range(turns)]),
         "shards": lambda: _shards(photos, inference, folder / f"out-{next(table)}", network),
-        "table": lambda: into(Here(inference=inference)),
+        "table": lambda: into(CrewOfOne(inference=inference)),
         "one worker": lambda: _on_one_core(lambda: into(Cluster(address="local", workers=1))),
         MANY: lambda: into(Cluster(address="local", workers=inference.threads)),
     }

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bundle.errors import EndpointError, OptionError
 from bundle.manifest import Manifest
-from scoring.rows import Answer
+from scoring.columns import Answer
 from scoring.sources import SourceFile
 from serving.client.prediction import Inference, Outputs, check_alpha, predictions
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from bundle.errors import OptionError
 from bundle.files import atomic_file, check_place
+from scoring.columns import arrow, exact_paths
 from scoring.flags import Flagged
-from scoring.rows import arrow, exact_paths
 from scoring.table.current import Current
 
 GROUPS = ("day", "label", "folder")

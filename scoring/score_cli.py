@@ -27,7 +27,7 @@ def score(
             metavar="SOURCE",
             help="A folder of images (recursive), or a text file with a path a line and nothing else: no comments, no "
             "quotes; a relative path starts at the file's own folder. With --table also a prefix of a bucket (s3://, "
-            "gs://, az://), a CSV or Parquet manifest with the columns id and path, and URLs in lists.",
+            "gs://, az://), a CSV or Parquet catalogue with the columns id and path, and URLs in lists.",
         ),
     ],
     bundle: Annotated[Path, typer.Option("--bundle", metavar="BUNDLE", help="The bundle to score with.")],
@@ -163,9 +163,9 @@ def _crew(bundle: Bundle, url: str | None, cluster: str | None, workers: int | N
     """Whoever scores a table's chunks."""
     if cluster is None:
         from scoring.inference import check_served, open_inference
-        from scoring.table.here import Here
+        from scoring.table.crew_of_one import CrewOfOne
 
-        return Here(inference=open_inference(bundle, url, threads), check=lambda: check_served(bundle, url))
+        return CrewOfOne(inference=open_inference(bundle, url, threads), check=lambda: check_served(bundle, url))
     from scoring.cluster.connection import check_address
     from scoring.cluster.crew import Cluster
 

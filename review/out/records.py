@@ -10,7 +10,7 @@ from typing import Any
 from bundle.errors import printable
 from review.store.database import Database
 from review.store.queue import Filter
-from scoring.rows import arrow
+from scoring.columns import arrow
 
 TEXTS = ("key", "image", "received", "label", "reason", "origin", "network", "bundle_id", "layer", "sha256",
          "request_id", "decision", "reviewers", "decided", "note")  # fmt: skip

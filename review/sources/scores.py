@@ -9,13 +9,13 @@ from typing import Any
 
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ImageGone, ReviewError
-from bundle.places import scheme_of
+from bundle.places import local_path, scheme_of, store_url
 from review.sources.source import read_file
 from review.store.item import Item, chance
+from scoring.columns import OK, Scored, arrow, exact_paths
 from scoring.local.jobs import STATE, Job, read_state
 from scoring.local.shards import read_scores
-from scoring.rows import OK, Scored, arrow, exact_paths
-from scoring.table.objects import MANIFESTS
+from scoring.table.objects import CATALOGUES
 from scoring.table.place import filesystem, reached
 from serving.quarantine.entry import FLAGGED, SAMPLE
 
@@ -77,25 +77,26 @@ class ScoreSource:
 
 class ScoredFiles:
     """Where scored files lie: in the folder that was scored, or where it lies now (`moved`); those of a list, where the
-    list says; those of a bucket, below the address that was scored, or where a manifest in a bucket says.
+    list says; those of a bucket, below the address that was scored, or where a catalogue in a bucket says.
     """
 
     def __init__(self, source: str, moved: Path | None = None) -> None:
         if moved is not None and not moved.is_dir():
             raise ReviewError(f"there is no folder of images at {moved}", hint="Name the one that was scored.")
         is_far, self.moved = bool(scheme_of(source)), moved
-        self._is_manifest = is_far and source.lower().endswith(MANIFESTS)
+        self._is_catalogue = is_far and source.lower().endswith(CATALOGUES)
         self._is_list = not is_far and os.path.isfile(source)
-        self.source = os.path.dirname(source) if self._is_manifest else source.rstrip("/")
+        self.source = os.path.dirname(source) if self._is_catalogue else source.rstrip("/")
 
     def read(self, image: str, most: int) -> bytes:
         """The bytes of a scored file, at most one more than `most`; raises ImageGone."""
-        if self.moved is None and scheme_of(image):
+        local = local_path(image)
+        if self.moved is None and local is None:
             return self._fetched(image, most)
-        if self.moved is None and self._is_manifest:
+        if self.moved is None and self._is_catalogue:
             return self._fetched(os.path.join(self.source, image), most)
         if self._is_list and self.moved is None:
-            return read_file(Path(os.path.join(os.path.dirname(self.source), image)), most)
+            return read_file(Path(os.path.join(os.path.dirname(self.source), local or image)), most)
         root = self.moved or Path(self.source)
         return read_file(root / self._inner(image), most, inside=root)
 
@@ -114,12 +115,12 @@ class ScoredFiles:
         return image.lstrip("/")
 
     def _fetched(self, image: str, most: int) -> bytes:
-        named = self._is_list or (self._is_manifest and scheme_of(image))  # no path of this machine from a bucket
+        named = self._is_list or (self._is_catalogue and scheme_of(image))  # no path of this machine from a bucket
         if not named and not image.startswith(f"{self.source}/"):
             raise ImageGone("the image lies outside its source, so it is not fetched")
         try:
             store = filesystem(scheme_of(image))
-            data: bytes = reached(image, lambda: store.cat_file(image, start=0, end=most + 1))
+            data: bytes = reached(image, lambda: store.cat_file(store_url(image), start=0, end=most + 1))
         except FieldmarkError as problem:
             raise ImageGone(f"the image cannot be fetched ({problem.what})") from None
         return data

@@ -7,7 +7,7 @@ from bundle import Bundle
 from bundle.errors import FieldmarkError, ReviewError
 from review.sources.scores import COLUMNS, ScoredFiles, kept
 from review.store.item import Item
-from scoring.rows import arrow
+from scoring.columns import arrow
 from scoring.table.current import Current, last_begun
 from scoring.table.delta import ScoreTable
 from scoring.table.place import Place

@@ -2,6 +2,7 @@
 
 import platform
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,7 @@ class Worker:
             inventory=parcel.inventory,
             inference=inference,
             asking=parcel.asking,
-            reader=Reader(spec=inference.manifest.image),
+            reader=Reader(spec=inference.manifest.image, decoders=threading.Semaphore(parcel.threads)),
             cores=parcel.threads,  # and not all of its node, where others are at work
         )
 

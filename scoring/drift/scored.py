@@ -11,9 +11,9 @@ import numpy.typing as npt
 from bundle import Bundle, detector_file
 from bundle.errors import ScoringError
 from bundle.manifest import FETCH_AGAIN, PER_CLASS
+from scoring.columns import OK, Scored, arrow
 from scoring.local.jobs import read_state
 from scoring.local.shards import read_scores
-from scoring.rows import OK, Scored, arrow
 from scoring.table.current import Current, is_table
 
 COLUMNS = ("path", "status", "label", "instance_score", "is_adversarial")

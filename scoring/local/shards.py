@@ -15,7 +15,7 @@ change differs, the shard stays as it is. Any other is written anew, with the ro
 taken over from the old shard, under the old one's name or the next free number. While that goes on, the job is not
 complete.
 
-scoring/rows.py has the columns.
+scoring/columns.py has the columns.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from typing import Any
 from bundle.errors import ScoringError
 from bundle.files import atomic_file, open_regular, sha256_of, sha256_of_stream
 from bundle.version import version
+from scoring.columns import ERROR, Answer, arrow, exact_paths, schema, to_table
 from scoring.local.jobs import (
     FORMAT,
     STATE,
@@ -44,7 +45,6 @@ from scoring.local.jobs import (
     write_state,
 )
 from scoring.local.stretches import Stretch, digest_of, stamps_of
-from scoring.rows import ERROR, Answer, arrow, exact_paths, schema, to_table
 from scoring.sources import Source, SourceFile
 
 FAILED = "_failed.txt"
@@ -197,7 +197,7 @@ class ScoreFolder:
 
 
 def read_scores(out: Path, columns: Sequence[str] | None = None) -> Any:
-    """The finished shards of a score folder as one pyarrow.Table, in the source's order; see scoring/rows.py.
+    """The finished shards of a score folder as one pyarrow.Table, in the source's order; see scoring/columns.py.
 
     `columns` are some of that table's. A shard that is not what the state says, or not of its job, is refused.
     """

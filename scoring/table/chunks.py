@@ -9,11 +9,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from bundle.places import scheme_of
 from scoring.answers import MAX_READERS, Answers, Asking, Read, Row
-from scoring.rows import ERROR
+from scoring.columns import ERROR
 from scoring.sources import SourceFile
-from scoring.table.columns import data_file, rows_of
+from scoring.table.data_file import data_file, rows_of
 from scoring.table.fetching import Unfetched
 from scoring.table.place import Place
 from scoring.table.runs import DONE, Begun, Chunk, Inventory, write_record
@@ -21,7 +20,7 @@ from scoring.table.spans import Task, read_chunk
 from serving.client.prediction import Inference
 
 NAMED = 10  # files without a score in a chunk's record
-FETCHING = 8  # threads a core that read objects of a store: most of their time they wait for it
+FETCHING = 8  # threads a core that read: they wait for stores, most of their time, and then for their turn to decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +41,8 @@ class ChunkScorer:
 
         `on_rows(count)` is told of the rows of the chunk that are there; it may raise.
         """
-        readers = self.cores * (FETCHING if scheme_of(self.begun.source) else 1)
-        asking = replace(self.asking, workers=self.asking.workers or min(readers, MAX_READERS))
+        readers = self.asking.workers or min(self.cores * FETCHING, MAX_READERS)
+        asking = replace(self.asking, workers=readers)
         answers: Answers[_Piece] = Answers(self.inference, asking, self.reader, on_rows=on_rows)
         for piece, rows in answers.of(self._pieces(numbers)):
             self.check()

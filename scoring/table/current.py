@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import ScoringError
-from scoring.rows import OK, arrow
-from scoring.table.columns import GONE
+from scoring.columns import OK, arrow
+from scoring.table.data_file import GONE
 from scoring.table.delta import ScoreTable
 from scoring.table.place import Place
 from scoring.table.runs import RUNS, Begun, key_of, read_inventory, runs_of

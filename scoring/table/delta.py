@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from bundle.errors import MissingExtra, ScoringError
-from scoring.table.columns import PARTITIONS
-from scoring.table.place import Place
+from scoring.table.data_file import PARTITIONS
+from scoring.table.place import Place, reached
 from scoring.table.runs import Chunk
 from scoring.table.storage import storage_options
 
@@ -30,7 +30,6 @@ class ScoreTable:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self._options = storage_options(place)
         self._table: Any = None
 
     def exists(self) -> bool:
@@ -141,6 +140,11 @@ class ScoreTable:
         if not self.exists():
             raise ScoringError(f"there is no table at {self.place.url}", hint="'fieldmark score --table' makes one.")
         return self._table.to_pyarrow_dataset()
+
+    @property
+    def _options(self) -> dict[str, str]:
+        """As they are now: credentials that hold for an hour are others when a night's run commits."""
+        return reached(self.place.url, lambda: storage_options(self.place))
 
     @property
     def _uri(self) -> str:

@@ -18,9 +18,9 @@ from typing import Protocol
 from bundle.errors import OptionError, ScoringError
 from bundle.folder import Bundle
 from scoring.answers import Asking
-from scoring.rows import ERROR, arrow, exact_paths
-from scoring.table.columns import table_schema
+from scoring.columns import ERROR, arrow, exact_paths
 from scoring.table.current import last_begun
+from scoring.table.data_file import table_schema
 from scoring.table.delta import ScoreTable
 from scoring.table.lease import held
 from scoring.table.objects import check_any, open_objects

@@ -1,10 +1,10 @@
-"""What a table is made from: a folder, a list, a manifest, or a prefix of a bucket, as a stream sorted by path.
+"""What a table is made from: a folder, a list, a catalogue, or a prefix of a bucket, as a stream sorted by path.
 
 A job that compares this night's objects with last night's reads both streams side by side, so both must come in one
 order, and neither is ever held as a whole: a folder costs the names of the directories that are open, a prefix of S3 a
-page of a thousand keys, a list or a manifest a hundred thousand lines (what is more is sorted on the disk).
+page of a thousand keys, a list or a catalogue a hundred thousand lines (what is more is sorted on the disk).
 
-A manifest is a CSV or Parquet file with the columns `id` (int64, each once) and `path`, and, where they are known,
+A catalogue is a CSV or Parquet file with the columns `id` (int64, each once) and `path`, and, where they are known,
 `size`, `mtime_ns` and `etag`: they save a question for every object. Other columns are ignored.
 """
 
@@ -24,15 +24,15 @@ from typing import IO, Any, Protocol
 
 from bundle.errors import InputError, ScoringError
 from bundle.formats import count_passed_over, is_image, passed_over, suffixes
-from bundle.places import below, local_path, scheme_of
+from bundle.places import below, local_path, scheme_of, store_url
 from scoring.sources import Source, SourceFile
-from scoring.table.listed import manifest_rows
+from scoring.table.catalogue import catalogue_rows
 from scoring.table.place import filesystem, reached
 
 SORTED_ROWS = 100_000  # of an unsorted source are in memory at a time
 PAGE = 1000  # keys that S3 gives at a time; files that are looked at together
 LOOKERS = 32  # threads that ask an object store about single objects
-MANIFESTS = (".csv", ".parquet")
+CATALOGUES = (".csv", ".parquet")
 TAGS = ("ETag", "md5Hash", "etag")  # how stores call an object's tag; Google's etag changes with its storage class too
 CHANGED = ("LastModified", "last_modified", "mtime")  # how they call the time of last change
 
@@ -52,8 +52,8 @@ def open_objects(text: str) -> Objects:
     """Look at SOURCE and decide what it is; raises InputError when it is nothing that can be scored."""
     local = local_path(text)
     if local is None:
-        return Catalogue(text) if text.lower().endswith(MANIFESTS) else Prefix(text)
-    if local.lower().endswith(MANIFESTS) and os.path.isfile(local):
+        return Catalogue(store_url(text)) if text.lower().endswith(CATALOGUES) else Prefix(text)
+    if local.lower().endswith(CATALOGUES) and os.path.isfile(local):
         return Catalogue(os.path.abspath(local))
     return Files(Source.open(Path(local)))
 
@@ -96,7 +96,13 @@ class Files:
 
 def _unrefused(file: SourceFile) -> SourceFile:
     """A line of a list; here a URL may be one, and is what to open."""
-    return SourceFile(file.path, file.path) if scheme_of(file.path) else file
+    return SourceFile(file.path, _location(file.path, "")) if scheme_of(file.path) else file
+
+
+def _location(path: str, folder: str) -> str:
+    """What to open for a line of a list or a row of a catalogue; a relative path starts at `folder`."""
+    local = local_path(path)
+    return store_url(path) if local is None else os.path.join(folder, local)
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ class Prefix:
 
     @property
     def name(self) -> str:
-        return f"{scheme_of(self.url)}://{below(self.url).rstrip('/')}"
+        return store_url(self.url).rstrip("/")
 
     def after(self, path: str, passed: Counter[str]) -> Iterator[SourceFile]:
         scheme, root = scheme_of(self.url), below(self.name)
@@ -120,7 +126,7 @@ class Prefix:
                     continue
                 raise ScoringError(
                     f"{self.name} is not listed in the order of its names",
-                    hint="Give a manifest of it: a Parquet file with the columns id and path.",
+                    hint="Give a catalogue of it: a Parquet file with the columns id and path.",
                 )
             if any(part.startswith(".") for part in name[len(root) :].split("/")):
                 continue
@@ -188,7 +194,7 @@ def _nanoseconds(moment: Any) -> int | None:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """A manifest that a user made; a relative path in it starts at the file's own folder."""
+    """A catalogue that a user made; a relative path in it starts at the file's own folder."""
 
     name: str
 
@@ -197,9 +203,9 @@ class Catalogue:
 
     def _rows(self) -> Iterator[SourceFile]:
         folder = os.path.dirname(self.name)
-        for row in manifest_rows(self.name):
+        for row in catalogue_rows(self.name):
             path = str(row["path"])
-            location = path if scheme_of(path) else os.path.join(folder, path)
+            location = _location(path, folder)
             yield SourceFile(
                 path, location, size=row.get("size"), mtime_ns=row.get("mtime_ns"), etag=row.get("etag"), id=row["id"]
             )

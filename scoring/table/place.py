@@ -1,4 +1,6 @@
-"""Where files are: a folder of this machine, or of a bucket, through fsspec.
+"""A folder that a job reads and writes, on this machine or in a bucket, whose every failure is one sentence.
+
+bundle/places.py knows what an address means and opens the clients; what a job does there, and says, is here.
 
 A name is a path below the place, with slashes. Whatever is written is there whole or not at all: a local file takes its
 name when it is on the disk, and an object store shows an object only when all of it has come.
@@ -12,7 +14,7 @@ from typing import Any, TypeVar
 
 from bundle.errors import InputError, MissingExtra, OptionError, ScoringError, first_line
 from bundle.files import atomic_file
-from bundle.places import KINDS, Patience, below, file_system, local_path, scheme_of
+from bundle.places import KINDS, Patience, below, file_system, local_path, scheme_of, store_url
 from scoring.local.jobs import disk_errors
 
 PATIENCE = Patience(connect=10, read=30)
@@ -65,7 +67,7 @@ class Place:
         local = local_path(url)
         self.local = None if local is None else Path(os.path.abspath(local))
         self.scheme = "" if self.local is not None else scheme_of(url)
-        self.url = f"{self.scheme}://{below(url).rstrip('/')}" if self.local is None else os.fspath(self.local)
+        self.url = store_url(url).rstrip("/") if self.local is None else os.fspath(self.local)
         if self.local is None:
             filesystem(self.scheme)  # whether it is known here at all
             self._root = below(self.url)

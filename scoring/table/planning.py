@@ -60,7 +60,7 @@ class _Ids:
         self.free = free
 
     def of(self, given: int | None) -> int:
-        """The id that a manifest gives, or the next free one."""
+        """The id that a catalogue gives, or the next free one."""
         if given is not None:
             self.free = max(self.free, given + 1)
             return given
@@ -93,7 +93,7 @@ def _compared(
             now = replace(file, id=known.id)
             scored = not _same(known, now) or again(known.id or 0)
             yield _Event(now.path, now, (Task(now),) if scored else ())
-        else:  # new, or a manifest gives it another id
+        else:  # new, or a catalogue gives it another id
             now = replace(file, id=ids.of(file.id))
             lost = () if known is None else (Task(known, gone=True),)
             yield _Event(now.path, now, (*lost, Task(now)))

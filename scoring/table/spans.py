@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bundle.errors import ScoringError
-from scoring.rows import arrow, exact_paths, path_columns
+from scoring.columns import arrow, exact_paths, path_columns
 from scoring.sources import SourceFile
 from scoring.table.place import Place
 from scoring.table.runs import LISTING, WORK, Begun, Inventory, damaged

@@ -7,6 +7,7 @@ the address of an emulator of Google's store.
 import json
 import os
 
+from bundle.places import google_emulator
 from scoring.table.place import Place
 
 
@@ -53,10 +54,9 @@ def _azure() -> dict[str, str]:
 
 def _google() -> dict[str, str]:
     """Of an emulator, which asks for no credentials; else deltalake looks where fsspec does."""
-    address = os.environ.get("STORAGE_EMULATOR_HOST", "").rstrip("/")
-    if not address or address == "default":
+    address = google_emulator()
+    if not address:
         return {}
-    address = address if "://" in address else f"http://{address}"
     nobody = {"client_email": "", "private_key": "", "private_key_id": ""}
     key = {"gcs_base_url": address, "disable_oauth": True, **nobody}
     return {"google_service_account_key": json.dumps(key), "allow_http": "true"}

@@ -12,11 +12,10 @@ from typing import Any, Protocol
 
 from bundle.errors import DiskFull, FieldmarkError, MissingExtra, OptionError, QuarantineError, first_line, printable
 from bundle.files import atomic_file, leftovers, open_regular
-from bundle.places import Patience, below, connect, scheme_of
+from bundle.places import Patience, connect, local_path
 
 PATIENCE = Patience(connect=10, read=10)
 LEFT_SECONDS = 3600.0  # after which a temporary file is nobody's any more
-_LOCAL = ("file", "local")
 
 
 class Store(Protocol):
@@ -158,10 +157,10 @@ class Bucket:
 
 def open_store(where: str, *, prepare: bool = False) -> Store:
     """The store at a folder's path or a URL; raises OptionError. `prepare` makes the folder, if it is one."""
-    is_local = scheme_of(where) in _LOCAL
-    if "://" in where and not is_local:
+    local = local_path(where)
+    if local is None:
         return Bucket(where)
-    path = Path(below(where) if is_local else where)
+    path = Path(local)
     if path.exists() and not path.is_dir():
         raise OptionError(f"{path} is no folder", hint="A quarantine is a folder, or a URL such as s3://bucket/place.")
     folder = Folder(path)

@@ -1,8 +1,24 @@
 """Addresses of places, and file systems that are those of the environment as it is now."""
 
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from threading import Barrier
+from typing import Any
+
+import fsspec
 import pytest
 
-from bundle.places import Patience, below, connect, file_system, local_path, scheme_of
+from bundle import places
+from bundle.places import (
+    Patience,
+    below,
+    connect,
+    file_system,
+    google_emulator,
+    local_path,
+    scheme_of,
+    store_url,
+)
 
 PATIENCE = Patience(connect=1, read=2)
 
@@ -12,6 +28,11 @@ PATIENCE = Patience(connect=1, read=2)
     [
         ("s3://a/b", "s3", "a/b", None),
         ("S3://a/b", "s3", "a/b", None),
+        ("s3a://a/b", "s3", "a/b", None),
+        ("gcs://a/b", "gs", "a/b", None),
+        ("ABFS://a/b", "az", "a/b", None),
+        ("abfss://a/b", "az", "a/b", None),
+        ("local:///a/b", "file", "/a/b", "/a/b"),
         ("abfs+x.y-z://a", "abfs+x.y-z", "a", None),
         ("file:///a/b", "file", "/a/b", "/a/b"),
         ("FILE:///a", "file", "/a", "/a"),
@@ -43,3 +64,52 @@ def test_a_store_is_opened_anew_with_its_patience(monkeypatch: pytest.MonkeyPatc
     assert first is not second
     for files in (first, second):
         assert (files.config_kwargs["connect_timeout"], files.config_kwargs["read_timeout"]) == (1, 2)
+
+
+def test_a_url_as_its_store_takes_it() -> None:
+    assert store_url("S3A://Lake/All.csv") == "s3://Lake/All.csv"
+
+
+def test_threads_that_come_first_together_open_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, barrier = [], Barrier(16)
+
+    def opening(url: str, patience: Patience) -> tuple[Any, str]:
+        opened.append(url)
+        return connect(url, patience)
+
+    def first(_: int) -> Any:
+        barrier.wait(30)
+        return file_system("s3", Patience(connect=16, read=16))
+
+    monkeypatch.setattr(places, "connect", opening)
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(first, range(16)))
+    assert len({id(files) for files in found}) == 1
+    assert opened == ["s3://"]
+
+
+@pytest.mark.skipif(find_spec("gcsfs") is None, reason="needs the extra gs")
+def test_the_first_of_google_is_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+    monkeypatch.delenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", raising=False)
+    patience = Patience(connect=17, read=17)
+    assert file_system("gs", patience) is file_system("gs", patience)
+
+
+@pytest.mark.parametrize(
+    ("value", "address"),
+    [
+        ("", ""),
+        ("default", ""),
+        ("http://127.0.0.1:4443/", "http://127.0.0.1:4443"),
+        ("127.0.0.1:4443", "http://127.0.0.1:4443"),
+    ],
+)
+def test_an_emulator_of_google(value: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(fsspec, "url_to_fs", lambda url, **options: (told.update(options), url))
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", value)
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    connect("gs://lake", PATIENCE)
+    assert google_emulator() == address
+    assert ("token" in told) == bool(address), "else the store at Google's own address would be asked as nobody"

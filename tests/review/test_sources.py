@@ -21,9 +21,9 @@ from review.sources.source import open_source
 from review.store.database import Database
 from review.store.queue import add, counts
 from review.store.sample import drawable
+from scoring.columns import exact_paths
 from scoring.local.score import ScoreOptions, score_source
 from scoring.local.shards import read_scores
-from scoring.rows import exact_paths
 from serving.client.local import LocalInference
 from serving.client.prediction import Prediction
 from tests.conftest import draw_toy

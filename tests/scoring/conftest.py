@@ -9,7 +9,7 @@ from PIL import Image
 
 from bundle import Bundle
 from scoring.answers import Asking
-from scoring.table.here import Here
+from scoring.table.crew_of_one import CrewOfOne
 from scoring.table.job import TableOptions, TableSummary, score_into_table
 from serving.client.local import LocalInference
 
@@ -60,7 +60,7 @@ def score(toy_bundle: Bundle, inference: LocalInference) -> Score:
             another_bundle=another_bundle,
         )
         own = inference if bundle is toy_bundle else LocalInference(bundle, threads=1)
-        crew = Here(inference=own, pauses=(0.01, 0.01))
+        crew = CrewOfOne(inference=own, pauses=(0.01, 0.01))
         return score_into_table(str(source), bundle, str(table), options, crew, **more)  # type: ignore[arg-type]
 
     return run

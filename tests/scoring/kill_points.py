@@ -21,8 +21,8 @@ import bundle.files
 import scoring.local.jobs
 import scoring.local.shards
 from bundle import Bundle
+from scoring.columns import arrow
 from scoring.local.score import ScoreOptions, score_source
-from scoring.rows import arrow
 from serving.client.local import LocalInference
 
 WATCHED = {str(module.__file__) for module in (bundle.files, scoring.local.jobs, scoring.local.shards)}

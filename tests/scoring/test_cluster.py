@@ -22,7 +22,7 @@ from bundle import Bundle
 from bundle.errors import ScoringError
 from scoring.answers import Asking
 from scoring.cluster import connection
-from scoring.table.here import Here
+from scoring.table.crew_of_one import CrewOfOne
 from scoring.table.job import TableOptions, score_into_table
 from scoring.table.runs import RUNS
 from serving.client.local import LocalInference
@@ -59,7 +59,7 @@ def undisturbed(toy_bundle: Bundle, photos: Path, tmp_path_factory: pytest.TempP
     table = tmp_path_factory.mktemp("undisturbed") / "table"
     options = TableOptions(asking=Asking(network="full", batch=BATCH), chunk_rows=CHUNK)
     score_into_table(
-        str(photos), toy_bundle, str(table), options, Here(inference=LocalInference(toy_bundle, threads=1))
+        str(photos), toy_bundle, str(table), options, CrewOfOne(inference=LocalInference(toy_bundle, threads=1))
     )
     return rows_in(table)
 

@@ -27,12 +27,12 @@ from PIL import Image
 from bundle import Bundle, ImageSpec
 from bundle.errors import EndpointError, ImageError, InputError, MissingExtra, OptionError, ScoringError
 from bundle.formats import formats
+from scoring.columns import arrow
 from scoring.inference import check_served, open_inference
 from scoring.local.jobs import STATE, read_state
 from scoring.local.score import ScoreOptions, Summary, score_source
 from scoring.local.shards import FAILED, read_scores
 from scoring.local.stretches import digest_of
-from scoring.rows import arrow
 from scoring.score_cli import SOME_FAILED
 from scoring.sources import Source, SourceFile
 from serving.client.local import LocalInference

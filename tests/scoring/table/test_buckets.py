@@ -128,15 +128,15 @@ def test_an_object_that_never_comes_is_a_row_and_is_tried_again(score: Score, st
     assert score(SOURCE, TABLE).rows == 0
 
 
-def test_what_a_manifest_in_a_bucket_names_can_be_reviewed(
+def test_what_a_catalogue_in_a_bucket_names_can_be_reviewed(
     score: Score, store: ObjectStore, photos: Path, toy_bundle: Bundle
 ) -> None:
     other = "s3://archive/other.png"
-    client, manifest = boto3.client("s3"), "s3://archive/2026/night.csv"
+    client, catalogue = boto3.client("s3"), "s3://archive/2026/night.csv"
     client.put_object(Bucket="archive", Key="other.png", Body=(photos / "noise.png").read_bytes())
     lines = f"id,path\n1,photos/a/00.png\n2,{SOURCE}/a/01.png\n3,{other}\n"
     client.put_object(Bucket="archive", Key="2026/night.csv", Body=lines.encode())
-    assert score(manifest, TABLE).errors == 0
+    assert score(catalogue, TABLE).errors == 0
     source = open_source(TABLE, toy_bundle)
     found = {item.image: source.read(item.image, 10**6) for item in source.news()}
     assert found == {
@@ -157,7 +157,31 @@ def test_a_scheme_in_capitals_is_the_same(score: Score, store: ObjectStore, toy_
     assert [len(source.read(item.image, 99)) for item in source.news()] == [100] * 21
 
 
-def test_a_list_and_a_manifest_may_name_objects(score: Score, store: ObjectStore, photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["S3", "s3a"])
+def test_another_spelling_in_lists_and_catalogues(
+    score: Score, store: ObjectStore, toy_bundle: Bundle, photos: Path, tmp_path: Path, scheme: str
+) -> None:
+    source = SOURCE.replace("s3", scheme)
+    (tmp_path / "list.txt").write_text(f"{source}/a/00.png\nfile://{photos}/a/01.png\n")
+    assert score(tmp_path / "list.txt", tmp_path / "table").errors == 0
+    listed = open_source(str(tmp_path / "table"), toy_bundle)
+    assert [len(listed.read(item.image, 99)) for item in listed.news()] == [100] * 2
+    body = f"id,path\n7,{source}/a/00.png\n3,a/01.png\n".encode()
+    boto3.client("s3").put_object(Bucket="archive", Key="2026/photos/all.csv", Body=body)
+    assert score(f"{source}/all.csv", TABLE).errors == 0
+    assert score(f"{SOURCE}/all.csv", TABLE.replace("s3", scheme)).rows == 0
+    named = open_source(TABLE, toy_bundle)
+    assert [len(named.read(item.image, 99)) for item in named.news()] == [100] * 2
+
+
+def test_a_table_is_asked_for_with_what_holds_now(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as before:
+        before.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        table = ScoreTable(Place(TABLE))
+    assert not table.exists()
+
+
+def test_a_list_and_a_catalogue_name_objects(score: Score, store: ObjectStore, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{SOURCE}/a/00.png\nphotos/a/01.png\n{SOURCE}/never.png\n")
     summary = score(tmp_path / "list.txt", tmp_path / "table")
     assert (summary.rows, summary.errors) == (3, 1)

@@ -124,7 +124,7 @@ def test_its_table_is_read_back(score: Score, store: Store, photos: Path, toy_bu
         source.read(f"{store.source}/never.png", 10**6)
 
 
-def test_a_manifest_in_it(score: Score, store: Store) -> None:
+def test_a_catalogue_in_it(score: Score, store: Store) -> None:
     store.put("all.csv", f"id,path\n7,{store.source}/a/00.png\n3,a/01.png\n".encode())
     assert score(f"{store.source}/all.csv", store.table).errors == 0
     assert [(row["id"], row["path"]) for row in store.rows()] == [(3, "a/01.png"), (7, f"{store.source}/a/00.png")]

@@ -1,22 +1,22 @@
-"""How many threads read: a worker of a cluster takes its cores, not its node's; objects of a store are waited for."""
+"""How many threads decode, and how many fetch: a worker of a cluster has its cores, and waits for stores with more."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from bundle import Bundle
+from bundle.image import Box, ImageSpec
 from scoring.answers import Asking, Pixels
 from scoring.cluster.crew import Cluster
 from scoring.cluster.worker import Worker, leave
 from scoring.sources import SourceFile
-from scoring.table.chunks import FETCHING, ChunkScorer
+from scoring.table.chunks import FETCHING
 from scoring.table.fetching import Reader
 from scoring.table.job import TableOptions, Work, score_into_table
 from scoring.table.runs import Chunk
-from serving.client.local import LocalInference
 
 
 @dataclass
@@ -35,51 +35,51 @@ class InThisProcess:
 
 
 @pytest.fixture
-def reading(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images were read at a time, whenever one was: each waits a moment for others."""
-    now, seen, lock, call = 0, [], threading.Lock(), Reader.__call__
+def decoding(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images were decoded at a time, whenever one was: each waits a moment for others."""
+    now, seen, lock, call = 0, [], threading.Lock(), ImageSpec.decode
     alone = threading.Event()
 
-    def counted(self: Reader, file: SourceFile) -> Pixels | str:
+    def counted(self: ImageSpec, data: bytes, box: Box | None = None) -> Pixels:
         nonlocal now
         with lock:
             now += 1
             seen.append(now)
         alone.wait(0.02)
         try:
-            return call(self, file)
+            return call(self, data, box)
         finally:
             with lock:
                 now -= 1
 
-    monkeypatch.setattr(Reader, "__call__", counted)
+    monkeypatch.setattr(ImageSpec, "decode", counted)
     return seen
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_worker_reads_with_its_own_cores(
-    photos: Path, toy_bundle: Bundle, tmp_path: Path, reading: list[int], threads: int
+def test_a_worker_decodes_with_its_own_cores(
+    photos: Path, toy_bundle: Bundle, tmp_path: Path, decoding: list[int], threads: int
 ) -> None:
     options = TableOptions(asking=Asking(network="full", batch=4, workers=7), chunk_rows=30)
     score_into_table(str(photos), toy_bundle, str(tmp_path / "table"), options, InThisProcess(threads))
-    assert max(reading) == threads, "--workers says how many of them there are"
+    assert max(decoding) == threads, "--workers says how many of them there are"
 
 
-def test_objects_of_a_store_are_waited_for_by_more(
-    photos: Path, toy_bundle: Bundle, inference: LocalInference, tmp_path: Path, reading: list[int]
+def test_objects_that_a_file_of_this_machine_names_are_waited_for_by_more(
+    photos: Path, toy_bundle: Bundle, tmp_path: Path, decoding: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crew = InThisProcess(1)
+    together, data = threading.Barrier(FETCHING), (photos / "a" / "00.png").read_bytes()
+
+    def fetched(self: Reader, file: SourceFile) -> bytes:
+        together.wait(30)  # which ends only when as many wait
+        return data
+
+    monkeypatch.setattr(Reader, "_fetched", fetched)
+    lines = [f"{number},s3://archive/{number}.png,{len(data)}\n" for number in range(FETCHING)]
+    (tmp_path / "all.csv").write_text("id,path,size\n" + "".join(lines))
     options = TableOptions(asking=Asking(network="full", batch=4), chunk_rows=30)
-    score_into_table(str(photos), toy_bundle, str(tmp_path / "table"), options, crew)
-    reading.clear()
-    scorer = ChunkScorer(
-        place=crew.work[0].place,
-        begun=replace(crew.work[0].begun, source="s3://archive"),
-        inventory=crew.work[0].inventory,
-        inference=inference,
-        asking=options.asking,
-        reader=Reader(spec=inference.manifest.image),
-        cores=1,
+    summary = score_into_table(
+        str(tmp_path / "all.csv"), toy_bundle, str(tmp_path / "table"), options, InThisProcess(1)
     )
-    assert len(list(scorer.score([0]))) == 1
-    assert max(reading) == FETCHING
+    assert (summary.rows, summary.errors) == (FETCHING, 0)
+    assert max(decoding) == 1

@@ -29,7 +29,6 @@ from serving.client.local import LocalInference
 from tests.scoring.conftest import Score, save
 
 ROWS = 22
-PARTITIONED = {"day": pa.date32(), "bundle_id": pa.string()}
 
 
 def rows_in(table: Path | str) -> list[dict[str, Any]]:
@@ -337,3 +336,15 @@ def test_names_that_are_not_utf8(score: Score, tmp_path: Path, toy_images: np.nd
     assert score(folder, tmp_path / "table").errors == 0
     assert [row["path_bytes"] for row in rows_in(tmp_path / "table")] == [name, None]
     assert score(folder, tmp_path / "table").rows == 0
+
+
+def test_lines_of_a_list_that_no_store_has_are_rows(score: Score, photos: Path, tmp_path: Path) -> None:
+    lines = (f"{photos}/a/00.png", f"file://{photos}/a/01.png", "hdfs://lake/a.png", "https://example.org/a.png")
+    (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in lines))
+    summary = score(tmp_path / "list.txt", tmp_path / "table")
+    assert (summary.rows, summary.errors) == (4, 2)
+    said = {row["path"]: row["error"] for row in rows_in(tmp_path / "table")}
+    assert [said[line] for line in lines[:2]] == [None, None]
+    assert "hdfs:// is no place that is known here" in said[lines[2]]
+    assert "https:// is no place that is known here" in said[lines[3]]
+    assert score(tmp_path / "list.txt", tmp_path / "table").rows == 2, "a version that knows them may come"

@@ -9,7 +9,7 @@
 | `label`, `probability` | string, float32 or null | the most probable label |
 | `instance_score`, `p_value` | float32 or null | how adversarial the input looks |
 | `is_adversarial` | bool or null | `p_value <= alpha`, with the job's alpha |
-| `layer_scores` | list<float32> or null | squared distance per detector layer |
+| `layer_scores` | list<float32> or null | squared distances, three a detector layer |
 | `network`, `bundle_id` | string | who answered |
 | `size`, `mtime_ns` | int64 or null | the file's bytes, and its time of last change, before it was read |
 

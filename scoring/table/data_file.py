@@ -1,8 +1,8 @@
-"""A row of a table: the columns of a shard (scoring/rows.py), and what a table that lives through many nights needs.
+"""A chunk's data file: rows of all columns of scoring/columns.py, and of those that a table of many nights has besides.
 
 | column | type | meaning |
 |---|---|---|
-| `id` | int64 | the object, for as long as its path is in the source; a manifest's own id where it has one |
+| `id` | int64 | the object, for as long as its path is in the source; a catalogue's own id where it has one |
 | `run` | int64 | the run that wrote the row, 1, 2, ...: the row of an id with the greatest run is the one that holds |
 | `etag` | string or null | the object store's tag of it, when it was listed |
 | `day` | date | of scoring, in UTC; the table is partitioned by it and by `bundle_id` |
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scoring.answers import Row
-from scoring.rows import arrow, schema, to_table
+from scoring.columns import arrow, schema, to_table
 from scoring.table.runs import Begun
 from scoring.table.spans import Task
 

@@ -1,4 +1,4 @@
-"""A manifest that a user made: a CSV or Parquet file with an id and a path for each image."""
+"""A catalogue that a user made: a CSV or Parquet file with an id and a path for each image."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,16 +8,16 @@ import numpy as np
 
 from bundle.errors import InputError, first_line
 from bundle.files import open_regular
-from bundle.places import local_path, scheme_of
-from scoring.rows import arrow
+from bundle.places import local_path, scheme_of, store_url
+from scoring.columns import arrow
 from scoring.table.place import filesystem, reached
 
 COLUMNS = ("id", "path", "size", "mtime_ns", "etag")
-NEEDED = "A manifest has the columns id (int64, each once) and path (text)."
+NEEDED = "A catalogue has the columns id (int64, each once) and path (text)."
 
 
-def manifest_rows(name: str) -> Iterator[dict[str, Any]]:
-    """Each row as a dict, in the file's order; raises InputError for what is no manifest.
+def catalogue_rows(name: str) -> Iterator[dict[str, Any]]:
+    """Each row as a dict, in the file's order; raises InputError for what is no catalogue.
 
     The ids are held, eight bytes each, to see that none comes twice.
     """
@@ -51,11 +51,11 @@ def _batches(name: str) -> Iterator[Any]:
             for batch in source:
                 yield _checked(name, pa.table(batch))
         except (pa.ArrowException, OSError, ValueError) as problem:
-            raise InputError(f"{name} is not a readable manifest ({first_line(problem)[:200]})", hint=NEEDED) from None
+            raise InputError(f"{name} is not a readable catalogue ({first_line(problem)[:200]})", hint=NEEDED) from None
 
 
 def _checked(name: str, table: Any) -> Any:
-    """The columns of a manifest in their types; raises InputError where an id or a path is missing."""
+    """The columns of a catalogue in their types; raises InputError where an id or a path is missing."""
     pa = arrow()
     wanted = [column for column in COLUMNS if column in table.column_names]
     found = table.select(wanted).cast(pa.schema([(column, _kinds()[column]) for column in wanted]))
@@ -75,5 +75,5 @@ def _opened(name: str) -> IO[bytes]:
     local = local_path(name)
     if local is not None:
         return open_regular(Path(local))
-    stream: IO[bytes] = reached(name, lambda: filesystem(scheme_of(name)).open(name, "rb"), InputError)
+    stream: IO[bytes] = reached(name, lambda: filesystem(scheme_of(name)).open(store_url(name), "rb"), InputError)
     return stream
