@@ -16,8 +16,8 @@ from rich.table import Table
 
 from benchmarks.record import save
 from bundle.errors import OptionError
+from bundle.false_alarms import false_alarms
 from bundle.folder import Bundle
-from bundle.resolution import false_alarms
 from calibration.recalibration import recalibrate
 from calibration.sample import Seen, look
 from detector.model import Detector

@@ -20,8 +20,8 @@ from benchmarks.study.pictures import MAIN
 from benchmarks.study.plan import OTHERS
 from benchmarks.study.tables import ORDER
 from bundle.errors import OptionError
+from bundle.false_alarms import ALPHA
 from bundle.files import sha256_of
-from bundle.resolution import ALPHA
 from demo.stages import fieldmark
 from robustness.gates import broken
 from robustness.report import JSON

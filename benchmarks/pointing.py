@@ -16,7 +16,7 @@ from rich.table import Table
 
 from benchmarks.record import save
 from bundle.errors import OptionError
-from bundle.resolution import wilson
+from bundle.false_alarms import wilson
 from robustness.pointing import ANY, MEASURES, RADIUS, SHOWN, TELLING, pointing
 from training.attacks.attacker import Attackers
 from training.run import Run

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from benchmarks.page import put, table_head, table_row
 from benchmarks.record import save
+from bundle.false_alarms import wilson
 from bundle.files import write_text
-from bundle.resolution import wilson
 from demo.stages import fieldmark
 from training.data import open_dataset
 from training.networks import Network, NetworkConfig

@@ -23,9 +23,9 @@ from benchmarks.study.tables import ORDER
 from bundle import tensors
 from bundle.console import say
 from bundle.errors import OptionError
+from bundle.false_alarms import ALPHA
 from bundle.files import sha256_of
 from bundle.progress import Work, duration
-from bundle.resolution import ALPHA
 from robustness.budget import Costs, on_both
 from robustness.defended import Defended
 from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from bundle import tensors
+from bundle.false_alarms import ALPHA
 from bundle.folder import write_bundle
 from bundle.image import ImageSpec
 from bundle.manifest import MANIFEST_SCHEMA, PrototypeInfo
-from bundle.resolution import ALPHA
 from detector.combination import Combination
 from detector.gaussian import ClassGaussians
 from detector.model import DISTANCES, Detector

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from bundle.console import say
 from bundle.errors import printable
+from bundle.false_alarms import resolution
 from bundle.folder import Bundle, describe, sign_bundle
-from bundle.resolution import resolution
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 verbs = typer.Typer(no_args_is_help=True, help="Show, verify or sign a bundle.")

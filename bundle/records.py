@@ -2,7 +2,7 @@
 
 Understands str, int, float, bool, None, `X | None`, tuple[X, ...], dict[str, X], Any and nested dataclasses. A bool is
 no int, and a float is finite. A field is named in JSON as it is here, or as its metadata says: {KEY: "name"}.
-docs/decisions/024 says why no library does this.
+docs/decisions/023 says why no library does this.
 """
 
 import dataclasses

@@ -15,11 +15,11 @@ from rich.table import Table
 
 from bundle.console import say
 from bundle.errors import DatasetError, OptionError
+from bundle.false_alarms import coarser, resolution
 from bundle.files import check_free
 from bundle.folder import Bundle
 from bundle.formats import passed_over
 from bundle.manifest import MANIFEST
-from bundle.resolution import coarser, resolution
 
 if TYPE_CHECKING:
     from calibration.recalibration import Recalibration

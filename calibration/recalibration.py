@@ -19,10 +19,10 @@ import numpy as np
 from bundle import tensors
 from bundle.canonical import canonical_json
 from bundle.errors import BundleCorrupt, ExportError, OptionError
+from bundle.false_alarms import false_alarms, smallest_p_value
 from bundle.files import check_free, write_text
 from bundle.folder import Bundle, write_bundle
 from bundle.manifest import FETCH_AGAIN, MANIFEST, NetworkInfo
-from bundle.resolution import false_alarms, smallest_p_value
 from bundle.version import version
 from calibration.graph import recalibrated
 from calibration.sample import Images, Sample, Seen, look

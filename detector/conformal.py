@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import DetectorError
-from bundle.resolution import needed, smallest_p_value
+from bundle.false_alarms import needed, smallest_p_value
 
 
 def p_values(scores: npt.NDArray[np.floating], calibration: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:

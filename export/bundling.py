@@ -13,6 +13,7 @@ from rich.console import Console
 from bundle import tensors
 from bundle.console import say
 from bundle.errors import OptionError
+from bundle.false_alarms import resolution
 from bundle.files import check_free, sha256_of
 from bundle.folder import Bundle, write_bundle
 from bundle.image import ImageSpec
@@ -26,7 +27,6 @@ from bundle.manifest import (
 )
 from bundle.progress import Work
 from bundle.records import to_plain
-from bundle.resolution import resolution
 from bundle.tensors import DTYPES
 from detector.conformal import check_calibration_size
 from detector.model import Detector

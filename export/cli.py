@@ -11,8 +11,8 @@ from rich.console import Console
 
 from bundle.console import say
 from bundle.errors import MissingExtra, OptionError
+from bundle.false_alarms import ALPHA
 from bundle.manifest import FP32, MARGINAL, PER_CLASS, PRECISIONS
-from bundle.resolution import ALPHA
 
 LATE = ("onnxruntime", "onnxscript")  # not used before minutes of work: missed now or not at all
 NONE, QUICK = "none", "quick"

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle import Bundle
-from bundle.resolution import smallest_p_value, wilson
+from bundle.false_alarms import smallest_p_value, wilson
 from review.store.database import Database
 from review.store.decisions import ATTACK, CLEAN, FAULT
 from scoring.drift.comparison import KolmogorovSmirnov, kolmogorov_smirnov, online_p_values

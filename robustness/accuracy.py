@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bundle.errors import OptionError
+from bundle.false_alarms import wilson
 from bundle.progress import Work
-from bundle.resolution import wilson
 from robustness.suites import Suite
 from training.attacks.attacker import Attackers
 from training.attacks.files import BATCH

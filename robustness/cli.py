@@ -13,9 +13,9 @@ from rich.console import Console
 from bundle import tensors
 from bundle.console import say
 from bundle.errors import DetectorError, MissingExtra, OptionError
+from bundle.false_alarms import ALPHA
 from bundle.files import atomic_folder, check_free, sha256_of, write_text
 from bundle.manifest import MANIFEST
-from bundle.resolution import ALPHA
 from detector.conformal import check_calibration_size
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from bundle.errors import BundleCorrupt, BundleUnsupported, DetectorError
+from bundle.false_alarms import ALPHA
 from bundle.folder import Bundle
 from bundle.image import ImageSpec
 from bundle.manifest import FETCH_AGAIN, MARGINAL, PER_CLASS
 from bundle.progress import Work
-from bundle.resolution import ALPHA
 from detector.combination import Combination, fit_combination, relative_combination
 from detector.gaussian import ClassGaussians
 from detector.model import Detector, layer_scores

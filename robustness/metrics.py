@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bundle.resolution import wilson
+from bundle.false_alarms import wilson
 
 Scores = npt.NDArray[np.floating]
 Right = npt.NDArray[np.bool_]

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from bundle import tensors
 from bundle.errors import DatasetError, OptionError
+from bundle.false_alarms import wilson
 from bundle.image import ImageSpec
-from bundle.resolution import wilson
 from training.attacks.attacker import Attackers
 from training.attacks.files import BATCH
 from training.attacks.names import CLEAN

@@ -17,8 +17,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from bundle.errors import MissingExtra
+from bundle.false_alarms import false_alarms, smallest_p_value
 from bundle.files import sha256_of, write_text
-from bundle.resolution import false_alarms, smallest_p_value
 from bundle.version import version
 from detector.model import Detector
 from robustness.accuracy import WORST

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import MissingExtra, OptionError
-from bundle.resolution import smallest_p_value
+from bundle.false_alarms import smallest_p_value
 
 BH: Final = "bh"
 BY: Final = "by"

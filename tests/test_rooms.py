@@ -194,7 +194,7 @@ def test_no_room_works_at_import(room: str) -> None:
 
 @pytest.mark.parametrize("room", ["serving", "scoring", "calibration", "review"])
 def test_what_is_served_is_a_network(room: str) -> None:
-    """`docs/decisions/025-head-and-network.md`: a head is a part of a network in training, and known there alone."""
+    """`docs/decisions/024-head-and-network.md`: a head is a part of a network in training, and known there alone."""
     said = re.compile(r"\bheads\b|\bclass Head|\b(full|attention) head\b")
     assert [str(file) for file in sources(ROOT, room) if said.search(file.read_text(encoding="utf-8"))] == []
 

@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.reliability.deployment import Door
 from benchmarks.reliability.wire import Heard, outcome
 from bundle import Bundle
-from bundle.resolution import smallest_p_value
+from bundle.false_alarms import smallest_p_value
 from bundle.tensors import INSTANCE_SCORE, P_VALUE, PROBABILITIES
 from serving.client.local import LocalInference
 from serving.gateway.generated import fieldmark_pb2 as v1

@@ -20,9 +20,9 @@ from benchmarks.study.pictures import draw_pictures
 from benchmarks.study.plan import ABLATED, Row, jobs
 from benchmarks.study.tables import write_page
 from bundle.errors import OptionError
+from bundle.false_alarms import wilson
 from bundle.files import write_text
 from bundle.progress import Work
-from bundle.resolution import wilson
 from demo.stages import fieldmark
 from robustness.accuracy import WORST
 from robustness.suites import PAPER

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bundle.errors import BundleError, ImageError, ImageGone
-from bundle.resolution import smallest_p_value
+from bundle.false_alarms import smallest_p_value
 from review.evidence.layers import Voice
 from review.evidence.look import Look
 from review.evidence.neighbours import Neighbour, neighbours

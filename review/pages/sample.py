@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bundle.errors import FieldmarkError, OptionError
-from bundle.resolution import coarser, needed
+from bundle.false_alarms import coarser, needed
 from review.pages.access import reviewer_of
 from review.pages.page import back, console_of, render
 from review.pages.queue import saying

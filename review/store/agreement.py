@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from bundle.resolution import wilson
+from bundle.false_alarms import wilson
 from review.store.database import Database
 from review.store.decisions import ATTACK, CLEAN, FAULT, VERDICTS
 from serving.quarantine.entry import FLAGGED

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bundle.resolution import wilson
+from bundle.false_alarms import wilson
 from scoring.drift.scored import Calibration, ScoredSet
 from serving.martingale import CAPITAL, simple_jumper
 from serving.promise import beta_binomial, flagging_ranks

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from bundle import tensors
 from bundle.errors import BundleUnsupported, OptionError
+from bundle.false_alarms import smallest_p_value
 from bundle.manifest import BF16, INT8, PER_CLASS, Manifest
-from bundle.resolution import smallest_p_value
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 INT8_SINCE = (1, 23)  # 1.19.2 was seen to give other labels, 1.23.2 and 1.32.0 those of the export

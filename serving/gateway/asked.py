@@ -7,8 +7,8 @@ import numpy as np
 
 from bundle import Manifest
 from bundle.errors import RequestRefused
+from bundle.false_alarms import smallest_p_value
 from bundle.manifest import NetworkInfo
-from bundle.resolution import smallest_p_value
 from serving.gateway import failures
 from serving.gateway.generated import fieldmark_pb2 as v1
 

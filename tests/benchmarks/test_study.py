@@ -17,8 +17,8 @@ from benchmarks import page
 from benchmarks.study import command as study
 from benchmarks.study import pictures, tables
 from bundle.errors import OptionError
+from bundle.false_alarms import wilson
 from bundle.records import to_plain
-from bundle.resolution import wilson
 from training.backbones import BACKBONES
 from training.networks import HEADS
 from training.presets import preset

@@ -14,8 +14,8 @@ import fieldmark
 from benchmarks import calibrate
 from bundle import Bundle, tensors
 from bundle.errors import BundleUnsupported, DatasetError, DetectorError, OptionError
+from bundle.false_alarms import false_alarms, resolution
 from bundle.folder import sign_bundle
-from bundle.resolution import false_alarms, resolution
 from calibration.recalibration import CALIBRATION, recalibrate
 from detector.conformal import p_values
 from detector.model import Detector

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bundle.errors import DatasetError, OptionError
-from bundle.resolution import ALPHA, needed
+from bundle.false_alarms import ALPHA, needed
 from training.data import Sample, open_dataset
 from training.data.dataset import Dataset
 from training.data.division import PARTS, Shares, divide, smallest_alpha

@@ -15,8 +15,8 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from bundle.errors import DatasetError, OptionError
+from bundle.false_alarms import ALPHA, needed
 from bundle.formats import passed_over
-from bundle.resolution import ALPHA, needed
 from training.data import cars, cub, folder, manifest
 from training.data.division import PARTS, Shares, divide, lacking, smallest_alpha
 from training.data.index import Index, Sample

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bundle.errors import DatasetError, OptionError
-from bundle.resolution import smallest_p_value
+from bundle.false_alarms import smallest_p_value
 from training.data.index import Index, Sample
 
 PARTS = ("train", "validation", "calibration", "test")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.resolution import coarser, needed, smallest_p_value, wilson
+from bundle.false_alarms import coarser, needed, smallest_p_value, wilson
 
 
 @given(st.floats(1e-6, 0.999))
