@@ -206,8 +206,9 @@ class TestCars:
     def test_corners_beyond_eight_bits_do_not_wrap(self, tmp_path: Path) -> None:
         cars_by_single_file(tmp_path)
         content = scipy.io.loadmat(tmp_path / "cars_annos.mat")
-        for x2 in content["annotations"]["bbox_x2"][0]:
-            x2[:] = 255  # x1 = 6, so width 250; x1 - 1 and x2 + 1 as uint8 would be 0 for x2
+        for number in range(21):  # put in anew: one byte that scipy has read is Python's own object for that byte
+            corner = np.array([[255]], dtype=np.uint8)  # x1 = 6, so width 250; x2 + 1 as uint8 would be 0
+            content["annotations"]["bbox_x2"][0, number] = corner
         content["annotations"]["bbox_x1"][0, 0] = np.array([[1]], dtype=np.uint8)
         scipy.io.savemat(tmp_path / "cars_annos.mat", {k: content[k] for k in ("annotations", "class_names")})
         boxes = {sample.key: sample.box for part in open_dataset(tmp_path).parts.values() for sample in part}
