@@ -28,7 +28,7 @@ from training.attacks.losses import judge_of, loss_of
 from training.attacks.names import attack_named
 from training.attacks.worst import worst_case
 from training.data import open_dataset
-from training.data.cub_writer import Recipe, write_birds
+from training.data.cub_writer import BirdSet, write_birds
 from training.data.loading import images_array
 from training.fit import Trainer
 from training.networks import Network
@@ -88,7 +88,7 @@ def measure_attacks(setup: Setup = Setup()) -> dict[str, Any]:
 
 def trained(folder: Path, setup: Setup) -> tuple[Network, Tensor, Tensor]:
     """A `maxsep` network after a few epochs on a few drawn birds, and all test images with their labels."""
-    recipe = Recipe(
+    recipe = BirdSet(
         species=setup.species,
         size=setup.image_size,
         images_train=setup.images_train,

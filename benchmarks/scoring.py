@@ -30,7 +30,7 @@ from scoring.local.score import ScoreOptions, score_source
 from scoring.sources import SourceFile
 from scoring.table.chunks import ChunkScorer
 from scoring.table.crew_of_one import CrewOfOne
-from scoring.table.job import Crew, TableOptions, Work, score_into_table
+from scoring.table.job import Briefing, Crew, TableOptions, score_into_table
 from scoring.table.runs import Chunk
 from serving.client.local import LocalInference
 from serving.client.prediction import Outputs
@@ -197,7 +197,7 @@ class ConstantCrew:
 
     inference: Constant
 
-    def score(self, work: Work, numbers: Sequence[int], on_rows: Callable[[int], None]) -> Iterator[Chunk]:
+    def score(self, work: Briefing, numbers: Sequence[int], on_rows: Callable[[int], None]) -> Iterator[Chunk]:
         spec = self.inference.manifest.image
         image = np.zeros((spec.height, spec.width, 3), np.uint8)
 

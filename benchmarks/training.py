@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.record import paired
 from training.augment import augment
 from training.data import Dataset, Sample, open_dataset
-from training.data.cub_writer import Recipe, write_birds
+from training.data.cub_writer import BirdSet, write_birds
 from training.data.loading import CACHE_BYTES, ImageLoader, image_loader, load_part
 from training.fit import Trainer
 from training.parallel import Devices
@@ -97,7 +97,7 @@ def _measure_case(case: Case) -> dict[str, Any]:
 
 def draw(folder: Path, case: Case) -> Dataset:
     """A few JPEG files of birds as large as the network wants them, under the names of `case.classes` species."""
-    write_birds(folder, Recipe(species=2, size=case.image_size, images_train=DRAWN, images_test=1, seed=0))
+    write_birds(folder, BirdSet(species=2, size=case.image_size, images_train=DRAWN, images_test=1, seed=0))
     labels = tuple(f"class {index}" for index in range(case.classes))
     return replace(open_dataset(folder), labels=labels)
 

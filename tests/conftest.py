@@ -263,10 +263,10 @@ def _graph(
 @pytest.fixture(scope="session")
 def tiny_birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three species at 32 px in CUB's format: 40 training and 4 test images each."""
-    from training.data.cub_writer import Recipe, write_birds
+    from training.data.cub_writer import BirdSet, write_birds
 
     path = tmp_path_factory.mktemp("birds") / "tiny"
-    write_birds(path, Recipe(species=3, size=32, images_train=40, images_test=4, seed=1), workers=1)
+    write_birds(path, BirdSet(species=3, size=32, images_train=40, images_test=4, seed=1), workers=1)
     return path
 
 

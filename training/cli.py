@@ -179,7 +179,7 @@ def attack(
     """White-box attacks on a run, written as PNG files an attacker could upload."""
     try:
         from training.attacks.attacker import Attackers
-        from training.attacks.files import Order, write_attacks
+        from training.attacks.files import AttackOrder, write_attacks
         from training.attacks.transfer import open_sources
         from training.run import Run
     except ImportError as problem:
@@ -194,7 +194,7 @@ def attack(
         raise OptionError("--attacks names nothing", hint="Name some, such as: clean,pgd10-8")
     root = data if data is not None else Path(record.dataset.root)
     attackers = Attackers(network=model, sources=open_sources(tuple(source or ()), record), seed=seed)
-    order = Order(attacks=names, heads=heads, part=part, count=count)
+    order = AttackOrder(attacks=names, heads=heads, part=part, count=count)
     written = write_attacks(record, attackers, root, out, order, replace=force)
     if json:
         facts = {"out": str(out), "images": written, "attacks": names, "networks": heads, "part": part}

@@ -44,7 +44,7 @@ PROMISED = {FP16: "HALF", BF16: "BF16", INT8: "INT8"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class EngineOrder:
     """Which engines there are to be: one of every network for every target. With `force` none of them is kept from
     before, and an engines.json that cannot be read is replaced.
     """
@@ -76,7 +76,7 @@ def build_engines(
     bundle: Bundle,
     out: Path,
     compiler: Compiler,
-    order: Order,
+    order: EngineOrder,
     *,
     tell: Callable[[Outcome], None] = lambda outcome: None,
 ) -> tuple[EngineSet, tuple[Dropped, ...]]:

@@ -15,7 +15,7 @@ from bundle.folder import Bundle
 from bundle.progress import Work
 from bundle.records import to_plain
 from bundle.tensors import NETWORKS
-from export.engines.building import Dropped, Order, Outcome, build_engines
+from export.engines.building import Dropped, EngineOrder, Outcome, build_engines
 from export.engines.check import Check, cannot_check, check_engine
 from export.engines.compiler import LOCAL, Compiler
 from export.engines.folder import check_out
@@ -66,7 +66,11 @@ def engine(
 
     with work:
         engines, dropped = build_engines(
-            opened, out, compiler, Order(networks=networks, targets=targets, profile=batches, force=force), tell=tell
+            opened,
+            out,
+            compiler,
+            EngineOrder(networks=networks, targets=targets, profile=batches, force=force),
+            tell=tell,
         )
     for one in dropped:
         place = f"{one.record.network} {one.record.target}"

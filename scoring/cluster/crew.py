@@ -14,7 +14,7 @@ from bundle.errors import FieldmarkError, ScoringError, first_line
 from bundle.version import version
 from scoring.cluster.connection import connected, ray_library
 from scoring.cluster.worker import Parcel, Worker, leave, names_of
-from scoring.table.job import Work
+from scoring.table.job import Briefing
 from scoring.table.runs import Chunk
 
 DEATHS = 3  # of workers in one chunk before the job ends
@@ -34,7 +34,7 @@ class Cluster:
     workers: int | None = None
     memory: int = 200_000_000
 
-    def score(self, work: Work, numbers: Sequence[int], on_rows: Callable[[int], None]) -> Iterator[Chunk]:
+    def score(self, work: Briefing, numbers: Sequence[int], on_rows: Callable[[int], None]) -> Iterator[Chunk]:
         if not numbers:
             return
         with connected(self.address, self.workers, self.threads, self.memory) as resources:
@@ -59,12 +59,12 @@ class Cluster:
             )
         return count, {"num_cpus": float(self.threads)} | ({"num_gpus": 1.0} if gpus else {})
 
-    def _workers(self, work: Work, count: int, needs: dict[str, float]) -> list[Any]:
+    def _workers(self, work: Briefing, count: int, needs: dict[str, float]) -> list[Any]:
         parcel = self.parcel(work)
         kind = ray_library().remote(Worker).options(**needs, max_restarts=-1, max_task_retries=DEATHS - 1)
         return [kind.remote(parcel) for _ in range(count)]
 
-    def parcel(self, work: Work) -> Parcel:
+    def parcel(self, work: Briefing) -> Parcel:
         """What each worker is given. How many threads of it read follows from its cores."""
         return Parcel(
             place=work.place,

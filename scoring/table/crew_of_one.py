@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from scoring.table.chunks import ChunkScorer
 from scoring.table.fetching import PAUSES, Reader
-from scoring.table.job import Work
+from scoring.table.job import Briefing
 from scoring.table.runs import Chunk
 from serving.client.prediction import Inference
 
@@ -20,7 +20,7 @@ class CrewOfOne:
     check: Callable[[], None] = lambda: None
     pauses: tuple[float, ...] = field(default=PAUSES)
 
-    def score(self, work: Work, numbers: Sequence[int], on_rows: Callable[[int], None]) -> Iterator[Chunk]:
+    def score(self, work: Briefing, numbers: Sequence[int], on_rows: Callable[[int], None]) -> Iterator[Chunk]:
         cores = len(os.sched_getaffinity(0))
         decoders = threading.Semaphore(work.asking.workers or cores)
         scorer = ChunkScorer(

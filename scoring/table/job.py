@@ -63,7 +63,7 @@ class TableOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Briefing:
     """What whoever scores a run's chunks must know."""
 
     place: Place
@@ -76,7 +76,7 @@ class Work:
 class Crew(Protocol):
     """Whoever scores chunks: this process, or a cluster."""
 
-    def score(self, work: Work, numbers: Sequence[int], on_rows: Callable[[int], None]) -> Iterator[Chunk]:
+    def score(self, work: Briefing, numbers: Sequence[int], on_rows: Callable[[int], None]) -> Iterator[Chunk]:
         """Score chunks in any order; each is written when it is given. `on_rows` is told of rows meanwhile."""
         ...
 
@@ -276,7 +276,9 @@ class _TableJob:
             self.on_progress(there + count, self.scored + count, inventory.rows)
 
         on_rows(0)
-        work = Work(place=self.place, begun=begun, inventory=inventory, bundle=self.bundle, asking=self.options.asking)
+        work = Briefing(
+            place=self.place, begun=begun, inventory=inventory, bundle=self.bundle, asking=self.options.asking
+        )
         for chunk in self.crew.score(work, left, on_rows):
             done[chunk.number] = chunk
             self.scored += chunk.rows - chunk.gone

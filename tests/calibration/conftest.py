@@ -28,11 +28,11 @@ def bundle(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="session")
 def other_camera(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """New birds of the same species by another camera: softer, warmer, compressed; to calibrate with and to test."""
-    from training.data.cub_writer import Recipe, write_birds
+    from training.data.cub_writer import BirdSet, write_birds
 
     folder = tmp_path_factory.mktemp("camera")
     drawn = folder / "drawn"
-    write_birds(drawn, Recipe(species=3, size=32, images_train=100, images_test=20, seed=11), workers=1)
+    write_birds(drawn, BirdSet(species=3, size=32, images_train=100, images_test=20, seed=11), workers=1)
     found: dict[str, list[Path]] = {"calibrate": [], "test": []}
     pictures = sorted(path for path in drawn.rglob("*") if path.suffix in (".jpg", ".png"))
     order = np.random.default_rng(0).permutation(len(pictures))[: CALIBRATED + TESTED].tolist()

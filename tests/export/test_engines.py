@@ -27,7 +27,7 @@ from bundle import Bundle, tensors, write_bundle
 from bundle.engines import BUILDER, ENGINES, INSPECTOR, NETWORK, EngineSet, Evidence, Profile
 from bundle.errors import BundleCorrupt, DiskFull, EngineError, ExportError, MissingExtra, OptionError
 from bundle.manifest import Quality
-from export.engines.building import Order, build_engines
+from export.engines.building import EngineOrder, build_engines
 from export.engines.check import check_answers, check_engine, widened
 from export.engines.compiler import Compiled, Compiler, local_target
 from export.engines.folder import LOCK
@@ -134,9 +134,9 @@ def toy_set(
 ) -> EngineSet:
     """Engines of the toy for sm_86, both networks, and of one for sm_89. Read-only: copy it before you damage it."""
     out = tmp_path_factory.mktemp("set") / "engines"
-    build_engines(in_precision("fp32"), out, rtx, Order(networks=BOTH, targets=("sm_86",), profile=PROFILE))
+    build_engines(in_precision("fp32"), out, rtx, EngineOrder(networks=BOTH, targets=("sm_86",), profile=PROFILE))
     engines, dropped = build_engines(
-        in_precision("fp32"), out, rtx, Order(networks=ONE, targets=("sm_89",), profile=PROFILE)
+        in_precision("fp32"), out, rtx, EngineOrder(networks=ONE, targets=("sm_89",), profile=PROFILE)
     )
     assert dropped == ()
     return engines
@@ -185,7 +185,9 @@ def test_an_exported_bundle_becomes_engines_that_compute_as_it_promises(
     bundles: dict[str, Bundle], rtx: Compiler, tmp_path: Path, precision: str
 ) -> None:
     exported = bundles[precision]
-    engines, _ = build_engines(exported, tmp_path / "e", rtx, Order(networks=BOTH, targets=("sm_86",), profile=PROFILE))
+    engines, _ = build_engines(
+        exported, tmp_path / "e", rtx, EngineOrder(networks=BOTH, targets=("sm_86",), profile=PROFILE)
+    )
     assert places(engines) == [("attention", "sm_86"), ("full", "sm_86")]
     for record in engines.records:
         data = engines.file(record).read_bytes()
@@ -215,10 +217,12 @@ def test_other_targets(rtx: Compiler, in_precision: Callable[[str], Bundle], tmp
     opened = in_precision("fp16")
     if target == "sm_75":  # the detector computes in float32
         with pytest.raises(EngineError, match=r"cannot build .*attention/model\.onnx for sm_75 \(.*FP32 GEMM"):
-            build_engines(opened, tmp_path / "e", rtx, Order(networks=ONE, targets=(target,), profile=PROFILE))
+            build_engines(opened, tmp_path / "e", rtx, EngineOrder(networks=ONE, targets=(target,), profile=PROFILE))
         assert not (tmp_path / "e" / ENGINES).exists()
         return
-    engines, _ = build_engines(opened, tmp_path / "e", rtx, Order(networks=ONE, targets=(target,), profile=PROFILE))
+    engines, _ = build_engines(
+        opened, tmp_path / "e", rtx, EngineOrder(networks=ONE, targets=(target,), profile=PROFILE)
+    )
     assert places(engines) == [("attention", target)]
 
 
@@ -229,7 +233,7 @@ def test_an_engine_without_the_promised_precision_is_refused(
     before = files(own_set)
     liar = rewritten(in_precision("fp32"), tmp_path / "bundle", precision="fp16")
     with pytest.raises(EngineError, match=r"no convolution in HALF, which a bundle in fp16 promises.*has 1 in FLOAT"):
-        build_engines(liar, own_set, rtx, Order(networks=ONE, targets=("sm_86",), profile=PROFILE))
+        build_engines(liar, own_set, rtx, EngineOrder(networks=ONE, targets=("sm_86",), profile=PROFILE))
     assert files(own_set) == before
 
 
@@ -249,11 +253,11 @@ def test_what_was_built_counts_and_not_what_was_asked_for(
         graph.node.insert(place + 1, helper.make_node("ReduceSum", ["terms", "last"], ["weighted"]))
 
     opened = rewritten(in_precision("int8"), tmp_path / "bundle", without_products, "int8")
-    build_engines(opened, tmp_path / "a", rtx, Order(networks=ONE, targets=("sm_86",), profile=PROFILE))
+    build_engines(opened, tmp_path / "a", rtx, EngineOrder(networks=ONE, targets=("sm_86",), profile=PROFILE))
     with pytest.raises(
         EngineError, match=r"attention for sm_75 has no convolution in INT8.*by the builder it has 1 in"
     ):
-        build_engines(opened, tmp_path / "b", rtx, Order(networks=ONE, targets=("sm_75",), profile=PROFILE))
+        build_engines(opened, tmp_path / "b", rtx, EngineOrder(networks=ONE, targets=("sm_75",), profile=PROFILE))
 
 
 @needs_rtx
@@ -305,7 +309,7 @@ def test_what_the_parser_refuses_is_named(rtx: Compiler, toy_bundle: Bundle, own
     before = files(own_set)
     spoilt = rewritten(toy_bundle, tmp_path / "bundle", spoil)
     with pytest.raises(EngineError, match=r"cannot read .*full/model\.onnx: node beak of type Warble: .*Plugin not"):
-        build_engines(spoilt, own_set, rtx, Order(networks=BOTH[:1], targets=("sm_86",), profile=PROFILE))
+        build_engines(spoilt, own_set, rtx, EngineOrder(networks=BOTH[:1], targets=("sm_86",), profile=PROFILE))
     assert files(own_set) == before
 
 
@@ -328,7 +332,7 @@ def test_a_graph_that_has_changed_since_the_bundle_was_opened(make_toy_bundle: A
     graph = opened.model("attention")
     graph.write_bytes(graph.read_bytes() + b"!")
     with pytest.raises(BundleCorrupt, match="has changed since the bundle was verified"):
-        build_engines(opened, tmp_path / "e", compiler, Order(networks=ONE, targets=("sm_86",), profile=PROFILE))  # type: ignore[arg-type]
+        build_engines(opened, tmp_path / "e", compiler, EngineOrder(networks=ONE, targets=("sm_86",), profile=PROFILE))  # type: ignore[arg-type]
     assert (compiler.calls, files(tmp_path / "e")) == ([], {LOCK: hashlib.sha256(b"").hexdigest()})
 
 
@@ -350,7 +354,10 @@ def test_ctrl_c_ends_a_build_and_the_process_lives(rtx: Compiler, bundles: dict[
     with pytest.raises(KeyboardInterrupt):
         for _ in range(20):
             build_engines(
-                bundles["fp32"], own_set, rtx, Order(networks=BOTH, targets=("sm_86",), profile=PROFILE, force=True)
+                bundles["fp32"],
+                own_set,
+                rtx,
+                EngineOrder(networks=BOTH, targets=("sm_86",), profile=PROFILE, force=True),
             )
             before = files(own_set)
     assert files(own_set) == before
@@ -398,7 +405,7 @@ def test_a_build_that_nobody_wants_any_more_ends_early(
 @needs_rtx
 def test_a_second_run_keeps_what_fits(rtx: Compiler, in_precision: Callable[[str], Bundle], own_set: Path) -> None:
     before, told = files(own_set), []
-    order = Order(networks=BOTH, targets=("sm_86",), profile=PROFILE)
+    order = EngineOrder(networks=BOTH, targets=("sm_86",), profile=PROFILE)
     build_engines(in_precision("fp32"), own_set, rtx, order, tell=told.append)
     assert [outcome.built for outcome in told] == [False, False]
     assert files(own_set) == before
@@ -410,7 +417,7 @@ def test_a_second_run_keeps_what_fits(rtx: Compiler, in_precision: Callable[[str
 def test_whatever_differs_is_built_anew(make_toy_bundle: Any, tmp_path: Path, change: str) -> None:
     opened = make_toy_bundle(tmp_path / "bundle")
     out, compiler = tmp_path / "engines", Canned()
-    order = Order(networks=BOTH, targets=("sm_86",), profile=PROFILE, force=change == "force")
+    order = EngineOrder(networks=BOTH, targets=("sm_86",), profile=PROFILE, force=change == "force")
     old, _ = build_engines(opened, out, compiler, order)  # type: ignore[arg-type]
     assert len(compiler.calls) == 2
     victim = old.file(old.find("attention", "sm_86"))
@@ -449,7 +456,7 @@ def test_engines_for_other_targets_and_networks_stay(toy_bundle: Bundle, tmp_pat
     compiler: Any = Canned()
     for networks, target in ((BOTH, "sm_89"), (ONE, "sm_86"), (BOTH[:1], "sm_120")):
         engines, dropped = build_engines(
-            toy_bundle, tmp_path, compiler, Order(networks=networks, targets=(target,), profile=PROFILE)
+            toy_bundle, tmp_path, compiler, EngineOrder(networks=networks, targets=(target,), profile=PROFILE)
         )
         assert dropped == ()
     assert places(engines) == [
@@ -464,11 +471,13 @@ def test_engines_of_another_graph_go_once_the_new_ones_are_there(make_toy_bundle
     compiler: Any = Canned()
     out = tmp_path / "engines"
     first = make_toy_bundle(tmp_path / "first")
-    old, _ = build_engines(first, out, compiler, Order(networks=BOTH, targets=("sm_86", "sm_89"), profile=PROFILE))
+    old, _ = build_engines(
+        first, out, compiler, EngineOrder(networks=BOTH, targets=("sm_86", "sm_89"), profile=PROFILE)
+    )
     damaged = old.find("attention", "sm_89")
     renamed = make_toy_bundle(tmp_path / "renamed", name="other", networks=ONE)  # the same graph in another bundle
     old.file(damaged).write_bytes(b"")
-    new, dropped = build_engines(renamed, out, compiler, Order(networks=ONE, targets=("sm_86",), profile=PROFILE))
+    new, dropped = build_engines(renamed, out, compiler, EngineOrder(networks=ONE, targets=("sm_86",), profile=PROFILE))
     assert new.document.bundle_id == renamed.bundle_id
     assert new.records == (old.find("attention", "sm_86"),)
     assert {(one.record.network, one.record.target): one.reason for one in dropped} == {
@@ -481,7 +490,7 @@ def test_engines_of_another_graph_go_once_the_new_ones_are_there(make_toy_bundle
 
 def test_timings_of_tensorrt_help_the_next_build(toy_bundle: Bundle, tmp_path: Path) -> None:
     compiler: Any = Canned(timings=b"timed")
-    order = Order(networks=ONE, targets=("sm_86",), profile=PROFILE, force=True)
+    order = EngineOrder(networks=ONE, targets=("sm_86",), profile=PROFILE, force=True)
     for expected in (None, b"timed"):
         build_engines(toy_bundle, tmp_path, compiler, order)
         assert compiler.calls.pop() == ("attention", "sm_86", expected)
@@ -507,7 +516,7 @@ def test_a_disk_that_refuses_leaves_the_old_set(
     compiler: Any = Canned()
     out = tmp_path / "engines"
     first, second = (make_toy_bundle(tmp_path / name, alpha=alpha) for name, alpha in (("a", 0.05), ("b", 0.2)))
-    build_engines(first, out, compiler, Order(networks=BOTH, targets=("sm_86",), profile=PROFILE))
+    build_engines(first, out, compiler, EngineOrder(networks=BOTH, targets=("sm_86",), profile=PROFILE))
     before = files(out)
     flush = bundle.files.flush
 
@@ -518,11 +527,11 @@ def test_a_disk_that_refuses_leaves_the_old_set(
 
     monkeypatch.setattr(bundle.files, "flush", refuse)
     with pytest.raises(DiskFull if number == errno.ENOSPC else EngineError, match=sentence):
-        build_engines(second, out, compiler, Order(networks=BOTH, targets=("sm_86",), profile=PROFILE))
+        build_engines(second, out, compiler, EngineOrder(networks=BOTH, targets=("sm_86",), profile=PROFILE))
     assert files(out) == before
     EngineSet.open(out, first.bundle_id)
     monkeypatch.undo()
-    build_engines(second, out, compiler, Order(networks=BOTH, targets=("sm_86",), profile=PROFILE))
+    build_engines(second, out, compiler, EngineOrder(networks=BOTH, targets=("sm_86",), profile=PROFILE))
     EngineSet.open(out, second.bundle_id)
 
 
@@ -548,7 +557,7 @@ def test_killed_at_any_time_the_folder_holds_the_old_set_or_the_new(make_toy_bun
     """Fork, die by SIGKILL before one call after another that touches the disk, and let the next run finish."""
     compiler: Any = Canned(timings=b"timed")
     first, second = (make_toy_bundle(tmp_path / name, alpha=alpha) for name, alpha in (("a", 0.05), ("b", 0.2)))
-    order = Order(networks=ONE, targets=("sm_86",), profile=PROFILE)
+    order = EngineOrder(networks=ONE, targets=("sm_86",), profile=PROFILE)
     build_engines(first, tmp_path / "old", compiler, order)
     seen, fatal, status = set(), 0, -signal.SIGKILL
     while status:
@@ -577,13 +586,13 @@ def test_a_first_build_that_was_killed_does_not_shut_the_folder(toy_bundle: Bund
     for left in ("full/sm_86.0123456789abcdef.engine", "full/.sm_86.0123456789abcdef.engine.12345.tmp"):
         (out / left).write_bytes(b"left")
     (out / "full/notes.txt").write_text("not ours")
-    build_engines(toy_bundle, out, compiler, Order(networks=ONE, targets=("sm_86",), profile=PROFILE))
+    build_engines(toy_bundle, out, compiler, EngineOrder(networks=ONE, targets=("sm_86",), profile=PROFILE))
     assert set(files(out)) - {LOCK, ENGINES} == {"full/notes.txt", EngineSet.open(out).records[0].file}
 
 
 def test_the_second_of_two_at_once_is_sent_away(toy_bundle: Bundle, tmp_path: Path) -> None:
     compiler: Any = Canned()
-    order = Order(networks=ONE, targets=("sm_86",), profile=PROFILE)
+    order = EngineOrder(networks=ONE, targets=("sm_86",), profile=PROFILE)
     met = []
 
     def intrude(outcome: Any) -> None:
@@ -692,7 +701,9 @@ def test_tensorrt_builds_for_its_own_gpu_and_keeps_its_timings(
     assert (compiler.resolve("local"), compiler.resolve("sm_86")) == ("sm_86", "sm_86")
     with pytest.raises(OptionError, match=r"tensorrt .* cannot build for sm_89 here.*GPU of its own machine.*sm_86"):
         compiler.resolve("sm_89")
-    engines, _ = build_engines(toy_bundle, tmp_path, compiler, Order(networks=ONE, targets=("sm_86",), profile=PROFILE))
+    engines, _ = build_engines(
+        toy_bundle, tmp_path, compiler, EngineOrder(networks=ONE, targets=("sm_86",), profile=PROFILE)
+    )
     assert engines.records[0].evidence == Evidence(source=INSPECTOR, layers={CONVOLUTION: {"FLOAT": 1}})
     assert engines.file(engines.records[0]).read_bytes() == b"plan"
     assert (tmp_path / f"timings/tensorrt-{version}-sm_86.cache").read_bytes() == b"timings"
@@ -702,7 +713,9 @@ def test_tensorrt_builds_for_its_own_gpu_and_keeps_its_timings(
     assert ("profile.set_shape", ("image", (1, 32, 32, 3), (2, 32, 32, 3), (4, 32, 32, 3))) in calls
     assert not [call for call in calls if "set_flag" in call[0] or "compute_capability" in call[0]]
     calls.clear()
-    build_engines(toy_bundle, tmp_path, compiler, Order(networks=ONE, targets=("sm_86",), profile=PROFILE, force=True))
+    build_engines(
+        toy_bundle, tmp_path, compiler, EngineOrder(networks=ONE, targets=("sm_86",), profile=PROFILE, force=True)
+    )
     assert ("config.create_timing_cache", (b"timings",)) in calls
 
 
@@ -768,7 +781,7 @@ def test_on_a_gpu_the_engine_answers_as_onnx_runtime(
     rtx: Compiler, bundles: dict[str, Bundle], tmp_path: Path, precision: str
 ) -> None:
     exported, target = bundles[precision], rtx.resolve("local")
-    engines, _ = build_engines(exported, tmp_path, rtx, Order(networks=BOTH, targets=(target,), profile=PROFILE))
+    engines, _ = build_engines(exported, tmp_path, rtx, EngineOrder(networks=BOTH, targets=(target,), profile=PROFILE))
     for record in engines.records:
         assert record.evidence.source == INSPECTOR
         check = check_engine(rtx, engines, record, exported)

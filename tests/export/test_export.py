@@ -312,9 +312,9 @@ def test_unknown_attacks_and_other_data_are_refused_before_any_work(tiny_run, tm
         settings = ExportSettings(detector=DetectorSettings(attacks=("cw",)))
         export_run(tiny_run, tmp_path / "o", settings, Console(quiet=True))
     (tmp_path / "a").mkdir()
-    from training.data.cub_writer import Recipe, write_birds
+    from training.data.cub_writer import BirdSet, write_birds
 
-    write_birds(tmp_path / "other", Recipe(species=3, size=32, images_train=12, images_test=4, seed=9), workers=1)
+    write_birds(tmp_path / "other", BirdSet(species=3, size=32, images_train=12, images_test=4, seed=9), workers=1)
     with pytest.raises(CheckpointError, match="not the data this run was trained on"):
         export_run(tiny_run, tmp_path / "o", SETTINGS, Console(quiet=True), data=tmp_path / "other")
 

@@ -42,10 +42,10 @@ def test_the_worst_case_is_right_only_where_every_attack_is(evaluated):
 
 
 def test_autoattack_as_a_column_runs_once_on_all_images(tiny_birds, tiny_config, tmp_path):
-    from training.data.cub_writer import Recipe, write_birds
+    from training.data.cub_writer import BirdSet, write_birds
 
     birds = tmp_path / "birds"
-    write_birds(birds, Recipe(species=4, size=32, images_train=12, images_test=2, seed=1), workers=1)
+    write_birds(birds, BirdSet(species=4, size=32, images_train=12, images_test=2, seed=1), workers=1)
     run, data = Run(tmp_path / "run"), open_dataset(birds, seed=3)
     config = replace(tiny_config, system="ap", preset="ap-small", epochs=1)
     Trainer(run, data, config, Devices(accelerator="cpu"), Console(quiet=True)).fit(resume=False)

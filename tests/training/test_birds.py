@@ -20,14 +20,14 @@ from bundle.errors import DiskFull, ImageError, OptionError
 from training.data import cub_writer
 from training.data.birds import PARTS, draw_bird
 from training.data.canvas import Canvas, Frame, ellipse
-from training.data.cub_writer import Recipe, write_birds
+from training.data.cub_writer import BirdSet, write_birds
 from training.data.dataset import PARTS as DIVISION
 from training.data.dataset import Dataset, open_dataset
 from training.data.index import Sample
 from training.data.sheet import choose, draw_sheet, look_at, wrap
 from training.data.species import BEARERS, MARKS, MAX_SPECIES, Species, all_species, telling_parts
 
-TINY = Recipe(species=3, size=40, images_train=6, images_test=2, seed=5)
+TINY = BirdSet(species=3, size=40, images_train=6, images_test=2, seed=5)
 PLAIN = Species(
     name="Plain", crown="plain", beak="cone", beak_colour="slate", wing="plain", breast="plain", eye="plain",
     tail="plain", throat="plain", legs="slate",
@@ -326,7 +326,7 @@ def children_of(pid: int) -> set[int]:
 
 def test_an_existing_folder_is_replaced_only_when_told_and_only_if_it_is_a_set(birds: Path, tmp_path: Path) -> None:
     folder = tmp_path / "set"
-    small = Recipe(species=2, size=32, images_train=4, images_test=1)
+    small = BirdSet(species=2, size=32, images_train=4, images_test=1)
     write_birds(folder, small)
     before = digests(folder)
     with pytest.raises(OptionError, match="exists already"):

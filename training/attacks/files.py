@@ -18,7 +18,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class AttackOrder:
     """What is to be attacked: at most `count` images of a part, by every attack on every head."""
 
     attacks: tuple[str, ...]
@@ -33,7 +33,7 @@ class Order:
 
 
 def write_attacks(
-    record: RunRecord, attackers: Attackers, root: Path, out: Path, order: Order, *, replace: bool = False
+    record: RunRecord, attackers: Attackers, root: Path, out: Path, order: AttackOrder, *, replace: bool = False
 ) -> int:
     """Write OUT/<head>/<attack>/NNNNN.png and OUT/index.csv; returns the number of images."""
     attackers.check(order.attacks)

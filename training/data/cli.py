@@ -16,7 +16,7 @@ from bundle.console import say
 from bundle.image import ImageSpec
 from bundle.progress import Work
 from training.data.check import examine
-from training.data.cub_writer import Recipe, write_birds
+from training.data.cub_writer import BirdSet, write_birds
 from training.data.dataset import Dataset, open_dataset
 from training.data.division import lacking, smallest_alpha
 from training.data.look import SPEC, look
@@ -57,15 +57,15 @@ def make(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier set in DIR.")] = False,
 ) -> None:
     """Draw birds whose species differ only by local field marks."""
-    recipe = Recipe(species=species, size=size, images_train=images_train, images_test=images_test, seed=seed)
-    with Work("drawing birds", recipe.images) as work:
+    wanted = BirdSet(species=species, size=size, images_train=images_train, images_test=images_test, seed=seed)
+    with Work("drawing birds", wanted.images) as work:
         write_birds(
-            path, recipe, workers=workers or len(os.sched_getaffinity(0)), force=force, tick=lambda n: work.advance(n)
+            path, wanted, workers=workers or len(os.sched_getaffinity(0)), force=force, tick=lambda n: work.advance(n)
         )
     say(
         Console(),
-        f"{path}: {recipe.species} species, {recipe.species * recipe.images_train} training images, "
-        f"{recipe.species * recipe.images_test} test images, birds of about {recipe.size} px, seed {recipe.seed}",
+        f"{path}: {wanted.species} species, {wanted.species * wanted.images_train} training images, "
+        f"{wanted.species * wanted.images_test} test images, birds of about {wanted.size} px, seed {wanted.seed}",
     )
 
 

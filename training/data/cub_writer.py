@@ -1,6 +1,6 @@
 """Write the built-in birds in CUB-200-2011's own on-disk format: same files, 1-based ids, same number formats.
 
-The folder exists whole or not at all, and its content depends on the recipe alone, not on the number of workers.
+The folder exists whole or not at all, and its content depends on what is wanted alone, not on the number of workers.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class BirdSet:
     """What to draw. `images_train` and `images_test` count images a species; `size` is a bird's side in pixels."""
 
     species: int = 20
@@ -69,7 +69,7 @@ class _Drawn:
 
 
 def write_birds(
-    folder: Path, recipe: Recipe, *, workers: int = 1, force: bool = False, tick: Tick | None = None
+    folder: Path, wanted: BirdSet, *, workers: int = 1, force: bool = False, tick: Tick | None = None
 ) -> None:
     """Draw a whole set into `folder`; `tick` hears how many more images are done.
 
@@ -80,12 +80,12 @@ def write_birds(
         raise OptionError(f"--workers {workers} is out of range", hint="Choose 1 or more, or leave it out.")
     if force:
         _refuse_to_replace_strangers(folder)
-    chosen = all_species()[: recipe.species]
+    chosen = all_species()[: wanted.species]
     with atomic_folder(folder, replace=force) as temporary:
         for number, species in enumerate(chosen, start=1):
             (temporary / "images" / _class_folder(number, species)).mkdir(parents=True)
-        drawn = _draw_all(temporary, recipe, workers, tick or (lambda _: None))
-        _write_index(temporary, recipe, chosen, drawn)
+        drawn = _draw_all(temporary, wanted, workers, tick or (lambda _: None))
+        _write_index(temporary, wanted, chosen, drawn)
 
 
 def _refuse_to_replace_strangers(folder: Path) -> None:
@@ -96,17 +96,17 @@ def _refuse_to_replace_strangers(folder: Path) -> None:
         )
 
 
-def _draw_all(folder: Path, recipe: Recipe, workers: int, tick: Tick) -> list[_Drawn]:
-    per_species = recipe.images_train + recipe.images_test
+def _draw_all(folder: Path, wanted: BirdSet, workers: int, tick: Tick) -> list[_Drawn]:
+    per_species = wanted.images_train + wanted.images_test
     tasks = [
         (number, range(first, min(first + _CHUNK, per_species + 1)))
-        for number in range(1, recipe.species + 1)
+        for number in range(1, wanted.species + 1)
         for first in range(1, per_species + 1, _CHUNK)
     ]
     if workers == 1:
         drawn = []
         for number, images in tasks:
-            drawn += _draw_some(folder, recipe, number, images)
+            drawn += _draw_some(folder, wanted, number, images)
             tick(len(images))
         return drawn
     with ProcessPoolExecutor(
@@ -114,7 +114,7 @@ def _draw_all(folder: Path, recipe: Recipe, workers: int, tick: Tick) -> list[_D
     ) as pool:
         try:
             with _signals_wait():
-                futures: list[Future[list[_Drawn]]] = [pool.submit(_draw_some, folder, recipe, *task) for task in tasks]
+                futures: list[Future[list[_Drawn]]] = [pool.submit(_draw_some, folder, wanted, *task) for task in tasks]
             for future in as_completed(futures):
                 tick(len(future.result()))
         except BrokenProcessPool:
@@ -124,17 +124,17 @@ def _draw_all(folder: Path, recipe: Recipe, workers: int, tick: Tick) -> list[_D
         return [image for future in futures for image in future.result()]
 
 
-def _draw_some(folder: Path, recipe: Recipe, number: int, images: range) -> list[_Drawn]:
+def _draw_some(folder: Path, wanted: BirdSet, number: int, images: range) -> list[_Drawn]:
     """Draw some images of species `number` (from 1); runs in any process, in any order."""
     species = all_species()[number - 1]
     drawn = []
     for image in images:
-        picture = draw_bird(species, size=recipe.size, rng=np.random.default_rng([recipe.seed, number, image]))
+        picture = draw_bird(species, size=wanted.size, rng=np.random.default_rng([wanted.seed, number, image]))
         file = f"{_class_folder(number, species)}/{species.name}_{image:04d}.jpg"
         jpeg = io.BytesIO()  # encoded in memory, so that a full disk is reported as a full disk
         picture.image.save(jpeg, format="JPEG", quality=95, subsampling=0)
         (folder / "images" / file).write_bytes(jpeg.getvalue())
-        drawn.append(_Drawn(file=file, is_train=image <= recipe.images_train, box=picture.box, parts=picture.parts))
+        drawn.append(_Drawn(file=file, is_train=image <= wanted.images_train, box=picture.box, parts=picture.parts))
     return drawn
 
 
@@ -171,8 +171,8 @@ def _signals_wait() -> Iterator[None]:
             signal.raise_signal(heard[0])
 
 
-def _write_index(folder: Path, recipe: Recipe, chosen: tuple[Species, ...], drawn: list[_Drawn]) -> None:
-    per_species = recipe.images_train + recipe.images_test
+def _write_index(folder: Path, wanted: BirdSet, chosen: tuple[Species, ...], drawn: list[_Drawn]) -> None:
+    per_species = wanted.images_train + wanted.images_test
     numbered = list(enumerate(drawn, start=1))
     (folder / "parts").mkdir()
     files = {
@@ -187,22 +187,22 @@ def _write_index(folder: Path, recipe: Recipe, chosen: tuple[Species, ...], draw
             for i, image in numbered
             for part, name in enumerate(PARTS, start=1)
         ],
-        "README.txt": _readme(recipe, chosen),
+        "README.txt": _readme(wanted, chosen),
     }
     for name, lines in files.items():
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _readme(recipe: Recipe, chosen: tuple[Species, ...]) -> list[str]:
+def _readme(wanted: BirdSet, chosen: tuple[Species, ...]) -> list[str]:
     lines = [
         "These birds are synthetic: drawn by `fieldmark data make`, no photograph and no real species among them.",
         "The files follow the on-disk format of CUB-200-2011.",
         "",
-        f"species       {recipe.species}",
-        f"size          {recipe.size}   (longer side of a bird's box in pixels, roughly)",
-        f"images-train  {recipe.images_train}   (each species)",
-        f"images-test   {recipe.images_test}   (each species)",
-        f"seed          {recipe.seed}",
+        f"species       {wanted.species}",
+        f"size          {wanted.size}   (longer side of a bird's box in pixels, roughly)",
+        f"images-train  {wanted.images_train}   (each species)",
+        f"images-test   {wanted.images_test}   (each species)",
+        f"seed          {wanted.seed}",
         "",
         "All species share body, pose, colours and background. They differ only in these field marks:",
         "",

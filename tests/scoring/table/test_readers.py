@@ -15,7 +15,7 @@ from scoring.cluster.worker import Worker, leave
 from scoring.sources import SourceFile
 from scoring.table.chunks import FETCHING
 from scoring.table.fetching import Reader
-from scoring.table.job import TableOptions, Work, score_into_table
+from scoring.table.job import Briefing, TableOptions, score_into_table
 from scoring.table.runs import Chunk
 
 
@@ -24,9 +24,9 @@ class InThisProcess:
     """A worker as a cluster makes it, without the cluster; `work` is what it was given."""
 
     threads: int
-    work: list[Work] = field(default_factory=list)
+    work: list[Briefing] = field(default_factory=list)
 
-    def score(self, work: Work, numbers: Sequence[int], on_rows: Callable[[int], None]) -> Iterator[Chunk]:
+    def score(self, work: Briefing, numbers: Sequence[int], on_rows: Callable[[int], None]) -> Iterator[Chunk]:
         self.work.append(work)
         leave(work.bundle, work.place)
         worker = Worker(Cluster(address="local", threads=self.threads).parcel(work))

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from bundle import tensors
 from training.attacks.attacker import Attackers
-from training.attacks.files import Order, write_attacks
+from training.attacks.files import AttackOrder, write_attacks
 from training.cli import app
 from training.data import open_dataset
 from training.run import Run, image_spec
@@ -17,7 +17,7 @@ from training.run import Run, image_spec
 
 def test_the_index_tells_the_truth_of_every_file(tiny_run, tiny_birds, tmp_path):
     record, network = Run(tiny_run).load_network()
-    order = Order(attacks=("clean", "noise", "fgsm-8"), heads=("full",), count=6)
+    order = AttackOrder(attacks=("clean", "noise", "fgsm-8"), heads=("full",), count=6)
     written = write_attacks(record, Attackers(network=network), tiny_birds, tmp_path / "out", order)
     samples = {sample.key: sample for sample in open_dataset(tiny_birds, seed=record.dataset.seed).parts["test"]}
     with (tmp_path / "out" / "index.csv").open(newline="", encoding="utf-8") as stream:
@@ -53,6 +53,6 @@ def test_the_verb_says_as_json_what_it_wrote(tiny_run, tiny_birds, tmp_path):
 
 def test_what_is_piped_holds_no_progress(tiny_run, tiny_birds, tmp_path, capsys):
     record, network = Run(tiny_run).load_network()
-    order = Order(attacks=("clean",), heads=tensors.NETWORKS, count=2)
+    order = AttackOrder(attacks=("clean",), heads=tensors.NETWORKS, count=2)
     write_attacks(record, Attackers(network=network), tiny_birds, tmp_path / "out", order)
     assert capsys.readouterr() == ("", "")
