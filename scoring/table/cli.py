@@ -10,7 +10,7 @@ from rich.table import Table
 from bundle.console import readable, say
 from bundle.folder import Bundle
 from bundle.formats import passed_over
-from bundle.progress import Briefing
+from bundle.progress import Work
 from scoring.stopping import stopping
 from scoring.table.job import Crew, TableOptions, TableSummary, score_into_table
 
@@ -19,7 +19,7 @@ def score_table(
     source: str, bundle: Bundle, table: str, options: TableOptions, crew: Crew, json: bool
 ) -> tuple[int, int]:
     """Score a source into a table and tell what was done; gives how many files were scored, and errors of them."""
-    with Briefing("listing", rated=True) as work, stopping() as stop_or_go_on:
+    with Work("listing", rated=True) as work, stopping() as stop_or_go_on:
 
         def on_listed(count: int) -> None:
             stop_or_go_on()
