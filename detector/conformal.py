@@ -1,6 +1,7 @@
 """From a score to a p-value: split-conformal calibration (Vovk et al. 2005), valid for any score and any n.
 
-Per class (Mondrian) it is valid among the images of each predicted class, which are a function of the image alone.
+Per class (Mondrian) it is valid among the images of each predicted class, which are a function of the image alone. What
+is served has the same arithmetic in its graph, `export/served.py`, and the export proves the two equal.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A row of scores: its columns, and how files and answers become them.
+"""A row of scores: its columns, and how files and answers become them. Tables add `scoring/table/data_file.py`'s.
 
 | column | type | meaning |
 |---|---|---|

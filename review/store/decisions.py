@@ -1,7 +1,7 @@
 """Who decided what: one stroke decides one image or a whole group, and can be undone by whoever made it.
 
 Decisions are added and never changed. What counts of them (the standing one of each reviewer, and each item's state) is
-worked out in the same transaction, so that it can never disagree with them.
+worked out in the same transaction, so that it can never disagree with them. The tables are in `database.py`.
 """
 
 import secrets
