@@ -5,10 +5,12 @@ same file once more. It becomes part of the table with the run's one commit, or 
 """
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from bundle.places import scheme_of
 from scoring.answers import MAX_READERS, Answers, Asking, Read, Row
 from scoring.columns import ERROR
 from scoring.sources import SourceFile
@@ -20,7 +22,7 @@ from scoring.table.spans import Task, read_chunk
 from serving.client.prediction import Inference
 
 NAMED = 10  # files without a score in a chunk's record
-FETCHING = 8  # threads a core that read: they wait for stores, most of their time, and then for their turn to decode
+FETCHING = 8  # threads a core that read from stores: they wait most of their time, and then for their turn to decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +43,18 @@ class ChunkScorer:
 
         `on_rows(count)` is told of the rows of the chunk that are there; it may raise.
         """
-        readers = self.asking.workers or min(self.cores * FETCHING, MAX_READERS)
-        asking = replace(self.asking, workers=readers)
+        pieces = self._pieces(numbers)
+        first = tuple(itertools.islice(pieces, 1))
+        asking = replace(self.asking, workers=self.asking.workers or self._readers(first))
         answers: Answers[_Piece] = Answers(self.inference, asking, self.reader, on_rows=on_rows)
-        for piece, rows in answers.of(self._pieces(numbers)):
+        for piece, rows in answers.of(itertools.chain(first, pieces)):
             self.check()
             yield self._write(piece.number, piece.tasks, rows)
+
+    def _readers(self, first: Sequence[tuple["_Piece", Sequence[SourceFile]]]) -> int:
+        """How many threads read: files of this machine keep nobody waiting, and more than decode are in each other's way."""
+        stores = any(scheme_of(file.location) for _, files in first for file in files)
+        return min(self.cores * FETCHING, MAX_READERS) if stores else self.cores
 
     def _pieces(self, numbers: Iterable[int]) -> Iterator[tuple["_Piece", Sequence[SourceFile]]]:
         for number in numbers:
