@@ -169,7 +169,7 @@ BENCHMARKS = {
     ),
     "reliability": Benchmark(
         measures="every way to bring the service down, tried; `make reliability`",
-        takes="30 minutes",
+        takes="20 minutes",
         at="reliability.attempts:bench",
         alone=True,
     ),

@@ -14,8 +14,9 @@ def put(mark: str, block: str, page: Path | None = None) -> None:
     page = page or PAGE
     text = page.read_text(encoding="utf-8") if page.is_file() else "# Results\n"
     before, found, rest = text.partition(begin)
-    after = rest.partition(end)[2] if found else ""
-    write_text(page, f"{before.rstrip()}\n\n{begin}\n{block}{end}\n{after if after.strip() else ''}")
+    after = rest.partition(end)[2].lstrip("\n") if found else ""
+    rest = f"\n{after}" if after.strip() else ""  # one empty line, however often this is done
+    write_text(page, f"{before.rstrip()}\n\n{begin}\n{block}{end}\n{rest}")
 
 
 def table_head(titles: list[str]) -> list[str]:

@@ -158,6 +158,8 @@ def test_the_page_gets_every_table_and_keeps_the_prose_around_them(
     assert second.endswith("After.\n")
     assert "25.0 (15 to 35)" in second
     assert "50.0" not in second
+    tables.write_page(tmp_path / "tables.json", "small")
+    assert page.PAGE.read_text() == second
 
 
 def test_another_dataset_has_a_folder_a_file_and_a_mark_of_its_own(
