@@ -52,7 +52,7 @@ class ChunkScorer:
             yield self._write(piece.number, piece.tasks, rows)
 
     def _readers(self, first: Sequence[tuple["_Piece", Sequence[SourceFile]]]) -> int:
-        """How many threads read: files of this machine keep nobody waiting, more than decode stand in each other's way."""
+        """How many threads read: from this machine no more than decode, which would only be in each other's way."""
         stores = any(scheme_of(file.location) for _, files in first for file in files)
         return min(self.cores * FETCHING, MAX_READERS) if stores else self.cores
 
