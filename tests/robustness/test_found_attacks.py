@@ -20,7 +20,7 @@ from robustness.found_attacks import Judged, Negatives, judge
 from robustness.metrics import auroc, auroc_interval
 from tests.robustness.test_attack_files import write as write_index
 from training.attacks.attacker import Attackers
-from training.attacks.files import Order, write_attacks
+from training.attacks.files import AttackOrder, write_attacks
 from training.data.loading import images_array
 from training.run import Run, image_spec
 
@@ -258,7 +258,7 @@ def test_a_folder_of_the_attack_verb_is_judged_by_head_beside_its_own_clean_imag
 ) -> None:
     record, network = Run(tiny_run).load_network()
     heads = network.config.heads
-    order = Order(attacks=("clean", "noise", "fgsm-8"), heads=heads, count=12)
+    order = AttackOrder(attacks=("clean", "noise", "fgsm-8"), heads=heads, count=12)
     write_attacks(record, Attackers(network=network), tiny_birds, tmp_path / "attacks", order)
     moved = []
     monkeypatch.setattr(Attackers, "to_device", lambda self: moved.append(self))
