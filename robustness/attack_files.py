@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from bundle.attack_index import COLUMNS, INDEX
 from bundle.errors import DatasetError, ImageError
 from bundle.files import open_regular
 from bundle.image import ImageSpec
 from robustness.fitting import Images
 from training.attacks.names import CLEAN, NOISE
+from training.data.choice import spread
 
-INDEX = "index.csv"
-COLUMNS = {"network", "attack", "path", "source", "label"}
 MOST_ROWS, MOST = 1_000_000, 2000  # of an index; images of a family that are opened, evenly over it
 HINT = "Give a folder that 'fieldmark review --export attacks' or 'fieldmark attack' wrote."
 Row = dict[str, str]
@@ -72,7 +72,7 @@ class AttackFolder:
             raise DatasetError(f"{index} cannot be read ({reason})", hint=HINT) from None
         except (ValueError, csv.Error) as problem:
             raise DatasetError(f"{index} is no list of attacked images ({problem})", hint=HINT) from None
-        if not COLUMNS.issubset(reader.fieldnames or ()):
+        if not set(COLUMNS).issubset(reader.fieldnames or ()):
             raise DatasetError(f"{index} has not the columns {', '.join(sorted(COLUMNS))}", hint=HINT)
         for number, row in enumerate(rows, start=2):
             if None in row or None in row.values():
@@ -106,8 +106,7 @@ class AttackFolder:
 
     def _family(self, rows: Sequence[Row], spec: ImageSpec) -> Family:
         """At most MOST images of a list, evenly over it; those that lie outside the folder are not opened."""
-        count = min(MOST, len(rows))
-        chosen = [rows[index * len(rows) // count] for index in range(count)]
+        chosen = spread(tuple(rows), MOST)
         root, found, sources = self.path.resolve(), [], []
         for row in chosen:
             try:
@@ -120,4 +119,4 @@ class AttackFolder:
                 continue
             sources.append(row["source"])
         images = np.stack(found) if found else np.empty((0, spec.height, spec.width, 3), np.uint8)
-        return Family(images=images, sources=tuple(sources), total=len(rows), tried=count)
+        return Family(images=images, sources=tuple(sources), total=len(rows), tried=len(chosen))

@@ -4,6 +4,7 @@ docs/report.md says what every entry means.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,14 @@ def found_document(
     attackers.to_device()
     spec = image_spec(record.config)
     parts: Parts | None = None
+    test_part = cache(partial(_test_part, dataset, spec))  # read for one head, and only if the folder's will not do
     found, clean, told = {}, {}, list(ALWAYS)
     for head in heads:
         attacks = folder.attacks(head, spec)
         if not attacks.families:
             told.append(f"{head}: the folder holds no attack on it")
             continue
-        negatives = _negatives(attacks, dataset, spec)
+        negatives = _own_clean(attacks) or test_part()
         parts = Parts.of(dataset, spec) if parts is None else parts
         taught = detector_taught(bundle, attackers, head, parts, record.labels)
         found[head] = judge(
@@ -135,11 +137,16 @@ def table(heads: Mapping[str, Mapping[str, Any]]) -> Table:
     return found
 
 
-def _negatives(attacks: Attacks, dataset: Dataset, spec: ImageSpec) -> Negatives:
-    """The folder's own clean images, which came from where the attacks did, else those of the test part."""
+def _own_clean(attacks: Attacks) -> Negatives | None:
+    """The folder's own clean images, which came from where the attacks did; None where they are too few."""
     clean = attacks.clean
-    if clean is not None and len(clean.images) >= FEW:
-        return Negatives(images=clean.images, sources=clean.sources, folder=True)
+    if clean is None or len(clean.images) < FEW:
+        return None
+    return Negatives(images=clean.images, sources=clean.sources, folder=True)
+
+
+def _test_part(dataset: Dataset, spec: ImageSpec) -> Negatives:
+    """Clean images of the run's own test part; raises OptionError where it has none."""
     if not dataset.parts["test"]:
         raise OptionError(
             "the dataset has no test part, and the folder not enough clean images",

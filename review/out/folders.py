@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+from bundle.attack_index import COLUMNS, INDEX
 from bundle.errors import ImageError, ImageGone, ReviewError
 from bundle.formats import KINDS
 from bundle.image import ImageSpec
@@ -120,9 +121,9 @@ def write_attacks(folder: Path, database: Database, wanted: Filter, source: Sour
         families.append((CLEAN, ((item, []) for item in drawn)))
     missing = 0
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "index.csv").open("w", newline="", encoding="utf-8") as stream:
+    with (folder / INDEX).open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(("network", "attack", "path", "source", "label"))
+        writer.writerow(COLUMNS)
         for family, items in families:
             images = ImageFolder(source, spec, folder / family)
             for item, _, name in images.copy(items):

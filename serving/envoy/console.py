@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from bundle.errors import OptionError
-from serving.client.remote import parse_url
 from serving.envoy.inside import Inside
 from serving.envoy.keys import KEY_NAME, Key
-from serving.envoy.limits import CONNECT_SECONDS, KEPT_SECONDS
-from serving.envoy.messages import FILTERS, address, seconds, typed
+from serving.envoy.limits import KEPT_SECONDS
+from serving.envoy.messages import FILTERS, cluster, seconds, typed
 from serving.envoy.options import EnvoyOptions
 from serving.envoy.refusals import has_status
-from serving.gateway.options import DEFAULT_PORT
 
 _CONSOLE = "console"
 _REALM = "Fieldmark review"
@@ -67,22 +65,9 @@ def _routes(options: EnvoyOptions) -> dict[str, Any]:
 
 
 def _cluster(options: EnvoyOptions) -> dict[str, Any]:
-    host, _, port = parse_url(options.gateway, port=DEFAULT_PORT).rpartition(":")
-    endpoint = {"endpoint": {"address": address(host.strip("[]"), int(port))}}
-    protocol = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    return {
-        "name": _CONSOLE,
-        "type": "STRICT_DNS",
-        "connect_timeout": seconds(CONNECT_SECONDS),
-        "load_assignment": {"cluster_name": _CONSOLE, "endpoints": [{"lb_endpoints": [endpoint]}]},
-        "typed_extension_protocol_options": {
-            protocol: typed(
-                protocol,
-                explicit_http_config={"http_protocol_options": {}},
-                common_http_protocol_options={"idle_timeout": seconds(KEPT_SECONDS)},
-            )
-        },
-    }
+    idle = {"idle_timeout": seconds(KEPT_SECONDS)}
+    http = {"explicit_http_config": {"http_protocol_options": {}}, "common_http_protocol_options": idle}
+    return cluster(_CONSOLE, options.gateway, http=http)
 
 
 def _replies() -> dict[str, Any]:

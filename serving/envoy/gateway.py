@@ -6,7 +6,6 @@ who is it? --> rate --> load --> body --> JSON to gRPC --> gateway
 import base64
 from typing import Any
 
-from serving.client.remote import parse_url
 from serving.envoy.inside import Inside
 from serving.envoy.keys import KEY_NAME
 from serving.envoy.limits import (
@@ -14,11 +13,10 @@ from serving.envoy.limits import (
     ANSWER_WINDOW,
     ANSWERS_WINDOW,
     BUFFER_BYTES,
-    CONNECT_SECONDS,
     MOST_AT_ONCE,
     PROBE_SECONDS,
 )
-from serving.envoy.messages import FILTERS, address, seconds, typed
+from serving.envoy.messages import FILTERS, cluster, seconds, typed
 from serving.envoy.options import EnvoyOptions
 from serving.envoy.refusals import local_replies
 from serving.envoy.routes import (
@@ -36,7 +34,6 @@ from serving.envoy.routes import (
 from serving.envoy.transcoding import descriptors
 from serving.gateway.calls import KEY_HEADER
 from serving.gateway.handlers import SERVICE
-from serving.gateway.options import DEFAULT_PORT
 
 _GATEWAY = "gateway"
 
@@ -146,22 +143,15 @@ def _adaptive_concurrency(options: EnvoyOptions) -> dict[str, Any]:
 
 
 def _cluster(options: EnvoyOptions) -> dict[str, Any]:
-    host, _, port = parse_url(options.gateway, port=DEFAULT_PORT).rpartition(":")
-    endpoint = {"endpoint": {"address": address(host.strip("[]"), int(port))}}
-    protocol = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     windows = {"initial_stream_window_size": ANSWER_WINDOW, "initial_connection_window_size": ANSWERS_WINDOW}
-    return {
-        "name": _GATEWAY,
-        "type": "STRICT_DNS",
-        "connect_timeout": seconds(CONNECT_SECONDS),
-        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
-        "load_assignment": {"cluster_name": _GATEWAY, "endpoints": [{"lb_endpoints": [endpoint]}]},
-        "typed_extension_protocol_options": {
-            protocol: typed(protocol, explicit_http_config={"http2_protocol_options": windows})
-        },
+    return cluster(
+        _GATEWAY,
+        options.gateway,
+        http={"explicit_http_config": {"http2_protocol_options": windows}},
+        per_connection_buffer_limit_bytes=BUFFER_BYTES,
         # It tells the truth at HEALTH_PATH and takes no request away: one network may serve while the other does not,
         # and the gateway itself says so best. Envoy goes on to a host that is not healthy when no other is.
-        "health_checks": [
+        health_checks=[
             {
                 "timeout": seconds(PROBE_SECONDS),
                 "interval": seconds(PROBE_SECONDS),
@@ -171,5 +161,5 @@ def _cluster(options: EnvoyOptions) -> dict[str, Any]:
                 "grpc_health_check": {},
             }
         ],
-        "common_lb_config": {"healthy_panic_threshold": {"value": 100}},
-    }
+        common_lb_config={"healthy_panic_threshold": {"value": 100}},
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from bundle.attack_index import COLUMNS, INDEX
 from bundle.files import atomic_folder
 from bundle.progress import Work
 from training.attacks.attacker import Attackers
@@ -44,7 +45,7 @@ def write_attacks(
     loader = image_loader(chosen, image_spec(record.config), batch_size=BATCH, shuffle_seed=None)
     rows: list[tuple[str, str, str, str, str]] = []
     total = len(order.jobs) * len(chosen)
-    with atomic_folder(out, replace=replace, marker="index.csv") as folder, Work("attacking", total) as work:
+    with atomic_folder(out, replace=replace, marker=INDEX) as folder, Work("attacking", total) as work:
         for head, name in order.jobs:
             work.what = f"{head}: {name}"
             target = folder / head / name
@@ -57,8 +58,8 @@ def write_attacks(
                     Image.fromarray(pixels).save(target / file)
                     rows.append((head, name, f"{head}/{name}/{file}", sample.key, dataset.labels[sample.label]))
                 work.advance(len(attacked))
-        with (folder / "index.csv").open("w", newline="", encoding="utf-8") as stream:
+        with (folder / INDEX).open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
-            writer.writerow(("network", "attack", "path", "source", "label"))
+            writer.writerow(COLUMNS)
             writer.writerows(rows)
     return len(rows)
