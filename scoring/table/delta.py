@@ -7,13 +7,11 @@ must not exist yet, made for the version after the one that was looked at. So wh
 and finds either his own work done or that of another.
 """
 
-import atexit
 import json
 import re
 import time
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakSet
 
 from bundle.errors import MissingExtra, ScoringError
 from scoring.table.data_file import PARTITIONS
@@ -24,9 +22,7 @@ from scoring.table.storage import storage_options
 APP = "fieldmark"
 TRIES = 20  # of a commit that others overtake with work that is none of ours, such as OPTIMIZE
 OTHER_TABLE = "Use another table."
-LET_GO_SECONDS = 5.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_handlers: WeakSet[Any] = WeakSet()  # of buckets that pyarrow's threads may still hold
 
 
 class ScoreTable:
@@ -143,14 +139,7 @@ class ScoreTable:
         """Its rows as a pyarrow.dataset.Dataset; raises ScoringError where there is no table."""
         if not self.exists():
             raise ScoringError(f"there is no table at {self.place.url}", hint="'fieldmark score --table' makes one.")
-        import pyarrow.fs
-
-        if self.place.local is not None:
-            here = pyarrow.fs.SubTreeFileSystem(str(self.place.local), pyarrow.fs.LocalFileSystem())
-            return self._table.to_pyarrow_dataset(filesystem=here)
-        dataset = self._table.to_pyarrow_dataset()
-        _handlers.add(dataset.filesystem.handler)
-        return dataset
+        return self._table.to_pyarrow_dataset()
 
     @property
     def _options(self) -> dict[str, str]:
@@ -180,19 +169,6 @@ class ScoreTable:
             f"the table at {self.place.url} cannot be read or written ({_said(problem)})",
             hint="What was scored is safe; run the same command again.",
         )
-
-
-@atexit.register
-def wait_for_readers(seconds: float = LET_GO_SECONDS) -> bool:
-    """Whether pyarrow has let go of what reads buckets; waits for it.
-
-    Its threads drop their last references after a read has given its rows, and one that needs the interpreter while
-    that is being torn down aborts the process. What reads local tables has no Python in it, and needs no waiting.
-    """
-    end = time.monotonic() + seconds
-    while _handlers and time.monotonic() < end:
-        time.sleep(0.01)
-    return not _handlers
 
 
 def delta_library() -> Any:

@@ -1,7 +1,6 @@
 """Objects of a bucket and a table in one: S3's real API on loopback, when it is well and when it is not."""
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from bundle.errors import FieldmarkError, ImageGone, InputError, ScoringError
 from bundle.places import Patience
 from review.sources.source import open_source
 from scoring.table import lease, objects, place
-from scoring.table.delta import ScoreTable, wait_for_readers
+from scoring.table.delta import ScoreTable
 from scoring.table.place import Place
 from scoring.table.storage import storage_options
 from tests.scoring.conftest import Score
@@ -71,22 +70,6 @@ def rows() -> list[dict[str, Any]]:
 def values(found: list[dict[str, Any]]) -> list[Any]:
     names = ("status", "label", "probability", "instance_score", "p_value", "is_adversarial", "layer_scores")
     return [[row[name] for name in names] for row in found]
-
-
-def test_a_process_ends_when_nobody_reads_any_more(score: Score, tmp_path: Path, store: ObjectStore) -> None:
-    """A thread of pyarrow's that lets go of Python while the interpreter is torn down aborts the process."""
-    score(SOURCE, TABLE)
-    held = list(ScoreTable(Place(TABLE)).dataset().get_fragments())
-    assert not wait_for_readers(0.05)
-    late = threading.Timer(0.2, held.clear)
-    late.start()
-    assert wait_for_readers(10)
-    late.join()
-    score(SOURCE, str(tmp_path / "table"))
-    here = ScoreTable(Place(str(tmp_path / "table"))).dataset()
-    assert here.count_rows() == 22
-    assert here.filesystem.base_fs.type_name == "local", "what is here is read without Python"
-    assert wait_for_readers(0)
 
 
 def test_a_bucket_scores_as_a_folder_does(
