@@ -1,5 +1,6 @@
 """The one command: `fieldmark VERB`. Each verb lives in its room's `cli.py` and is imported only when it is called."""
 
+import atexit
 import importlib
 import os
 import signal
@@ -71,6 +72,37 @@ EXTRAS: dict[str, str] = {
     "cryptography": "signing",
 }
 VERSION = "0.1.0"
+
+
+def command() -> None:
+    """What the shell runs: one verb."""
+    as_process(main)
+
+
+def as_process(action: Callable[[], object]) -> None:
+    """Do something, and end the process with it, without taking the interpreter apart.
+
+    Threads of pyarrow drop what they have read a little later than they hand it over, and one that needs the
+    interpreter while it is taken apart aborts the process: a finished job would end with 134 instead of its exit code.
+    """
+    code: int | str | None = None
+
+    def leave() -> None:  # the last of all handlers, since it is the first that is there
+        if isinstance(code, int):
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            except OSError:
+                return  # the interpreter has its own way of saying so
+            os._exit(code)
+
+    atexit.register(leave)
+    try:
+        action()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code or 0
+        raise
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -183,4 +215,4 @@ def _print_help() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command()

@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 from benchmarks.catalogue import BENCHMARKS, BUNDLE, Benchmark, load
 from benchmarks.record import save
 from bundle.errors import OptionError
-from fieldmark import guarded
+from fieldmark import as_process, guarded
 
 PROGRAM = "python -m benchmarks"
 DEMO = Path("build/demo/bundle")
@@ -108,4 +108,4 @@ def _chosen(names: list[str] | None, *, quick: bool) -> dict[str, Benchmark]:
 
 
 if __name__ == "__main__":
-    guarded(lambda: main(sys.argv[1:]))
+    as_process(lambda: guarded(lambda: main(sys.argv[1:])))

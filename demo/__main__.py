@@ -21,7 +21,7 @@ from demo.archive import make_archive, score_archive
 from demo.endpoint import Answers, ask, look, served
 from demo.figure import Panel, draw
 from demo.stages import StageFailed, Stages, contents, fieldmark
-from fieldmark import guarded
+from fieldmark import as_process, guarded
 from serving.gateway.client import FieldmarkClient
 
 ATTACKS = ("clean", "noise", "fgsm-8", "pgd10-2", "pgd10-8")
@@ -205,4 +205,4 @@ def _print(report: dict[str, Any], console: Console) -> None:
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(demo)
-    guarded(app)
+    as_process(lambda: guarded(app))

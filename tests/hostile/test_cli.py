@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -301,6 +302,34 @@ def test_a_verbs_own_exit_code_is_kept(verb: Any, capsys: pytest.CaptureFixture[
     verb(body)
     run = Run(capsys, "trial")
     assert (run.code, run.err) == (130, "")
+
+
+@pytest.mark.parametrize(("last", "code"), [("sys.exit(4)", 4), ("sys.exit()", 0), ("pass", 0)])
+def test_a_process_ends_with_its_verb(last: str, code: int, tmp_path: Path) -> None:
+    """Handlers run and output is whole, but the interpreter is not taken apart under threads that still need it."""
+    verb = f"""
+        import atexit, os, sys
+        import typer
+
+        class Kept:
+            def __del__(self, say=os.write):
+                say(2, b"taken apart")
+
+        sys.kept = Kept()
+        app = typer.Typer()
+        app.callback()(lambda: None)
+
+        @app.command()
+        def kept() -> None:
+            atexit.register(os.write, 2, b"handled")
+            sys.stdout.write("no line")
+            {last}
+    """
+    (tmp_path / "kept.py").write_text(textwrap.dedent(verb))
+    begin = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]; import fieldmark; "
+    begin += "fieldmark.VERBS['kept'] = ('kept', ''); sys.argv[1:] = ['kept']; fieldmark.command()"
+    run = subprocess.run([sys.executable, "-c", begin], capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (code, "no line", "handled")
 
 
 def test_a_system_error_names_the_file(verb: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
