@@ -4,7 +4,9 @@ Half of the images calibrate, the other half is judged: the share that is flagge
 that the verb makes of it. And many such divisions, by the scores alone, show how far a single one may be off by luck.
 """
 
+import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import save
+from benchmarks.page import put, table_head, table_row
+from benchmarks.record import RESULTS, save
 from bundle.errors import OptionError
 from bundle.false_alarms import false_alarms
 from bundle.folder import Bundle
@@ -26,6 +29,7 @@ from scoring.sources import Source
 from serving.client.local import LocalInference
 
 DIVISIONS = 200
+PAGE = Path(__file__).parent.parent / "docs" / "calibrate.md"
 Which = npt.NDArray[np.int64]
 
 
@@ -34,9 +38,12 @@ def bench(
     bundle: Annotated[Path, typer.Option(help="The bundle to calibrate.")] = Path("build/demo/bundle"),
     count: Annotated[int | None, typer.Option(min=1, help="Images that calibrate; half of them all.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which ones these are.")] = 0,
-    name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json")] = "calibrate",
+    name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json; begins with 'calibrate'.")] = "calibrate",
+    write: Annotated[bool, typer.Option("--page/--no-page", help="Put the table into docs/calibrate.md.")] = True,
 ) -> None:
     """Measure how many clean images are flagged before and after a calibration on others of the same source."""
+    if not name.startswith("calibrate"):
+        raise OptionError(f"{name!r} would not stand in the table", hint="Let the name begin with 'calibrate'.")
     result = measure_flags(Bundle.open(bundle), images, count=count, seed=seed)
     console = Console()
     table = Table("network", "alpha", "flagged before", "after", f"{INTERVAL:.0%} of calibrations give")
@@ -46,6 +53,9 @@ def bench(
         table.add_row(network, f"{found['alpha']:g}", *shares, f"{low:.1%} to {high:.1%}")
     console.print(table)
     console.print(f"{save(name, result)}", highlight=False, markup=False, soft_wrap=True)
+    if write:
+        kept = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("calibrate*.json")}
+        put("calibrate", page(dict(sorted(kept.items()))), PAGE)
 
 
 def measure_flags(bundle: Bundle, images: Path, *, count: int | None, seed: int) -> dict[str, Any]:
@@ -75,6 +85,25 @@ def measure_flags(bundle: Bundle, images: Path, *, count: int | None, seed: int)
         "left_out": len(sample.left_out),
         "networks": networks,
     }
+
+
+def page(kept: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table in Markdown: of every source the judged images that are flagged, with 95 % intervals (Wilson)."""
+    lines = table_head(
+        ["source", "calibrated, judged", "network", "flagged before", "after", "median p before", "after"]
+    )
+    for name, result in kept.items():
+        images = f"{result['images']['calibrate']:,}, {result['images']['judge']:,}"
+        for network, found in result["networks"].items():
+            cells = [_percent(found[when]["flagged"]) for when in ("before", "after")]
+            cells += [f"{found[f'p_values_{when}'][4]:.2f}" for when in ("before", "after")]
+            lines.append(table_row(f"[{name}](../benchmarks/results/{name}.json)", [images, network, *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def _percent(flagged: Mapping[str, Any]) -> str:
+    low, high = flagged["interval"]
+    return f"{100 * flagged['share']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _compared(

@@ -1,6 +1,7 @@
 """`fieldmark calibrate`: p-values hold for another camera, the rest stays, and what cannot work is said."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,11 @@ def test_the_benchmark_shows_it_before_and_after(bundle, other_camera):
         assert network["divisions"]["mean"] == pytest.approx(false_alarms(120, ALPHA).mean, abs=0.02)
     with pytest.raises(OptionError, match="240 of them cannot calibrate while others are judged"):
         calibrate.measure_flags(bundle, folder, count=240, seed=0)
+    lines = calibrate.page({"calibrate_x": found}).splitlines()
+    assert len(lines) == 2 + len(found["networks"])
+    for line, (network, each) in zip(lines[2:], found["networks"].items(), strict=True):
+        shares = [f"{100 * each[when]['flagged']['share']:.1f} %" for when in ("before", "after")]
+        assert re.search(rf"\| 120, 120 \| {network} \| {shares[0]} .*\| {shares[1]} ", line)
 
 
 # What cannot work
