@@ -9,6 +9,8 @@ import io
 import math
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +57,36 @@ Box = tuple[float, float, float, float]
 LIMIT = "'fieldmark train --max-pixels' sets another limit, which the bundle keeps."
 
 
+def encoded_image(path: Path, max_bytes: int) -> bytes:
+    """What is in an image's file, not decoded; raises ImageError that names the path."""
+    with _naming(path):
+        return _content(path, max_bytes)
+
+
+def _content(path: Path, max_bytes: int) -> bytes:
+    if path.is_dir():
+        raise ImageError("a folder, not an image", hint="'fieldmark score' takes whole folders.")
+    with open_regular(path) as stream:
+        if os.fstat(stream.fileno()).st_size > max_bytes:
+            raise ImageError(f"the file has more than the limit of {max_bytes:,} bytes")
+        return stream.read(max_bytes + 1)  # it may be growing
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a file is an ImageError that names it."""
+    try:
+        yield
+    except ImageError as problem:
+        raise ImageError(f"{path}: {problem.what}", hint=problem.hint) from None
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except OSError as problem:
+        raise ImageError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+    except ValueError as problem:  # an embedded NUL in the name
+        raise ImageError(f"{str(path)!r}: {problem}") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
     """How bytes become a tensor. Sizes in pixels; `resize='stretch'` ignores the aspect ratio, as the paper does.
@@ -82,22 +114,8 @@ class ImageSpec:
 
     def read(self, path: Path, box: Box | None = None) -> npt.NDArray[np.uint8]:
         """Read one file; raises ImageError that names the path."""
-        try:
-            if path.is_dir():
-                raise ImageError("a folder, not an image", hint="'fieldmark score' takes whole folders.")
-            with open_regular(path) as stream:
-                if os.fstat(stream.fileno()).st_size > self.max_bytes:
-                    raise ImageError(f"the file has more than the limit of {self.max_bytes:,} bytes")
-                data = stream.read(self.max_bytes + 1)  # it may be growing
-            return self.decode(data, box)
-        except ImageError as problem:
-            raise ImageError(f"{path}: {problem.what}", hint=problem.hint) from None
-        except FileNotFoundError:
-            raise ImageError(f"{path}: no such file") from None
-        except OSError as problem:
-            raise ImageError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
-        except ValueError as problem:  # an embedded NUL in the name
-            raise ImageError(f"{str(path)!r}: {problem}") from None
+        with _naming(path):
+            return self.decode(_content(path, self.max_bytes), box)
 
     def decode(self, data: bytes, box: Box | None = None) -> npt.NDArray[np.uint8]:
         """Decode one encoded image, crop it to `box` = (left, top, width, height) and resize it: uint8 [H, W, 3]."""

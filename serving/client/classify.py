@@ -11,36 +11,53 @@ import numpy.typing as npt
 
 from bundle import Bundle, Manifest
 from bundle.errors import BundleError, EndpointError, ImageError, OptionError
-from serving.client.prediction import Inference, Outputs, Prediction, check_alpha, predictions
+from serving.client.prediction import Inference, Prediction, check_alpha, predictions
+from serving.gateway.answer import LookUp, make_explanation
+from serving.gateway.generated import fieldmark_pb2 as v1
 
 BATCH = 64  # images in one request, and so the most that is held decoded at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One file's answer, or why there is none. `image` : (H, W, 3) uint8; `outputs`: its row of each graph output."""
+    """One file's answer, or why there is none. `image` : (H, W, 3) uint8, and the pictures behind the answer where they
+    were asked for.
+    """
 
     path: Path
     prediction: Prediction | None = None
     error: str = ""
     image: npt.NDArray[np.uint8] | None = None
-    outputs: Outputs = dataclasses.field(default_factory=dict)
+    explanation: v1.Explanation | None = None
 
 
 def check_options(manifest: Manifest, network: str, alpha: float | None, top: int) -> None:
     """Raise OptionError, or EndpointError for a network that is not there, before any image is read."""
-    if network not in manifest.networks:
-        have = ", ".join(manifest.networks)
-        raise EndpointError(f"the served bundle has no network {network!r}", hint=f"It has: {have}.")
-    if not 1 <= top <= len(manifest.labels):
-        raise OptionError(f"--top {top} is not between 1 and {len(manifest.labels)}, the number of labels")
+    check_names(list(manifest.networks), len(manifest.labels), network, top)
     check_alpha(manifest, network, alpha)
 
 
+def check_names(networks: Sequence[str], labels: int, network: str, top: int) -> None:
+    """The same of a network's name and a number of labels alone."""
+    if network not in networks:
+        raise EndpointError(f"the served bundle has no network {network!r}", hint=f"It has: {', '.join(networks)}.")
+    if not 1 <= top <= labels:
+        raise OptionError(f"--top {top} is not between 1 and {labels}, the number of labels")
+
+
 def classify_files(
-    inference: Inference, paths: Sequence[Path], network: str, *, alpha: float | None = None, top: int = 1
+    inference: Inference,
+    paths: Sequence[Path],
+    network: str,
+    *,
+    alpha: float | None = None,
+    top: int = 1,
+    look_up: LookUp | None = None,
 ) -> Iterator[Answer]:
-    """An answer for each path, in order; a file that cannot be decoded gets its error and does not stop the others."""
+    """An answer for each path, in order; a file that cannot be decoded gets its error and does not stop the others.
+
+    `look_up` gives prototypes' images for explanations; without it there are none.
+    """
     for start in range(0, len(paths), BATCH):
         answers = [_read(inference.manifest, path) for path in paths[start : start + BATCH]]
         images = [answer.image for answer in answers if answer.image is not None]
@@ -52,8 +69,11 @@ def classify_files(
                 yield answer
                 continue
             row, prediction = next(found)
-            rows = {name: value[row] for name, value in outputs.items()}
-            yield dataclasses.replace(answer, prediction=prediction, outputs=rows)
+            explanation = None
+            if look_up is not None:
+                rows = {name: value[row] for name, value in outputs.items()}
+                explanation = make_explanation(rows, inference.manifest, look_up)
+            yield dataclasses.replace(answer, prediction=prediction, explanation=explanation)
 
 
 def as_record(answer: Answer, name: str) -> dict[str, Any]:

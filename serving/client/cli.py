@@ -1,9 +1,10 @@
-"""`fieldmark classify`: images over gRPC, to a Triton that serves a bundle."""
+"""`fieldmark classify`: images over gRPC, to a service of fieldmark.v1 or to a Triton that serves a bundle."""
 
 import json as jsonlib
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -18,6 +19,8 @@ from bundle.errors import OptionError, printable
 if TYPE_CHECKING:
     from serving.client.classify import Answer
 
+KEY = "FIELDMARK_KEY"
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -29,7 +32,12 @@ def verbs() -> None:
 @app.command()
 def classify(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...")],
-    url: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server's gRPC address.")] = "localhost:8001",
+    url: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT", help="A service of fieldmark.v1, or a Triton's gRPC; unix:PATH is a Triton's."
+        ),
+    ] = "localhost:8010",
     network: Annotated[
         str | None,
         typer.Option(help="full or attention; else the one that the bundle names.", show_default=False),
@@ -45,31 +53,33 @@ def classify(
     bundle: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="Insist on this bundle, and take prototype images from it.")
     ] = None,
+    tls: Annotated[
+        bool, typer.Option("--tls", help=f"Over TLS, as to a service for strangers; a key is taken from ${KEY}.")
+    ] = False,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Authority of the service's certificate, if not a usual one.")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, max=86400, help="Seconds to wait for an answer.")] = 30.0,
 ) -> None:
     """Classify images over gRPC: label, probability, and whether each looks adversarial."""
-    from serving.client.classify import check_options, classify_files
-    from serving.client.remote import TritonInference
+    from serving.client.endpoint import Question, open_endpoint
+    from serving.gateway.calls import Tls
 
     _check_picture(explain, len(images))
     expected = Bundle.open(bundle) if bundle else None
-    with TritonInference.connect(
-        url, timeout=timeout, expect_bundle=expected.bundle_id if expected else None
-    ) as inference:
-        network = network or inference.manifest.main_network
-        check_options(inference.manifest, network, alpha, top)
-        answers = []
-        for answer in classify_files(inference, images, network, alpha=alpha, top=top):
+    question = Question(network=network, alpha=alpha, top=top, explain=explain is not None)
+    secured = Tls(ca=ca) if tls or ca else None
+    with open_endpoint(url, key=os.environ.get(KEY, ""), tls=secured, timeout=timeout, expected=expected) as endpoint:
+        asked, answers = endpoint.ask(images, question), []
+        for answer in asked.each:
             answers.append(answer)
             if json:
                 _print_record(answer)
-    used = inference.manifest.networks[network].detector.alpha if alpha is None else alpha
     if not json:
-        _print_table(
-            answers, f"network {network}, alpha {used:g}, bundle {inference.bundle_id[:12]} at {inference.url}"
-        )
+        served = f"bundle {endpoint.bundle_id[:12]} at {endpoint.url}"
+        _print_table(answers, f"network {asked.network}, alpha {asked.alpha:g}, {served}")
     if explain and any(answer.prediction for answer in answers):
-        _draw(explain, answers, inference, expected, used)
+        _draw(explain, answers, asked.alpha)
     if any(answer.error for answer in answers):
         raise typer.Exit(1)
 
@@ -123,12 +133,9 @@ def _check_picture(explain: Path | None, count: int) -> None:
         raise OptionError(f"--explain draws at most {MAX_ROWS} images, and {count} are given")
 
 
-def _draw(explain: Path, answers: "list[Answer]", inference: Any, expected: Bundle | None, alpha: float) -> None:
-    from serving.client.classify import prototype_images
+def _draw(explain: Path, answers: "list[Answer]", alpha: float) -> None:
     from serving.client.explain import draw_explanations
 
     drawn = [answer for answer in answers if answer.prediction]
-    names = [readable(Path(answer.path.name)) for answer in drawn]
-    look_up = prototype_images(expected, inference.manifest)
-    draw_explanations(explain, drawn, inference.manifest, names, look_up, alpha)
+    draw_explanations(explain, drawn, [readable(Path(answer.path.name)) for answer in drawn], alpha)
     say(Console(stderr=True), f"picture: {readable(explain)}")

@@ -3,9 +3,10 @@
 One row an image: input, attention over it, for the full network the most similar prototypes ("this looks like that").
 """
 
+import io
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bundle import Manifest, tensors
 from bundle.errors import MissingExtra
 from bundle.files import atomic_file
 from serving.client.classify import Answer
 from serving.client.prediction import Prediction
+from serving.gateway.generated import fieldmark_pb2 as v1
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,15 +33,8 @@ MAX_ROWS = 24
 Pixels = npt.NDArray[np.uint8]
 
 
-def draw_explanations(
-    path: Path,
-    answers: Sequence[Answer],
-    manifest: Manifest,
-    names: Sequence[str],
-    look_up: Callable[[int], Pixels | None],
-    alpha: float,
-) -> None:
-    """Write the picture of `answers` that have a prediction to `path` as PNG; `names` are the files' names to show."""
+def draw_explanations(path: Path, answers: Sequence[Answer], names: Sequence[str], alpha: float) -> None:
+    """Write the picture of `answers` that are explained to `path` as PNG; `names` are the files' names to show."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -49,16 +43,14 @@ def draw_explanations(
 
     with warnings.catch_warnings(), atomic_file(path) as temporary:
         warnings.filterwarnings("ignore", message="Glyph")  # a label in a script that the font lacks is still drawn
-        shown = max(len(answer.outputs.get(tensors.PROTOTYPE_INDICES, ())) for answer in answers)
+        shown = max(len(answer.explanation.prototypes) if answer.explanation else 0 for answer in answers)
         width = 2 * MARGIN + (2 + shown) * PANEL + (1 + shown) * GAP
         row_height = HEADER + PANEL + CAPTION
         height = len(answers) * row_height + MARGIN
         figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
         FigureCanvasAgg(figure)
         for row, (answer, name) in enumerate(zip(answers, names, strict=True)):
-            _Row(figure, width, height, top=height - MARGIN / 2 - row * row_height).draw(
-                answer, name, manifest, look_up, alpha
-            )
+            _Row(figure, width, height, top=height - MARGIN / 2 - row * row_height).draw(answer, name, alpha)
         figure.savefig(temporary, format="png")
 
 
@@ -68,37 +60,26 @@ class _Row:
     def __init__(self, figure: "Figure", width: float, height: float, *, top: float) -> None:
         self.figure, self.width, self.height, self.top = figure, width, height, top
 
-    def draw(
-        self,
-        answer: Answer,
-        name: str,
-        manifest: Manifest,
-        look_up: Callable[[int], Pixels | None],
-        alpha: float,
-    ) -> None:
-        if answer.prediction is None or answer.image is None:
-            raise ValueError("an answer without a prediction has no picture")
+    def draw(self, answer: Answer, name: str, alpha: float) -> None:
+        if answer.prediction is None or answer.image is None or answer.explanation is None:
+            raise ValueError("an answer without a prediction and an explanation has no picture")
         self._header(answer.prediction, alpha)
         self._panel(0, answer.image, "input", name)
-        self._panel(1, overlay(answer.image, answer.outputs[tensors.ATTENTION]), "where it looked")
-        indices = answer.outputs.get(tensors.PROTOTYPE_INDICES, np.empty(0, np.int64))
-        similarities = answer.outputs.get(tensors.PROTOTYPE_SIMILARITIES, np.empty(0, np.float32))
+        attention = _pixels(answer.explanation.attention_png).astype(np.float32) / np.float32(255)
+        self._panel(1, overlay(answer.image, attention), "where it looked")
         # Projection can put several prototypes on the same patch; the patch is shown once, and how many they are.
-        patches: dict[tuple[Any, ...], list[int]] = {}
-        for place, index in enumerate(indices):
-            found = manifest.prototypes[int(index)]
-            patches.setdefault((found.image, found.row, found.column, found.label), []).append(place)
-        for column, places in enumerate(patches.values(), start=2):
-            index, similarity = int(indices[places[0]]), similarities[places[0]]
-            prototype = manifest.prototypes[index]
-            image = look_up(index)
-            caption = f"looks like {manifest.labels[prototype.label]}"
-            count = f", {len(places)} prototypes" if len(places) > 1 else ""
-            axes = self._panel(column, image, caption, f"similarity {similarity:.2f}{count}")
+        patches: dict[tuple[Any, ...], list[v1.Prototype]] = {}
+        for prototype in answer.explanation.prototypes:
+            patches.setdefault((prototype.label, prototype.png, *_corners(prototype.box)), []).append(prototype)
+        for column, alike in enumerate(patches.values(), start=2):
+            first = alike[0]
+            count = f", {len(alike)} prototypes" if len(alike) > 1 else ""
+            image = _pixels(first.png) if first.png else None
+            axes = self._panel(column, image, f"looks like {first.label}", f"similarity {first.similarity:.2f}{count}")
             if image is None:
                 axes.text(0.5, 0.5, "no image here\n(see --bundle)", ha="center", va="center", color=SOFT, fontsize=8)
             else:
-                _box(axes, prototype.box)
+                _box(axes, _corners(first.box))
 
     def _header(self, prediction: Prediction, alpha: float) -> None:
         room, title = self.width - 2 * MARGIN, {"fontsize": 12, "color": INK, "weight": "bold"}
@@ -165,6 +146,15 @@ def shorten(text: str, most: int) -> str:
         return line
     tail = (most - 1) // 2
     return f"{line[: most - 1 - tail]}…{line[-tail:]}"
+
+
+def _pixels(png: bytes) -> Pixels:
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image)
+
+
+def _corners(box: v1.Box) -> tuple[int, int, int, int]:
+    return box.left, box.top, box.right, box.bottom
 
 
 def _box(axes: Any, box: Sequence[int]) -> None:

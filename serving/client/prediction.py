@@ -45,14 +45,17 @@ def check_alpha(manifest: Manifest, network: str, alpha: float | None) -> None:
     Where calibration is per class, the smallest p-value is that of the class with the fewest calibration images: an
     alpha below it would never flag an image that is taken for this class, however suspicious.
     """
+    detector = manifest.networks[network].detector
+    refuse_alpha(alpha, smallest_p_value(detector.calibration_n), by_class=detector.calibration == PER_CLASS)
+
+
+def refuse_alpha(alpha: float | None, smallest: float, *, by_class: bool = False) -> None:
+    """The same, where the smallest p-value is known already."""
     if alpha is None:
         return
     if not 0.0 < alpha < 1.0:
         raise OptionError(f"--alpha {alpha:g} is not between 0 and 1")
-    detector = manifest.networks[network].detector
-    smallest = smallest_p_value(detector.calibration_n)
     if np.float32(alpha) < np.float32(smallest):
-        by_class = detector.calibration == PER_CLASS
         raise OptionError(
             f"--alpha {alpha:g} is below {smallest:.4g}, the smallest p-value this bundle can give"
             + (" in each class, so there are classes where nothing would" if by_class else ", so nothing would")

@@ -139,11 +139,7 @@ def served_bundle(configs: Mapping[str, Any], url: str, expect_bundle: str | Non
     text, bundle_id = (next(iter(parameters.values()))[key].string_value for key in (MANIFEST, BUNDLE_ID))
     if any(each[BUNDLE_ID].string_value != bundle_id for each in parameters.values()):
         raise EndpointError(f"{url} serves networks of different bundles", hint="Restart it with one bundle.")
-    if expect_bundle is not None and expect_bundle != bundle_id:
-        raise EndpointError(
-            f"{url} serves bundle {bundle_id[:12]}, and {expect_bundle[:12]} is expected",
-            hint="Serve the expected bundle, or give the address or the bundle that belongs to the other.",
-        )
+    check_bundle(url, bundle_id, expect_bundle)
     try:
         manifest = parse_manifest(text, f"the manifest at {url}")
     except BundleCorrupt as problem:
@@ -154,6 +150,15 @@ def served_bundle(configs: Mapping[str, Any], url: str, expect_bundle: str | Non
         raise EndpointError(f"{url} does not serve network {missing[0]!r} of its bundle")
     smallest = max(1, min(int(config.max_batch_size) for config in configs.values()))
     return ServedBundle(manifest=manifest, max_batch_size=smallest)
+
+
+def check_bundle(url: str, served: str, expected: str | None) -> None:
+    """Raise EndpointError where another bundle is served than is expected; None expects nothing."""
+    if expected is not None and expected != served:
+        raise EndpointError(
+            f"{url} serves bundle {served[:12]}, and {expected[:12]} is expected",
+            hint="Serve the expected bundle, or give the address or the bundle that belongs to the other.",
+        )
 
 
 def shaped(value: npt.NDArray[Any] | None, tensor: TensorSpec, count: int, url: str) -> npt.NDArray[Any]:

@@ -87,7 +87,8 @@ def _filters(options: EnvoyOptions) -> list[dict[str, Any]]:
                 services=[SERVICE],
                 match_incoming_request_route=True,
                 convert_grpc_status=True,
-                print_options={"always_print_primitive_fields": True},  # "flagged": false is an answer
+                # "flagged": false is an answer, and fields are called as the proto and every page call them.
+                print_options={"always_print_primitive_fields": True, "preserve_proto_field_names": True},
                 request_validation_options={
                     "reject_unknown_method": False,  # gRPC's own health and reflection pass
                     "reject_unknown_query_parameters": True,

@@ -23,13 +23,14 @@ KEY_HEADER = "x-api-key"
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds
 _TOKENS, _TOKENS_PER_CALL = 10.0, 0.1  # so at most a tenth more calls than were asked for, after the first ten
 
+_START = "Start one: fieldmark serve BUNDLE"
+_NOBODY = ("connection refused", "unreachable", "no route to host", "timed out")
 _SENTENCES = {
     "UNAUTHENTICATED": ("{url} does not know this key", "Give the key that its owner gave you."),
     "PERMISSION_DENIED": ("{url} does not allow this key to do that", "Ask its owner."),
-    "UNIMPLEMENTED": ("what listens at {url} does not speak fieldmark.v1", "Start it: fieldmark gateway BUNDLE"),
     "RESOURCE_EXHAUSTED": ("the request is more than {url} takes ({details})", "Send the image smaller."),
     "DEADLINE_EXCEEDED": ("{url} did not answer in time", "Give it longer, or try again later."),
-    "UNAVAILABLE": ("{url} is not available ({details})", "Start it: fieldmark gateway BUNDLE"),
+    "UNAVAILABLE": ("{url} is not available ({details})", "It may be starting, or want TLS and a key."),
     "CANCELLED": ("the call to {url} was cancelled", ""),
 }
 
@@ -88,7 +89,7 @@ def open_channel(url: str, key: str, tls: Tls | None, module: Any) -> tuple[str,
         if key and not is_loopback(address.rpartition(":")[0]):
             raise OptionError(
                 f"a key for {address} would be sent for everybody to read",
-                hint="Use TLS: tls=Tls(), with its CA if need be.",
+                hint="Use TLS, with the CA of its certificate if need be: tls=Tls() in Python, --tls for a verb.",
             )
         return address, module.insecure_channel(address, options=channel_options(address))
     try:
@@ -136,6 +137,10 @@ def make_request(
         raise OptionError(f"this is no request ({problem})") from None
 
 
+class AnotherService(RequestRefused):
+    """What listens there speaks gRPC, and not fieldmark.v1."""
+
+
 def explain_error(problem: Any, url: str) -> RequestRefused:
     """What a grpc.RpcError of either kind means: the service's own words, or a sentence for gRPC's."""
     code, words = problem.code().name, " ".join((problem.details() or "").split())[:300]
@@ -144,6 +149,10 @@ def explain_error(problem: Any, url: str) -> RequestRefused:
             refused = read_details(value, words)
             if refused.reason:
                 return refused
+    if code == "UNIMPLEMENTED":
+        return AnotherService(f"what listens at {url} does not speak fieldmark.v1", hint=_START)
     what, hint = _SENTENCES.get(code, ("{url} could not answer ({details})", ""))
+    if code == "UNAVAILABLE" and any(each in words.lower() for each in _NOBODY):
+        what, hint = "no server answers at {url}", _START
     again = 0.0 if code == "UNAVAILABLE" else None  # it was not there, so it has done nothing
     return RequestRefused(what.format(url=url, details=words), hint=hint, retry_after=again)

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ from fieldmark import main
 from serving.client.classify import Answer, check_options, classify_files, prototype_images
 from serving.client.explain import draw_explanations, overlay, shorten
 from serving.client.local import LocalInference
+from serving.gateway.server import Gateway
 from serving.triton.server import TritonServer
+from tests.serving.gateway.gateway_thread import running
 
 pytestmark = pytest.mark.triton
 
@@ -33,11 +35,23 @@ class Run:
     err: str
 
 
+@pytest.fixture(scope="module")
+def service(toy_server: TritonServer, toy_bundle: Bundle) -> Iterator[Gateway]:
+    with running(toy_server.grpc_url, bundle=toy_bundle) as served:
+        yield served
+
+
+@pytest.fixture(params=["service", "triton"])
+def address(request: pytest.FixtureRequest, toy_server: TritonServer, service: Gateway) -> str:
+    """Of fieldmark.v1, and of the Triton behind it: the verb takes either."""
+    return toy_server.grpc_url if request.param == "triton" else service.url
+
+
 @pytest.fixture
-def classify(toy_server: TritonServer, capfd: pytest.CaptureFixture[str]) -> Callable[..., Run]:
+def classify(address: str, capfd: pytest.CaptureFixture[str]) -> Callable[..., Run]:
     """Run the command in this process; `url=None` leaves the address out."""
 
-    def run(*arguments: object, url: str | None = toy_server.grpc_url) -> Run:
+    def run(*arguments: object, url: str | None = address) -> Run:
         with pytest.raises(SystemExit) as ended:
             main(["classify", *map(str, arguments), *(["--url", url] if url else [])])
         captured = capfd.readouterr()
@@ -207,7 +221,7 @@ def test_too_many_images_for_a_picture(classify: Callable[..., Run], birds: list
 def test_no_server(classify: Callable[..., Run], birds: list[Path]) -> None:
     run = classify(birds[0], url="localhost:1")
     assert run.code == 1
-    assert run.err == "error: no server answers at localhost:1. Start one: fieldmark serve BUNDLE --grpc-port 8001\n"
+    assert run.err == "error: no server answers at localhost:1. Start one: fieldmark serve BUNDLE\n"
 
 
 def test_a_bundle_that_is_not_the_served_one(
@@ -289,7 +303,7 @@ def test_prototypes_come_from_nowhere_else(
 
 
 def answers(toy_bundle: Bundle, paths: list[Path]) -> list[Answer]:
-    return list(classify_files(LocalInference(toy_bundle), paths, "full"))
+    return list(classify_files(LocalInference(toy_bundle), paths, "full", look_up=lambda index: None))
 
 
 def test_a_picture_of_odd_labels_and_no_prototype_images(
@@ -297,13 +311,14 @@ def test_a_picture_of_odd_labels_and_no_prototype_images(
 ) -> None:
     """A label is text, not mathematics, however long it is and whatever script it is in."""
     labels = ("$\\frac{a}{$", "x" * 500, "鳥" * 40, "a_b^c {", "مرغ & <b>")
-    manifest = dataclasses.replace(toy_bundle.manifest, labels=labels)
-    odd = [
-        dataclasses.replace(answer, prediction=dataclasses.replace(answer.prediction, label=label))
-        for answer, label in zip(answers(toy_bundle, birds[:5]), labels, strict=True)
-    ]
-    names = ["n" * 300, "$$", "\n", "ok.png", "鳥.png"]
-    draw_explanations(tmp_path / "odd.png", odd, manifest, names, lambda index: None, 0.05)
+    names = dict(zip(toy_bundle.manifest.labels, labels, strict=True))
+    odd = answers(toy_bundle, birds[:5])
+    for index, answer in enumerate(odd):
+        for prototype in answer.explanation.prototypes:
+            prototype.label = names.get(prototype.label, prototype.label)
+        odd[index] = dataclasses.replace(answer, prediction=dataclasses.replace(answer.prediction, label=labels[index]))
+    shown = ["n" * 300, "$$", "\n", "ok.png", "鳥.png"]
+    draw_explanations(tmp_path / "odd.png", odd, shown, 0.05)
     with Image.open(tmp_path / "odd.png") as image:
         pixels = np.asarray(image.convert("RGB"))
     # Nothing written under a panel reaches into the gap beside it.

@@ -17,6 +17,7 @@ import pytest
 from benchmarks.reliability.http2 import RST_STREAM, frame, literal, read_frame
 from bundle import Bundle
 from bundle.errors import RequestRefused
+from fieldmark import main
 from serving.gateway.calls import Tls
 from serving.gateway.client import FieldmarkClient
 from serving.gateway.generated import fieldmark_pb2 as v1
@@ -82,6 +83,33 @@ def test_the_client_says_what_a_wrong_key_is(door: Door) -> None:
         pytest.raises(RequestRefused, match="does not know this key"),
     ):
         client.describe()
+
+
+def test_the_verb_with_a_key(
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "grey.png"
+    image.write_bytes(GOOD.image)
+
+    def classify(*options: str, key: str = ANN.secret) -> tuple[Any, str]:
+        monkeypatch.setenv("FIELDMARK_KEY", key)
+        with pytest.raises(SystemExit) as ended:
+            main(["classify", str(image), "--json", "--url", door.url, *options])
+        seen = capfd.readouterr()
+        return ended.value.code, seen.out or seen.err
+
+    ca = ("--ca", str(door.folder / "ca.pem"))
+    code, out = classify(*ca)
+    assert (code or 0, json.loads(out)["file"]) == (0, str(image))
+    assert classify(*ca, key="z" * 30) == (
+        1,
+        f"error: {door.url} does not know this key. Give the key that its owner gave you.\n",
+    )
+    for without in ((), ("--tls",)):  # no TLS, and no authority that is known here
+        code, out = classify(*without)
+        assert code == 1
+        assert "is not available" in out
+        assert "It may be starting, or want TLS and a key." in out
 
 
 def test_a_large_body(door: Door) -> None:

@@ -58,11 +58,16 @@ def test_the_same_answer_as_over_grpc(door: Door) -> None:
         each.ClearField("request_id")
     assert answer == expected
     assert len(answer.explanation.attention_png) > 50
+    as_in_the_proto = json_format.MessageToDict(
+        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    assert set(found) - {"times", "request_id"} == set(as_in_the_proto) - {"request_id"}
+    assert set(found["adversarial"]) == set(as_in_the_proto["adversarial"]) > {"p_value"}
 
 
 def test_what_is_served(door: Door) -> None:
     status, found = curl(door, "/v1/describe")
-    assert (status, found["name"], found["limits"]["imageBytes"]) == (200, "toy", str(IMAGE_BYTES))
+    assert (status, found["name"], found["limits"]["image_bytes"]) == (200, "toy", str(IMAGE_BYTES))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,9 @@ def test_the_go_example_of_the_page(door: Door, tmp_path: Path) -> None:
     command = [tmp_path / "classify", tmp_path / "bird.png", door.url]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=variables)
     assert run.returncode == 0, run.stderr
-    assert "p-value" in run.stdout
+    found = curl(door, "/v1/classify", request(GOOD))[1]["adversarial"]
+    assert found["p_value"] > 0
+    assert run.stdout.splitlines()[-1] == f"p-value {found['p_value']:.4f}, flagged: {str(found['flagged']).lower()}"
     (tmp_path / "bird.png").write_bytes(b"no image")
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=variables)
     assert (run.returncode, run.stdout) == (1, "")

@@ -163,7 +163,8 @@ def test_drained_on_sigterm(toy_bundle: Bundle) -> None:
     assert after.count("OK") >= stopping["in_work"]
     assert len(answered) == sum(each["code"] == "OK" for each in served.events("request"))
     assert len(refused) == len(callers)
-    assert all(reason == "STOPPING" or "is not available" in reason for reason in refused), refused
+    gone = ("is not available", "no server answers")  # a moment before its port is closed, and after
+    assert all(reason == "STOPPING" or any(each in reason for each in gone) for reason in refused), refused
     assert not group(served.facts["triton_pid"])
 
 
