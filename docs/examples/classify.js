@@ -1,5 +1,5 @@
 // Classify one image through fieldmark.v1: node classify.js IMAGE [HOST:PORT]
-// Once, in this folder: npm install @grpc/grpc-js @grpc/proto-loader
+// Once: npm install --prefix docs/examples @grpc/grpc-js @grpc/proto-loader
 const fs = require("node:fs");
 const path = require("node:path");
 const grpc = require("@grpc/grpc-js");

@@ -11,7 +11,7 @@ with FieldmarkClient(sys.argv[2] if len(sys.argv) > 2 else "localhost:8010") as 
     try:
         answer = client.classify(image, top_k=3, explain=True)
     except RequestRefused as refused:
-        sys.exit(f"{refused.reason}: {refused}")
+        sys.exit(f"{refused.reason or 'no answer'}: {refused}")
 for prediction in answer.predictions:
     sys.stdout.write(f"{prediction.label}: {prediction.probability:.3f}\n")
 evidence = answer.adversarial
