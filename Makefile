@@ -82,7 +82,10 @@ define environment
 	@$(LINE) "Making $(@D) from $<: $(1)"
 	@[ -e $@ ] && rm $@ || "$(PYTHON)" -m venv --clear $(@D)
 	@date +%s > $(@D)/.begun
-	@$(@D)/bin/python -m pip install -qq --no-input --disable-pip-version-check --progress-bar off \
+	@begun=$$(cat $(@D)/.begun); \
+	(while sleep 20 >/dev/null 2>&1; do printf '    %s: %d MB, %d s so far\n' $(@D) $$(du -sm $(@D) | cut -f1) $$(($$(date +%s) - begun)); done) & \
+	beat=$$!; trap 'kill $$beat 2>/dev/null' EXIT; \
+	$(@D)/bin/python -m pip install -qq --no-input --disable-pip-version-check --progress-bar off \
 		--require-hashes --only-binary :all: --no-deps -r $<
 	@echo $$(($$(date +%s) - $$(cat $(@D)/.begun))) > $@
 endef
