@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bundle.console import lay_out
 from bundle.errors import FieldmarkError, MissingExtra, OptionError, Terminated, printable
 
 # verb -> (module whose `app` is a Typer application with a command of that name, one line of help)
@@ -208,10 +209,12 @@ def _print_help() -> None:
     table = Table(box=None, show_header=False, padding=(0, 2))
     for verb, (_, line) in VERBS.items():
         table.add_row(f"[bold cyan]{verb}[/]", line)
-    console = Console()
-    console.print("Fine-grained image recognition that stays right under attack, and says when it is being attacked.\n")
-    console.print("[bold]usage:[/] fieldmark VERB [OPTIONS]    (fieldmark VERB --help explains one)\n", highlight=False)
-    console.print(table)
+    lay_out(
+        Console(highlight=False),
+        "Fine-grained image recognition that stays right under attack, and says when it is being attacked.\n",
+        "[bold]usage:[/] fieldmark VERB [OPTIONS]    (fieldmark VERB --help explains one)\n",
+        table,
+    )
 
 
 if __name__ == "__main__":

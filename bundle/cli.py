@@ -2,6 +2,8 @@
 
 import json as jsonlib
 import sys
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bundle.console import say
+from bundle.console import lay_out, say
 from bundle.errors import printable
 from bundle.false_alarms import resolution
 from bundle.folder import Bundle, describe, sign_bundle
@@ -54,24 +56,24 @@ def show(
             found = network.parity.outputs.get(tensor.name)
             differences = ("not measured", "") if found is None else (f"{found.max_abs:.1e}", f"{found.mean_abs:.1e}")
             table.add_row(name, tensor.name, tensor.dtype, shape, *differences)
-    console.print(table)
+    lay_out(console, table)
     table = Table("network", "precision", "images", "same class as PyTorch", "same flag")
     for name, network in manifest.networks.items():
         parity = network.parity
         same = (f"{share:.1%}" for share in (parity.argmax_agreement, parity.flag_agreement))
         table.add_row(name, network.precision, str(parity.images), *same)
-    console.print(table)
+    lay_out(console, table)
     table = Table("network", "detector layers", "alpha", "calibration", "images")
     for name, network in manifest.networks.items():
         detector = network.detector
         table.add_row(
             name,
-            escape(printable(" ".join(detector.columns))),
+            escape("\n".join(_by_layer(detector.columns))),
             f"{detector.alpha:g}",
             detector.calibration,
             str(detector.calibration_n),
         )
-    console.print(table)
+    lay_out(console, table)
     for name, network in manifest.networks.items():
         say(console, f"{name}: {resolution(network.detector.calibration_n, network.detector.alpha)}")
     if not any(network.quality for network in manifest.networks.values()):
@@ -82,7 +84,7 @@ def show(
             areas = "\n".join(f"{printable(attack)} {area:.3f}" for attack, area in quality.auroc.items())
             shares = (f"{share:.1%}" for share in (quality.accuracy, quality.flagged))
             table.add_row(name, escape(printable(precision)), str(quality.images), *shares, escape(areas))
-    console.print(table)
+    lay_out(console, table)
 
 
 @verbs.command()
@@ -127,6 +129,12 @@ def sign(
     """Verify a bundle and write the signature of its manifest into it, as manifest.sig. Its id stays the same."""
     bundle = sign_bundle(path, key, replace=force)
     say(Console(), f"{path}: signed. id {bundle.bundle_id}")
+
+
+def _by_layer(columns: Sequence[str]) -> list[str]:
+    """A detector's columns, those of one layer in one line."""
+    layers = groupby(columns, lambda column: column.partition("/")[0])
+    return [printable(" ".join(each)) for _, each in layers]
 
 
 def _signature(bundle: Bundle) -> str:

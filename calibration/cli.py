@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bundle.console import say
+from bundle.console import lay_out, say
 from bundle.errors import DatasetError, OptionError
 from bundle.false_alarms import coarser, resolution
 from bundle.files import check_free
@@ -150,6 +150,6 @@ def _show(made: "Recalibration", console: Console) -> None:
     for name, each in told.networks.items():
         before = f"{each.flagged_before:,} ({each.flagged_before / told.images:.1%})"
         table.add_row(name, f"{each.alpha:g}", f"{told.images:,}", before, f"{each.smallest_p_value:.2g}")
-    console.print(table)
+    lay_out(console, table)
     for name, each in told.networks.items():
         say(console, f"{name}: {resolution(each.n, each.alpha)}")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bundle import tensors
-from bundle.console import say
+from bundle.console import lay_out, say
 from bundle.files import write_text
 from bundle.folder import Bundle
 from bundle.manifest import MANIFEST_SCHEMA
@@ -188,7 +188,7 @@ def _print(report: dict[str, Any], console: Console) -> None:
             auroc = measured["auroc"].get(attack)
             shares = [f"{measured[attack][column]:.1%}" for column in ("accuracy", "flagged", "missed")]
             table.add_row(title, *shares, "" if auroc is None else f"{auroc:.3f}")
-        console.print(table)
+        lay_out(console, table)
     n = next(iter(report["networks"].values()))["clean"]["n"]
     scored = report["scored"]
     say(

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from bundle import tensors
-from bundle.console import say
+from bundle.console import lay_out, say
 from bundle.errors import DetectorError, MissingExtra, OptionError
 from bundle.false_alarms import ALPHA
 from bundle.files import atomic_folder, check_free, sha256_of, write_text
@@ -189,7 +189,7 @@ def _tell(result: dict[str, Any], shown: "Table", lines: Sequence[str], out: Pat
         sys.stdout.write(text)
         return
     console = Console()
-    console.print(shown)
+    lay_out(console, shown)
     say(console, *lines)
 
 
@@ -272,7 +272,6 @@ def show_report(document: dict[str, Any], console: Console) -> None:
     from robustness.limits import not_measured
     from robustness.report import gate_table, summary_table
 
-    console.print(gate_table(document))
-    console.print(summary_table(document))
+    lay_out(console, gate_table(document), summary_table(document))
     for line in not_measured(document):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

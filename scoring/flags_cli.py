@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bundle.console import readable, say
+from bundle.console import lay_out, readable, say
 from bundle.errors import printable
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _show(current: "Current", flagged: "Flagged") -> None:
         lines.add_row("", _what_would_do(flagged, begun.calibration_n))
     if current.errors:
         lines.add_row("errors", f"{current.errors:,} objects without a score are left out")
-    Console(width=None if sys.stdout.isatty() else 10_000, highlight=False).print(lines)
+    lay_out(console, lines)
 
 
 def _what_would_do(flagged: "Flagged", n: int) -> str:
@@ -131,7 +131,7 @@ def _what_would_do(flagged: "Flagged", n: int) -> str:
 
 
 def _show_groups(campaigns: "Campaigns", alpha: float) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+    console = Console(highlight=False)
     for kind, groups in campaigns.groups.items():
         lines = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         lines.add_column(f"by {kind}", overflow="fold")
@@ -144,7 +144,7 @@ def _show_groups(campaigns: "Campaigns", alpha: float) -> None:
                 f"{group.flagged / group.rows:.1%}",
                 f"{group.at_alpha / group.rows:.1%}",
             )
-        console.print(lines)
+        lay_out(console, lines)
         if len(groups) > MOST_GROUPS:
             console.print(f"and {len(groups) - MOST_GROUPS:,} more, less dense: see --json", style="dim")
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bundle.console import readable, say
+from bundle.console import lay_out, readable, say
 from bundle.errors import OptionError, printable
 from bundle.files import check_place
 from bundle.folder import Bundle
@@ -151,7 +151,7 @@ def _show(result: "Drift", facts: dict[str, Any], name: str) -> None:
         if crossing is not None:
             where = f"row {crossing['row'] + 1:,}: {escape(printable(crossing['path']))}"
             lines.add_row("", f"reached {capital} after {crossing['after']:,} rows, at {where}")
-    Console(width=None if sys.stdout.isatty() else 10_000, highlight=False).print(lines)
+    lay_out(console, lines)
     _show_classes(result, facts, console)
 
 
@@ -171,16 +171,16 @@ def _show_classes(result: "Drift", facts: dict[str, Any], console: Console) -> N
             "-" if each.distance is None else f"{each.distance:.3f}",
             *([_probability(each.p_value)] if tested else []),
         )
-    Console(width=None if sys.stdout.isatty() else 10_000, highlight=False).print(table)
+    lay_out(console, table)
     if len(ranked) > MOST_CLASSES:
         console.print(f"and {len(ranked) - MOST_CLASSES:,} more classes, less conspicuous: see --json")
-    console.print(
+    note = (
         "Each class is tested against its own calibration scores."
         if tested
         else "Classes are described, not tested: the bundle has no calibration scores by class, and a class may differ "
-        "from\nthe whole without drift.",
-        style="dim",
+        "from the whole without drift."
     )
+    lay_out(console, f"[dim]{note}[/]")
 
 
 def _probability(value: float | None) -> str:

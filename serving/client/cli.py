@@ -2,7 +2,6 @@
 
 import json as jsonlib
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bundle import Bundle
-from bundle.console import readable, say
+from bundle.console import lay_out, readable, say
 from bundle.errors import OptionError, printable
 
 if TYPE_CHECKING:
@@ -111,8 +110,7 @@ def _print_table(answers: "list[Answer]", caption: str) -> None:
         for label, probability in found.top[1:]:
             table.add_row("", escape(printable(label)), f"{probability:.3f}")
     if table.rows:
-        # What is written to a file or a pipe must not be cut to the width of a terminal that is not there.
-        Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+        lay_out(Console(), table)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     for answer in answers:
         if answer.error:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bundle import Bundle
-from bundle.console import readable, say
+from bundle.console import lay_out, readable, say
 from bundle.engines import EngineSet
 from bundle.errors import OptionError
 
@@ -139,8 +139,7 @@ def facts(repository: "Repository") -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
-    # What is written to a file or a pipe must not be cut to the width of a terminal that is not there.
-    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+    console = Console(highlight=False)
     table = Table("model", "version", "backend", "device", "instances x threads", "batches", box=SIMPLE_HEAD)
     for model in found["models"]:
         threads = f" x {model['threads']}" if model["threads"] else ""
@@ -153,7 +152,7 @@ def _show(found: dict[str, Any]) -> None:
             f"{model['instances']}{threads}",
             " ".join(map(str, model["preferred_batches"])),
         )
-    console.print(table)
+    lay_out(console, table)
     known = any(any(entry["precision"].values()) for entry in found["history"])  # older manifests do not say
     table = Table("version", "bundle", *(["precision"] if known else []), "", box=SIMPLE_HEAD)
     for entry in found["history"]:
@@ -161,7 +160,7 @@ def _show(found: dict[str, Any]) -> None:
         precision = next(iter(each.values())) if len(set(each.values())) == 1 else _listed(each)
         served = "[bold green]served[/]" if entry["served"] else ""
         table.add_row(str(entry["version"]), entry["bundle_id"][:12], *([precision] if known else []), served)
-    console.print(table)
+    lay_out(console, table)
     queue = found["models"][0]["queue_size"]
     warm_up = RANDOM if any(model["warm_up"] == RANDOM for model in found["models"]) else "an image of the bundle"
     console.print(f"requests that may wait: {queue or 'any number'}; warm-up with {warm_up}")

@@ -162,6 +162,7 @@ def test_an_unknown_word_after_a_verb(group: str, capsys: pytest.CaptureFixture[
 def test_help_names_every_verb(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(capsys, *arguments)
     assert (run.code, run.err) == (0, "")
+    assert [line for line in run.out.splitlines() if line.endswith(" ")] == []
     for verb, (_, line) in fieldmark.VERBS.items():
         assert verb in run.out
         assert line in run.out

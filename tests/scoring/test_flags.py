@@ -124,6 +124,7 @@ def test_the_verb(campaign: Path, tmp_path: Path) -> None:
     shown = subprocess.run([*CLI, "flags", str(campaign), "--dependent"], capture_output=True, text=True, check=True)
     assert "rows flagged by Benjamini-Yekutieli at 0.1" in shown.stdout
     assert "by folder" in shown.stdout
+    assert [line for line in shown.stdout.splitlines() if line.endswith(" ")] == []
 
 
 def test_drift_reads_the_table(

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bundle.console import say
+from bundle.console import lay_out, say
 from bundle.image import ImageSpec
 from bundle.progress import Work
 from training.data.check import examine
@@ -150,7 +150,7 @@ def _tell(dataset: Dataset, console: Console) -> None:
     table = Table(dataset.format, *dataset.parts)
     table.add_row("images", *(str(len(samples)) for samples in dataset.parts.values()))
     table.add_row(f"classes of {len(dataset.labels)}", *map(str, classes.values()))
-    console.print(table)
+    lay_out(console, table)
     say(console, dataset.division)
     if dataset.series:
         say(console, f"series: {len(dataset.series)} found, {len(max(dataset.series, key=len))} images the longest")

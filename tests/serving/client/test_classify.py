@@ -108,7 +108,7 @@ def test_table(classify: Callable[..., Run], birds: list[Path], toy_bundle: Bund
     (flagged,) = [line for line in lines if str(birds[5]) in line]
     assert "true" in flagged
     assert "0.0100" in flagged
-    assert sum(" true " in line for line in lines) == sum(
+    assert sum(line.endswith(" true") for line in lines) == sum(
         bool(flag)
         for flag in LocalInference(toy_bundle).infer(
             np.stack([toy_bundle.manifest.image.read(path) for path in birds]), "full"
@@ -150,6 +150,7 @@ def test_an_unreadable_image_does_not_stop_the_others(
     else:
         assert str(birds[0]) in run.out
         assert str(birds[1]) in run.out
+        assert [line for line in run.out.splitlines() if line.endswith(" ")] == []
         problems = [line.removeprefix("error: ") for line in run.err.splitlines()]
     assert problems[0].startswith(f"{text}: not an image, or an unknown format")
     assert problems[1:] == [
