@@ -146,7 +146,7 @@ def _into_shards(
     from scoring.local.cli import score_shards
 
     inference = open_inference(bundle, url, threads)
-    return score_shards(Path(source), inference, out, options, lambda: check_served(bundle, url), json)
+    return score_shards(Path(source), bundle, inference, out, options, lambda: check_served(bundle, url), json)
 
 
 def _into_table(

@@ -12,8 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bundle.console import readable, say
+from bundle.console import lay_out, readable, say
 from bundle.errors import FieldmarkError, ScoringError
+from bundle.folder import Bundle
 from bundle.formats import passed_over
 from bundle.progress import Work
 from scoring.local.jobs import read_state
@@ -24,7 +25,13 @@ from serving.client.prediction import Inference
 
 
 def score_shards(
-    source: Path, inference: Inference, out: Path, options: ScoreOptions, check: Callable[[], None], json: bool
+    source: Path,
+    bundle: Bundle,
+    inference: Inference,
+    out: Path,
+    options: ScoreOptions,
+    check: Callable[[], None],
+    json: bool,
 ) -> tuple[int, int]:
     """Score a folder or a list into shards and tell what was done; gives the number of rows, and of errors."""
     with _progress(source) as work, stopping() as stop_or_go_on:
@@ -37,7 +44,7 @@ def score_shards(
     if json:
         sys.stdout.write(jsonlib.dumps(_record(summary)) + "\n")
     else:
-        _show(summary)
+        _show(summary, bundle)
     return summary.rows, summary.errors
 
 
@@ -65,7 +72,7 @@ def _count(source: Path, work: Work, stop: threading.Event) -> None:
     work.total = total
 
 
-def _show(summary: Summary) -> None:
+def _show(summary: Summary, bundle: Bundle) -> None:
     console = Console()
     ok = summary.rows - summary.errors
     if not summary.scored:
@@ -80,12 +87,15 @@ def _show(summary: Summary) -> None:
         f"{summary.seconds:,.1f}",
         f"{summary.shards:,}",
     )
-    console.print(table)
+    lay_out(console, table)
     if summary.scored and (kept := summary.rows - summary.scored):
         say(console, f"{summary.scored:,} scored now, {kept:,} as they were")
     if words := passed_over(summary.passed_over):
         say(console, words)
     say(console, f"scores: {readable(summary.out)}")
+    if ok:
+        verb = "review" if summary.flagged else "drift"  # where nothing is flagged, nothing waits to be looked at
+        say(console, f"next: fieldmark {verb} {readable(summary.out)} --bundle {readable(bundle.path)}")
     if summary.failed_list is None:
         return
     errors = Console(stderr=True)

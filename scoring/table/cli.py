@@ -7,7 +7,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from bundle.console import readable, say
+from bundle.console import lay_out, readable, say
 from bundle.folder import Bundle
 from bundle.formats import passed_over
 from bundle.progress import Work
@@ -41,12 +41,14 @@ def score_table(
 def _show(summary: TableSummary) -> None:
     console = Console()
     if summary.rows:
-        console.print(_lines(summary))
+        lay_out(console, _lines(summary))
     else:
-        console.print(f"Nothing is new or has changed: all {summary.objects:,} files are in the table as they are.")
+        say(console, f"Nothing is new or has changed: all {summary.objects:,} files are in the table as they are.")
     if words := passed_over(summary.passed_over):
         say(console, words)
     say(console, f"table: {readable(summary.table)}")
+    if not summary.errors or summary.errors < summary.rows - summary.gone:
+        say(console, f"next: fieldmark flags {readable(summary.table)}")
     errors = Console(stderr=True)
     for _, sentence in summary.failed:
         say(errors, f"error: {sentence}")

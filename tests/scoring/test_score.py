@@ -723,6 +723,30 @@ def test_the_command_prints_a_table_and_then_that_it_is_complete(
     ]
 
 
+def test_the_command_says_what_is_next(photos: Path, toy_bundle: Bundle, tmp_path: Path) -> None:
+    """What waits to be looked at, the drift of what nobody must look at, a table's list; nothing where no score is."""
+    (tmp_path / "one").mkdir()
+    shutil.copy(photos / "photo-00.png", tmp_path / "one")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.png").write_bytes(b"no image")
+    out, table, bundle = tmp_path / "out", tmp_path / "table", ("--bundle", toy_bundle.path)
+    named = f"--bundle {toy_bundle.path}"
+    for source, options, following in (
+        ("one", ("--out", out, "--alpha", 0.01), [f"next: fieldmark drift {out} {named}"]),
+        (
+            "one",
+            ("--out", tmp_path / "loose", "--alpha", 0.99),
+            [f"next: fieldmark review {tmp_path / 'loose'} {named}"],
+        ),
+        ("one", ("--table", table), [f"next: fieldmark flags {table}"]),
+        ("one", ("--table", table), [f"next: fieldmark flags {table}"]),  # where nothing is new
+        ("none", ("--out", tmp_path / "nothing"), []),
+        ("none", ("--table", tmp_path / "empty"), []),
+    ):
+        done = run(tmp_path / source, *bundle, *options)
+        assert [line for line in done.stdout.splitlines() if line.startswith("next: ")] == following
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
