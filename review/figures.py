@@ -13,9 +13,8 @@ from bundle import Bundle
 from bundle.false_alarms import smallest_p_value, wilson
 from review.store.database import Database
 from review.store.decisions import ATTACK, CLEAN, FAULT
-from scoring.drift.comparison import KolmogorovSmirnov, kolmogorov_smirnov, online_p_values
-from scoring.drift.scored import read_calibration
-from serving.martingale import simple_jumper
+from scoring.drift.comparison import Drift, measure
+from scoring.drift.scored import ScoredSet, read_calibration
 from serving.quarantine.entry import FLAGGED
 
 BINS, MOST_TIMES, MOST_POINTS = 20, 48, 400
@@ -48,13 +47,15 @@ class Shares:
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Drift of the sample: log10 of the martingale's capital at `places` : (k,), and Kolmogorov-Smirnov."""
+    """What `fieldmark drift` says of the sample; log10 of the martingale's capital at `places` : (k,)."""
 
-    images: int
+    drift: Drift
     places: npt.NDArray[np.int64]
-    capital: Float64
-    highest: float
-    ks: KolmogorovSmirnov
+
+    @property
+    def capital(self) -> npt.NDArray[np.floating]:
+        """log10 at the places : (k,)."""
+        return self.drift.martingale.path[self.places]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ class Rows:
     """
 
     received: tuple[str, ...]
+    labels: tuple[str, ...]
     p_values: Float64
     scores: Float64
     flags: npt.NDArray[np.bool_]
@@ -103,12 +105,13 @@ def rows(database: Database, bundle: Bundle, network: str, total: int | None = N
     """What the bundle's network has answered."""
     with database.reading() as connection:
         found = connection.execute(
-            "SELECT received, p_value, score, reason, drawn, state FROM items WHERE network = ? AND bundle_id = ?"
-            " ORDER BY received, id",
+            "SELECT received, label, p_value, score, reason, drawn, state FROM items"
+            " WHERE network = ? AND bundle_id = ? ORDER BY received, id",
             [network, bundle.bundle_id],
         ).fetchall()
     return Rows(
         received=tuple(row["received"] for row in found),
+        labels=tuple(row["label"] for row in found),
         p_values=np.array([row["p_value"] for row in found], float),
         scores=np.array([row["score"] for row in found], float),
         flags=np.array([row["reason"] == FLAGGED for row in found], bool),
@@ -153,19 +156,27 @@ def shares(found: Rows) -> Shares | None:
 
 def stream(found: Rows, bundle: Bundle, network: str) -> Stream | None:
     """Drift of the sample against the calibration, in the order in which it came; None where there is none."""
-    scores = found.scores[found.drawn][-MOST_DRIFT:].astype(np.float32)
-    if not len(scores):
+    drawn = np.flatnonzero(found.drawn)[-MOST_DRIFT:]
+    if not len(drawn):
         return None
-    calibration = read_calibration(bundle, network)
-    path = np.cumsum(np.log10(simple_jumper(online_p_values(calibration.scores, scores, np.random.default_rng(0)))))
-    places = np.unique(np.append(np.linspace(0, len(path) - 1, MOST_POINTS).astype(np.int64), path.argmax()))
-    return Stream(
-        images=len(scores),
-        places=places,
-        capital=path[places],
-        highest=max(0.0, float(path.max())),
-        ks=kolmogorov_smirnov(scores, calibration.scores),
+    named = [found.labels[index] for index in drawn]
+    labels = [*bundle.manifest.labels, *sorted(set(named) - set(bundle.manifest.labels))]  # whatever a record says
+    place_of = {label: labels.index(label) for label in set(named)}
+    sample = ScoredSet(
+        scores=found.scores[drawn].astype(np.float32),
+        flags=found.flags[drawn],
+        classes=np.array([place_of[label] for label in named]),
+        positions=drawn,
+        paths=named,
+        labels=labels,
+        network=network,
+        alpha=bundle.manifest.networks[network].detector.alpha,
+        total=len(drawn),
     )
+    drift = measure(sample, read_calibration(bundle, network))
+    path = drift.martingale.path
+    places = np.unique(np.append(np.linspace(0, len(path) - 1, MOST_POINTS).astype(np.int64), path.argmax()))
+    return Stream(drift=drift, places=places)
 
 
 def discoveries(found: Rows, bundle: Bundle, network: str) -> Discoveries | None:

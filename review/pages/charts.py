@@ -113,7 +113,7 @@ def p_values(found: Histogram, alpha: float) -> Markup:
 def flagged(found: Shares, alpha: float) -> Markup:
     """The flagged share over time against what alpha promises."""
     worst = int(found.shares.argmax())
-    top = min(1.0, max(4 * alpha, float(found.shares.max()) * 1.15))
+    top = min(1.0, max(4 * alpha, float(found.intervals.max()) * 1.05))
     says = (
         f"Alpha promises {alpha:.1%} of clean images flagged. The largest share is {found.shares[worst]:.1%}, "
         f"at {_time(found.times[worst])}; the latest is {found.shares[-1]:.1%}."
@@ -136,8 +136,9 @@ def flagged(found: Shares, alpha: float) -> Markup:
 def drift(found: Stream) -> Markup:
     """The martingale over the sample; its exponent is drawn, since the capital may be beyond every float."""
     top, bottom = max(2.6, float(found.capital.max()) * 1.1), min(-1.0, float(found.capital.min()) * 1.1)
+    highest, images = found.drift.martingale.highest, found.drift.rows
     says = (
-        f"The test martingale has reached 10 to the {found.highest:.1f} after {found.images:,} images; "
+        f"The test martingale has reached 10 to the {highest:.1f} in {images:,} images; "
         f"with no drift it ever reaches {CAPITALS[1]:g} in at most 1 of {CAPITALS[1]:g} cases."
     )
     chart = Chart(x=(0, max(1, int(found.places[-1]))), y=(bottom, top), says=says)
@@ -145,10 +146,10 @@ def drift(found: Stream) -> Markup:
     chart.ticks(
         [(last * part / 4, f"{last * part // 4:,}") for part in range(5)], [(y, f"{y:g}") for y in _steps(top, bottom)]
     )
+    chart.line(list(zip(found.places.tolist(), found.capital.tolist(), strict=True)), "mark")
     for capital, kind in zip(CAPITALS, ("promise", "promise alarm"), strict=True):
         told = kind != "promise" or top < CROWDED
         chart.level(float(np.log10(capital)), kind, f"{capital:g}: 1 of {capital:g} clean samples" if told else "")
-    chart.line(list(zip(found.places.tolist(), found.capital.tolist(), strict=True)), "mark")
     chart.words("images of the sample; height: power of ten of the capital")
     return chart.svg()
 

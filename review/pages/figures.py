@@ -10,6 +10,8 @@ from review.pages import charts
 from review.pages.page import console_of, is_part, render
 from review.store.agreement import agreements, precisions
 from review.store.decisions import VERDICTS, strokes
+from scoring.drift.comparison import KS_LEVEL
+from serving.martingale import CAPITAL
 
 SECONDS = 10  # between two looks
 
@@ -40,6 +42,8 @@ def figures_page(request: Request) -> Response:
         histogram_svg=None if histogram is None else charts.p_values(histogram, alpha),
         shares_svg=None if shares is None else charts.flagged(shares, alpha),
         stream=stream,
+        ks_level=KS_LEVEL,
+        capital=CAPITAL,
         stream_svg=None if stream is None else charts.drift(stream),
         listed=listed,
         fdr=FDR,

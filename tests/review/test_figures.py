@@ -1,21 +1,29 @@
 """Figures: from what a source keeps to what came in, against simulation and against scipy."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from bundle import Bundle
+from bundle.false_alarms import wilson
 from review import figures
-from review.figures import BINS, FDR
+from review.figures import BINS, FDR, Shares
 from review.pages import charts
+from review.pages.page import Console
 from review.store.agreement import precisions
 from review.store.database import Database
 from review.store.decisions import decide
+from review.store.item import Item
 from review.store.queue import add
 from scoring.drift.scored import read_calibration
+from tests.conftest import LABELS
 from tests.review.items import make_item
+from tests.scoring.test_drift import with_classes
 
 ALPHA, SHARE = 0.05, 0.25
 
@@ -66,8 +74,7 @@ def test_clean_images_look_clean(tmp_path: Path, toy_bundle: Bundle) -> None:
     assert outside.sum() <= 4  # 20 bins at 95 %
     assert float(np.average(shares.shares)) == pytest.approx(ALPHA, abs=0.02)
     assert len(shares.times) == 12
-    assert stream.highest < 2
-    assert stream.ks.p_value > 0.001
+    assert stream.drift.reasons == ()
     assert listed.listed == 0
     assert listed.smallest == 1 / 100
 
@@ -85,7 +92,7 @@ def test_an_attack_stands_out_everywhere(tmp_path: Path, toy_bundle: Bundle) -> 
     assert histogram.heights[0] > histogram.bounds[0, 1] * 2
     assert shares.times[-1] == "2026-11-24T13"
     assert shares.shares[-1] == 1
-    assert stream.highest > 2
+    assert stream.drift.reasons == ("the rows are not exchangeable with the calibration's",)
     assert listed.listed >= 600
     for drawn in (
         charts.p_values(histogram, ALPHA),
@@ -96,6 +103,61 @@ def test_an_attack_stands_out_everywhere(tmp_path: Path, toy_bundle: Bundle) -> 
         assert drawn.startswith("<svg")
         assert " style=" not in drawn
         assert "nan" not in drawn
+
+
+def middling(bundle: Bundle, network: str, count: int = 200) -> list[Item]:
+    """Unflagged images whose scores lie in the middle: Kolmogorov-Smirnov sees it, a bet on either side does not."""
+    calibration = read_calibration(bundle, network).scores
+    scores = np.random.default_rng(0).uniform(*np.quantile(calibration, (0.4, 0.6)), count)
+    told = {"reason": "sample", "p_value": 0.5, "network": network, "bundle_id": bundle.bundle_id}
+    return [make_item(number, key=f"m-{number}", score=float(score), **told) for number, score in enumerate(scores)]
+
+
+def test_drift_is_what_the_verb_calls_drift(tmp_path: Path, toy_bundle: Bundle, console: Console, client: Any) -> None:
+    add(console.database, middling(toy_bundle, "attention"))
+    stream = figures.stream(figures.rows(console.database, toy_bundle, "attention"), toy_bundle, "attention")
+    assert stream is not None
+    assert stream.drift.martingale.highest < 2
+    assert stream.drift.reasons == ("the scores are not distributed as the calibration's",)
+    text = client.get("/figures?network=attention").text
+    assert "No drift found" not in text
+    assert "<b>Not the world it was calibrated on</b>: the scores are not distributed as the calibration&#39;s." in text
+
+
+def test_classes_of_their_own_calibration_are_tested_as_the_verb_does(tmp_path: Path, toy_bundle: Bundle) -> None:
+    bundle = with_classes(toy_bundle, tmp_path / "calibrated", [index % 2 for index in range(99)])
+    calibration = read_calibration(bundle, "full")
+    review = Database.open(tmp_path / "review.db", source="here", bundle_id="b")
+    changed, others = LABELS[0], (LABELS[1], "of no bundle")
+    scores = np.random.default_rng(1).choice(calibration.scores[calibration.classes == 1], 300)
+    scores[::10] = calibration.scores[-1] + 1
+    items = middling(bundle, "full", 300)
+    add(
+        review,
+        [
+            replace(item, score=float(score), label=others[index % 2] if index % 10 else changed)
+            for index, (item, score) in enumerate(zip(items, scores, strict=True))
+        ],
+    )
+    stream = figures.stream(figures.rows(review, bundle, "full"), bundle, "full")
+    assert stream is not None
+    assert stream.drift.reasons[-1] == f"predicted classes changed: {changed}"
+    assert {each.label: each.calibration_n for each in stream.drift.classes} == {
+        changed: 50,
+        others[0]: 49,
+        others[1]: 0,
+    }
+
+
+def test_a_whisker_ends_below_the_top_of_its_chart() -> None:
+    """Half of four images flagged: the interval ends at 85 %."""
+    intervals = np.array([wilson(2, 4), wilson(0, 4)])
+    shares = Shares(times=("2026-11-24T06", "2026-11-24T07"), shares=np.array([0.5, 0.0]), intervals=intervals)
+    drawn = charts.flagged(shares, ALPHA)
+    ends = [float(points.split()[1].split(",")[1]) for points in re.findall(r'"spread" points="([^"]+)"', drawn)]
+    assert min(ends) > charts.TOP + 1
+    full = replace(shares, shares=np.array([1.0, 0.0]), intervals=np.array([wilson(4, 4), wilson(0, 4)]))
+    assert ">100 %</text>" in charts.flagged(full, ALPHA)
 
 
 def test_the_list_is_that_of_benjamini_and_hochberg(tmp_path: Path, toy_bundle: Bundle) -> None:
