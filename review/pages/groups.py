@@ -1,6 +1,8 @@
 """Groups: campaigns and near copies, each decided in one stroke; and a page of one for whoever must be told."""
 
 import json
+import os
+import sqlite3
 from collections import Counter
 
 from starlette.requests import Request
@@ -8,6 +10,7 @@ from starlette.responses import Response
 
 from bundle.errors import OptionError
 from review.pages.page import console_of, render
+from review.sources.source import CALLERS, Words
 from review.store.decisions import STATES, WAITING
 from review.store.groups import CAMPAIGNS, KINDS, groups
 from review.store.queue import ANY, Filter, window
@@ -56,5 +59,13 @@ def incident(request: Request) -> Response:
         first=min(row["received"] for row in rows),
         last=max(row["received"] for row in rows),
         expected=sum(row["alpha"] for row in rows) / len(rows),
+        names={row["id"]: row["request_id"] or _name(row, console.source.words) for row in rows},
         requests=json.dumps([row["request_id"] for row in rows if row["request_id"]][:8]),
     )
+
+
+def _name(row: sqlite3.Row, words: Words) -> str:
+    """How the image is found again: a quarantine's key, a scored file's name without the folders of this machine."""
+    if words is CALLERS:
+        return str(row["key"])
+    return os.path.basename(bytes(row["image"])).decode("utf-8", "backslashreplace")

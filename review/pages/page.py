@@ -99,6 +99,8 @@ def render(request: Request, template: str, **values: Any) -> HTMLResponse:
         "busy": console.follower.busy,
         "counts": counts(console.database),
         "bundle": console.bundle,
+        "words": console.source.words,
+        "whole": console.source.whole,
         "said": "" if is_foreign(request.headers) else request.query_params.get("said", "")[:300],
         "undoable": request.query_params.get("stroke", "")[:32],
     }

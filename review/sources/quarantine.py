@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 from bundle.errors import FieldmarkError, ImageGone, QuarantineError, ReviewError
+from review.sources.source import CALLERS
 from review.store.item import Item
 from serving.quarantine.entry import Entry, is_day, split_name
 from serving.quarantine.reader import entries
@@ -14,6 +15,8 @@ MOST_NOTICES = 20
 
 class QuarantineSource:
     """Tells of each entry once; of what is none, until it is one, there is a notice."""
+
+    words, whole = CALLERS, False
 
     def __init__(self, given: str) -> None:
         self.given = given

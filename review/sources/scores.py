@@ -10,7 +10,7 @@ from typing import Any
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ImageGone, ReviewError
 from bundle.places import local_path, scheme_of, store_url
-from review.sources.source import read_file
+from review.sources.source import FOLDERS, read_file
 from review.store.item import Item, chance
 from scoring.columns import OK, Scored, arrow, exact_paths
 from scoring.local.jobs import STATE, Job, read_state
@@ -30,6 +30,8 @@ COLUMNS = (
 class ScoreSource:
     """Tells of a set that is finished, and again after the set has changed."""
 
+    words, whole = FOLDERS, False
+
     def __init__(self, path: Path, bundle: Bundle, images: Path | None) -> None:
         self.place, self.bundle = os.path.abspath(path), bundle
         self.path = Path(self.place)
@@ -48,7 +50,7 @@ class ScoreSource:
         rows = read_scores(self.path, COLUMNS)
         self._seen = stamp
         rows = rows.filter(arrow().compute.equal(rows["status"], OK))
-        self.totals = {self.job.network: rows.num_rows}
+        self.totals, self.whole = {self.job.network: rows.num_rows}, rows.num_rows <= DRAWN
         yield from kept(rows, self.job, self._files)
 
     def forget(self) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,11 +16,40 @@ from review.store.item import Item
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What pages call an item's origin, and those without one: `one` of them, or `many`; what its `time` is, what was
+    `done` to its image, and what its `name` is.
+    """
+
+    origin: str
+    one: str
+    many: str
+    time: str
+    done: str
+    name: str
+
+
+CALLERS = Words(
+    origin="caller",
+    one="a caller without a name",
+    many="callers without a name",
+    time="received",
+    done="sent",
+    name="request or key",
+)
+FOLDERS = Words(
+    origin="folder", one="the top folder", many="the top folder", time="file changed", done="scored", name="file"
+)
+
+
 class Source(Protocol):
     """A quarantine, a score folder or a table. `place` names it for good."""
 
     place: str
+    words: Words
     totals: dict[str, int]  # images that each network answered in all, where the source knows
+    whole: bool  # it tells of every image, flagged or not: none was drawn at random
 
     @property
     def notices(self) -> list[str]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ReviewError
-from review.sources.scores import COLUMNS, ScoredFiles, kept
+from review.sources.scores import COLUMNS, DRAWN, ScoredFiles, kept
+from review.sources.source import FOLDERS
 from review.store.item import Item
 from scoring.columns import arrow
 from scoring.table.current import Current, last_begun
@@ -16,6 +17,8 @@ from scoring.table.runs import Begun
 
 class TableSource:
     """Tells of a table whose last run was made with this bundle."""
+
+    words, whole = FOLDERS, False
 
     def __init__(self, given: str, bundle: Bundle, images: Path | None) -> None:
         self.given, self.bundle = given, bundle
@@ -31,7 +34,7 @@ class TableSource:
         if last.number == self._run:
             return
         current = Current.read(self.given)
-        self.totals = {last.network: len(current.ids)}
+        self.totals, self.whole = {last.network: len(current.ids)}, len(current.ids) <= DRAWN
         found = [table for _, table in current.batches(COLUMNS)]
         yield from kept(arrow().concat_tables(found), current.begun, self._files)
         self._run = last.number

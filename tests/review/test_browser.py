@@ -293,7 +293,7 @@ def test_a_sample_is_drawn_decided_and_ready_to_calibrate(served: Console, open_
 
 def test_filters_and_a_name_are_kept(served: Console, open_page: Open) -> None:
     page = open_page("/")
-    page.get_by_label("From").select_option("partner-x")
+    page.get_by_label("Caller").select_option("partner-x")
     page.get_by_label("Why here").select_option("flagged")
     page.get_by_role("button", name="Show").click()
     page.wait_for_url("**origin=partner-x**")

@@ -2,6 +2,8 @@
 
 import html
 import re
+import shutil
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,19 @@ from starlette.testclient import TestClient
 
 from bundle import Bundle
 from bundle.errors import OptionError, ReviewError
+from review.evidence.look import Looker
 from review.follower import Follower
 from review.pages.access import HEADERS, Door, clean_name, hosts_of
 from review.pages.app import application
 from review.pages.page import Console
 from review.sources.quarantine import QuarantineSource
+from review.sources.source import open_source
 from review.store.database import Database
 from review.store.decisions import decide, standing
 from review.store.queue import counts, get
 from review.store.sample import draw
+from scoring.local.score import ScoreOptions, score_source
+from serving.client.local import LocalInference
 from serving.envoy.keys import KEY_NAME, LONGEST_NAME
 from tests.review.conftest import HOST, START, write_entry
 
@@ -340,6 +346,74 @@ def test_the_page_says_what_to_do_when_the_sample_is_decided(client: Any, consol
     assert f"fieldmark calibrate {console.bundle.path} --from-review {console.database.path}" in page
     assert "40 images take the place of 99 calibration images" in page
     assert "the smallest will be 0.024 instead of 0.01" in page
+
+
+@pytest.fixture
+def scored(tmp_path: Path, quarantine: Path, looker: Looker) -> Iterator[Any]:
+    """A browser before the console of a score folder: sixty files, in no folder below the one that was scored."""
+    (tmp_path / "photos").mkdir()
+    for path in sorted(quarantine.rglob("*.png")):
+        shutil.copy(path, tmp_path / "photos")
+    options = ScoreOptions(network="full", workers=1)
+    score_source(tmp_path / "photos", LocalInference(looker.bundle, threads=1), tmp_path / "scores", options)
+    source = open_source(str(tmp_path / "scores"), looker.bundle)
+    database = Database.open(tmp_path / "scores.db", source=source.place, bundle_id=looker.bundle.bundle_id)
+    follower = Follower(database, source, looker.bundle)
+    follower.turn()
+    door = Door(hosts=frozenset({HOST}), port=8000, reviewer="ada")
+    console = Console(database=database, source=source, follower=follower, looker=looker, door=door)
+    with TestClient(application(console), base_url=f"http://{HOST}") as opened:
+        opened.get("/", params={"token": door.token})
+        yield opened
+    database.close()
+
+
+def words_of(page: str) -> str:
+    """What a page shows."""
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
+def test_of_a_score_folder_pages_say_what_is_true_of_it(scored: Any) -> None:
+    """Nothing was drawn by chance, nobody has called, and no name is missing."""
+    pages = {path: words_of(scored.get(path).text) for path in (*PAGES[:-1], "/incident?origin=&reason=flagged")}
+    for path, text in pages.items():
+        for wrong in ("by chance", "no name", "caller", "drawn at random.", "drawn at random;", "was sent", "received"):
+            assert wrong not in text, path
+    assert re.search(r"(\d+) were flagged, (\d+) were not \(all that was scored is here\); 0 are decided", pages["/"])
+    assert re.search(r"loudest layer: (colour|grid) the top folder", pages["/"])
+    assert "60 images: all that were scored." in pages["/figures"]
+    assert "All 60 images that were scored are here to draw from" in pages["/sample"]
+    assert "images from the top folder" in pages["/groups"]
+    assert "flagged of one folder within one hour" in pages["/groups"]
+    unflagged = re.search(r'href="/items/(\d+)', scored.get("/?reason=sample&state=any").text)
+    assert unflagged is not None
+    assert "It was not flagged; all that was scored is here." in words_of(scored.get(f"/items/{unflagged[1]}").text)
+    incident = pages["/incident?origin=&reason=flagged"]
+    assert "From the top folder (" in incident
+    assert re.search(r" waiting [0-9T.-]+-[0-9a-f]{32}\.png ", incident), "the file is named"
+
+
+def test_of_a_quarantine_pages_say_what_is_true_of_it(client: Any, console: Console) -> None:
+    with console.database.writing() as connection:
+        connection.execute("UPDATE items SET origin = '' WHERE id % 2 = 0")
+    queue = words_of(client.get("/?state=any").text)
+    assert re.search(
+        r"were flagged, \d+ were not and were drawn at random; 0 are decided. Many come from one caller", queue
+    )
+    assert "caller shop" in queue
+    assert "a caller without a name" in queue
+    assert re.search(r"loudest layer: (colour|grid) caller partner-x", queue)
+    assert "It was not flagged; it was drawn at random." in words_of(client.get("/items/1").text)
+    assert "images from callers without a name" in words_of(client.get("/groups").text)
+
+
+def test_a_layer_that_is_unknown_is_not_the_loudest(client: Any, console: Console) -> None:
+    with console.database.writing() as connection:
+        connection.execute("UPDATE items SET layer = '?'")
+    for path in ("/?state=any", "/items/41", "/groups?kind=by-label"):
+        text = words_of(client.get(path).text)
+        assert "loudest layer:" not in text
+        assert "? loudest" not in text
 
 
 def test_an_incidents_page_says_who_decided_and_nothing_was_done_just_now(client: Any, console: Console) -> None:

@@ -170,6 +170,7 @@ def test_scores_tell_all_that_was_flagged_and_some_of_the_others(scored: Path, t
     told = {path: row for path, row in zip(exact_paths(rows), rows.to_pylist(), strict=True) if row["status"] == "ok"}
     assert set(items) == set(told)  # few as they are, all of them
     assert source.totals == {"full": 24}
+    assert source.whole
     for path, item in items.items():
         assert item.reason == ("flagged" if told[path]["is_adversarial"] else "sample")
         assert (item.p_value, item.label) == (told[path]["p_value"], told[path]["label"])
@@ -183,7 +184,9 @@ def test_of_many_a_share_is_drawn_by_name(
     scored: Path, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("review.sources.scores.DRAWN", 8)
-    items = list(open_source(str(scored), toy_bundle).news())
+    source = open_source(str(scored), toy_bundle)
+    items = list(source.news())
+    assert not source.whole
     flagged = [item for item in items if item.reason == "flagged"]
     others = [item for item in items if item.reason == "sample"]
     assert 0 < len(others) < 12
@@ -243,6 +246,7 @@ def test_a_delta_table_tells_the_rows_that_hold(
     items = list(source.news())
     assert len(items) == 24
     assert source.totals == {"full": 24}
+    assert source.whole
     assert {item.origin for item in items} == {"clean", "noisy"}
     assert source.read(items[0].image, 10**6) in {path.read_bytes() for path in (tmp_path / "photos").rglob("*.png")}
     assert list(source.news()) == []
