@@ -120,19 +120,25 @@ def next_open(
 
 
 def clean_images(database: Database) -> CleanImages:
-    """The clean images of the latest sample that is decided whole; raises ReviewError where there is none."""
+    """The clean images of the latest sample that is decided whole; raises ReviewError where there is none, or none of
+    them is clean.
+    """
     drawn = samples(database)
     if not drawn:
         with database.reading() as connection:
-            clean = connection.execute("SELECT count(*) FROM items WHERE state = ?", [CLEAN]).fetchone()[0]
+            states = dict(connection.execute("SELECT state, count(*) FROM items GROUP BY state").fetchall())
         raise ReviewError(
-            f"{clean:,} images were decided to be clean, and none of them was drawn at random: they were looked at "
-            "because of their p-values, and a calibration of such images promises nothing",
-            hint="Draw a random sample on the console's page 'Sample' and decide all of it.",
+            _without_sample(sum(states.values()) - states.get(WAITING, 0), states.get(CLEAN, 0)),
+            hint="In 'fieldmark review', draw a random sample on the page 'Sample' and decide all of it.",
         )
     whole = [sample for sample in drawn if not sample.open]
     if not whole:
         latest = drawn[0]
+        if latest.by_state.get(WAITING, 0) == latest.size:
+            raise ReviewError(
+                f"of the random sample of {latest.size:,} images nothing is decided yet",
+                hint="In 'fieldmark review', decide all of it on the page 'Sample'.",
+            )
         raise ReviewError(
             f"of the random sample of {latest.size:,} images {latest.open:,} are not decided, unsure or disputed, and "
             "leaving out the hard ones would choose by score again",
@@ -157,7 +163,26 @@ def clean_images(database: Database) -> CleanImages:
         )
         if count
     ]
+    if not rows:
+        raise ReviewError(
+            f"of the random sample {sample.number} of {sample.size:,} images none is clean and free to calibrate with: "
+            + ", ".join(words),
+            hint="In 'fieldmark review', draw another on the page 'Sample' and decide all of it.",
+        )
     return CleanImages(sample=sample, items=tuple(once.values()), left_out=", ".join(words))
+
+
+def _without_sample(decided: int, clean: int) -> str:
+    """Why there is nothing to calibrate with where no random sample was drawn."""
+    if not decided:
+        return "nothing is decided yet"
+    if not clean:
+        return "no random sample was drawn yet, and nothing was decided to be clean"
+    were, them = ("images were", "none of them was") if clean > 1 else ("image was", "it was not")
+    return (
+        f"{clean:,} {were} decided to be clean, and {them} drawn at random: what was looked at because of its p-value "
+        "makes a calibration that promises nothing"
+    )
 
 
 def use(database: Database, items: tuple[int, ...], purpose: str, made: str) -> None:

@@ -88,7 +88,29 @@ def test_its_order_says_nothing_and_stays(review: Database) -> None:
 
 def test_without_a_sample_clean_ones_are_refused_and_it_says_how(review: Database) -> None:
     decide(review, list(range(1, 300)), "clean", "ada")
-    with pytest.raises(ReviewError, match=r"299 images.*none of them was drawn at random.*Draw a random sample"):
+    with pytest.raises(ReviewError, match=r"299 images.*none of them was drawn at random.*draw a random sample"):
+        clean_images(review)
+
+
+def test_what_is_missing_and_what_to_do_is_said_at_every_step(review: Database) -> None:
+    said = r"nothing is decided yet\. In 'fieldmark review', draw a random sample on the page 'Sample' and decide all"
+    with pytest.raises(ReviewError, match=rf"^{said}"):
+        clean_images(review)
+    decide(review, [1, 2], "attack", "ada")
+    with pytest.raises(ReviewError, match=r"^no random sample was drawn yet, and nothing was decided to be clean\."):
+        clean_images(review)
+    decide(review, [3], "clean", "ada")
+    with pytest.raises(ReviewError, match=r"^1 image was decided to be clean, and it was not drawn at random"):
+        clean_images(review)
+    number = draw(review, 50, "ada").number
+    with review.reading() as connection:
+        found = connection.execute("SELECT item FROM sampled WHERE sample = ?", [number]).fetchall()
+    items = [row["item"] for row in found if row["item"] > 3]
+    assert len(items) == 50, "none of those decided before is in it"
+    with pytest.raises(ReviewError, match=r"^of the random sample of 50 images nothing is decided yet\. .*decide all"):
+        clean_images(review)
+    decide(review, items, "attack", "ada")
+    with pytest.raises(ReviewError, match=r"^of the random sample 1 of 50 images none is clean .*: 50 attacks\. "):
         clean_images(review)
 
 

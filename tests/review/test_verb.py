@@ -151,8 +151,11 @@ def test_clean_ones_of_a_sample_are_handed_over_byte_for_byte(
 def test_a_review_without_a_whole_sample_calibrates_nothing(
     database: Database, toy_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    decide(database, list(range(1, 41)), "clean", "ada")
     command = ("calibrate", toy_bundle.path, "--from-review", database.path, "--out", tmp_path / "out")
+    code, _, err = run(capsys, *command)
+    assert code == 1
+    assert err.startswith("error: nothing is decided yet. In 'fieldmark review', draw a random sample")
+    decide(database, list(range(1, 41)), "clean", "ada")
     code, _, err = run(capsys, *command)
     assert code == 1
     assert "none of them was drawn at random" in " ".join(err.split())
