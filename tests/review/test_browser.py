@@ -244,7 +244,7 @@ def test_a_campaign_is_found_decided_and_printed_by_mouse(served: Console, open_
     page = open_page("/")
     page.get_by_role("link", name="Groups", exact=True).click()
     heading = page.locator(".group h2").first
-    assert "from partner-x" in heading.text_content()
+    assert "from caller partner-x" in heading.text_content()
     page.locator(".group").first.get_by_role("button", name="Attack").click()
     page.wait_for_url("**said=Recorded**")
     found = counts(served.database).by_state["attack"]
