@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from bundle import tensors
 from bundle.errors import OptionError, printable
@@ -126,7 +126,8 @@ def _of_family(label: str, family: Family) -> Iterator[str]:
 
 def table(heads: Mapping[str, Mapping[str, Any]]) -> Table:
     """For a terminal: a row a family and way of teaching."""
-    found = Table("network", "attack", "images", "lessons", "AUROC", "95 %", "flagged", "95 %", box=SIMPLE_HEAD)
+    titles = ("network", "attack", "images", "lessons", "AUROC", "95 %", "flagged", "95 %")
+    found = Table(*(Column(title, overflow="fold") for title in titles), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for head, families in heads.items():
         for name, measured in families.items():
             for way, words in WORDS.items():

@@ -158,7 +158,7 @@ def headlines(document: Mapping[str, Any]) -> list[str]:
 
 def gate_table(document: Mapping[str, Any]) -> Table:
     """Gates for a terminal, red where broken."""
-    table = Table("gate", "network", "state", "evidence", box=SIMPLE_HEAD, padding=(0, 2))
+    table = Table("gate", "network", "state", "evidence", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     styles = {HOLDS: "green", BROKEN: "bold white on red", UNKNOWN: "dim"}
     for measured in document["heads"].values():
         for gate in measured["gates"]:
@@ -170,9 +170,9 @@ def gate_table(document: Mapping[str, Any]) -> Table:
 def summary_table(document: Mapping[str, Any]) -> Table:
     """By attack and head: right, AUROC, and what gets through; the adaptive attacks below."""
     heads = document["heads"]
-    table = Table(Column("attack", overflow="fold"), box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(Column("attack", overflow="fold"), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for head in heads:
-        for title in (f"{head}: right", "AUROC", "missed"):
+        for title in (f"{head}:\nright", "AUROC", "missed"):
             table.add_column(title, justify="right")
     alphas = {head: each["alpha"] for head, each in document["detectors"].items()}
     for name in next(iter(heads.values()))["accuracy"]:

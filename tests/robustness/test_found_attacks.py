@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from rich.console import Console
 
 import fieldmark
 from bundle.errors import DatasetError, OptionError
@@ -284,6 +285,16 @@ def test_a_folder_of_the_attack_verb_is_judged_by_head_beside_its_own_clean_imag
     code, _, err = run(capsys, *common[:-1], tmp_path / "nowhere")
     assert code == 1
     assert "cannot be read" in " ".join(err.split())
+
+
+def test_a_narrow_terminal_cuts_no_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    each = {"auroc": 0.835, "interval": [0.65, 0.93], "flagged": {"count": 8, "of": 20, "interval": [0.22, 0.61]}}
+    measured = {"images": 20, **dict.fromkeys(found_document.WORDS, each)}
+    Console().print(found_document.table({"attention": {"fgsm-8": measured}}))
+    said = capsys.readouterr().out
+    assert said.count("attention") == len(found_document.WORDS)
+    assert "…" not in said
 
 
 def test_nothing_clean_to_tell_them_from_is_a_sentence(tried, tiny_run, tiny_birds, tmp_path: Path) -> None:

@@ -302,7 +302,10 @@ def test_a_head_without_adaptive_attacks_hides_nothing_of_the_other(report):
     assert "12 images, 3 adaptive steps, no AutoAttack" in " ".join(limits(document))
     console = Console(record=True, width=80, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(summary_table(document))
-    assert "any" in console.export_text(styles=False)
+    said = console.export_text(styles=False)
+    assert "any" in said
+    console.print(summary_table(json.loads(json.dumps(document).replace("fgsm-8", "pgd10-8:margin"))))
+    assert "pgd10-8:margin" in console.export_text(styles=False)
     document["heads"]["attention"]["adaptive"]["success"] = {}
     assert "nothing to attack" in render(document, pictures)
 
