@@ -26,7 +26,7 @@ from bundle.errors import OptionError
 from bundle.false_alarms import ALPHA
 from bundle.files import sha256_of
 from bundle.progress import Work, duration
-from robustness.budget import Costs, on_both
+from robustness.budget import ALONE, Costs, on_both
 from robustness.defended import Defended
 from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate
 from robustness.journal import Journal, success
@@ -58,7 +58,7 @@ def bench(
     costs = {run: _costs(run, data, wanted, count * steps) for run in runs}
     for run, seconds in costs.items():
         say(console, f"{run.name}: at most {duration(seconds)}")
-    say(console, f"together at most {duration(sum(costs.values()))}; images that have got past drop out of it")
+    say(console, f"together at most {duration(sum(costs.values()))} {ALONE}; images that have got past drop out of it")
     if estimate:
         return
     progress.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from bundle.manifest import (
     FP32,
     MANIFEST,
     MANIFEST_SCHEMA,
+    Difference,
     NetworkInfo,
     PrototypeInfo,
 )
@@ -157,9 +158,8 @@ def _export_network(
         narrowing = Narrowing(ranges=_training_images(parts, RANGE_IMAGES), trial=_trial(network, head, judged, plan))
     with Work(f"{head}: writing, calibrating and proving the ONNX graph"):
         info = stage_network(network.cpu(), head, detector, staging, narrowing)
-    worst = max(value.max_abs for name, value in info.parity.outputs.items() if DTYPES[name] == "FP32")
     found = (
-        f"equal to PyTorch at batch {', '.join(map(str, BATCHES))} (largest difference {worst:.1e})"
+        f"equal to PyTorch at batch {', '.join(map(str, BATCHES))} ({_largest(info.parity.outputs)})"
         if narrowing is None
         else f"{staging.graphs.precision}, {_costs(info)}"
     )
@@ -167,6 +167,16 @@ def _export_network(
     say(console, f"{head}: {found}; detector on {' '.join(detector.layers)}")
     say(console, f"{head}: {resolution(told.calibration_n, told.alpha)}")
     return info, lessons
+
+
+def _largest(differences: Mapping[str, Difference]) -> str:
+    """The largest difference, of which output it is, and that of probabilities beside it."""
+    worst = max((name for name in differences if DTYPES[name] == "FP32"), key=lambda name: differences[name].max_abs)
+    what = f"the squared distances of {worst}" if worst == tensors.LAYER_SCORES else worst
+    told = f"largest difference {differences[worst].max_abs:.1e}, in {what}"
+    if worst != tensors.PROBABILITIES:
+        told += f"; {differences[tensors.PROBABILITIES].max_abs:.1e} in {tensors.PROBABILITIES}"
+    return told
 
 
 def _trial(network: Network, head: str, judged: tuple[Images, Labels], plan: Plan) -> Trial:

@@ -9,7 +9,7 @@ from bundle.errors import OptionError
 from bundle.manifest import FP32
 from bundle.progress import duration
 from export.staging import GraphSettings
-from robustness.budget import Costs, few, within
+from robustness.budget import ALONE, Costs, few, within
 from robustness.fitting import DetectorSettings, Parts
 from robustness.suites import Suite
 from training.data import Dataset
@@ -70,9 +70,8 @@ def make_plan(network: Network, parts: Parts, dataset: Dataset, settings: Export
     trial_images = min(ATTACKED_IMAGES, counts["validation"]) if settings.graphs.precision != FP32 else 0
     trial = costs.lesson(trial_attacks(detector))
     if limits.lessons is not None and detector.attacks:
-        kept, said = few(images, lesson, limits.lessons, "the detector's lessons")
-        if said is not None:
-            detector, images, left_out = replace(detector, images=kept), kept, [said]
+        images, said = few(images, lesson, limits.lessons, "the detector's lessons")
+        left_out += [] if said is None else [said]
     if limits.lessons is not None and trial_images:
         trial_images, said = few(trial_images, trial, limits.lessons, "attacks on the narrower graph")
         left_out += [] if said is None else [said]
@@ -87,9 +86,10 @@ def make_plan(network: Network, parts: Parts, dataset: Dataset, settings: Export
     if suite is not None:
         seconds.append(costs.suite(suite, counts["test"]))
         what.append(f"{suite.name} report of {min(suite.count, counts['test'])} images, at most {duration(seconds[2])}")
-    console.print("; ".join(what), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{'; '.join(what)}; all {ALONE}", highlight=False, markup=False, soft_wrap=True)
     for each in left_out:
         console.print(each, highlight=False, markup=False, soft_wrap=True)
+    detector = replace(detector, images=images)  # the manifest says how many it was
     return Plan(detector=detector, trial_images=trial_images, suite=suite, left_out=tuple(left_out))
 
 

@@ -29,6 +29,7 @@ GAIN, MOST_THREADS = 0.7, 8  # what every further thread brings, and beyond how 
 FORWARD = 1 / 3  # of a pass
 # APGD 100 steps, APGD-T and FAB-T 100 for each of nine targets, Square 5,000 queries
 AUTO_PASSES = {"autoattack": 4000.0, "apgd": 1000.0}
+ALONE = "on a machine that does nothing else"  # holds what is forecast
 MIN_CLEAN = 200  # clean images below which p-values are not worth a figure
 
 
@@ -129,7 +130,7 @@ def few(images: int, each: float, minutes: float, what: str) -> tuple[int, str |
         return images, None
     sentence = (
         f"{what}: {kept} of {images} images, since all would take up to {duration(images * each)} "
-        f"and {minutes:g} min are allowed"
+        f"{ALONE} and {minutes:g} min are allowed"
     )
     if kept > fitting:
         sentence += f"; fewer teach nothing stable, so it may take {duration(kept * each)}"
@@ -158,7 +159,7 @@ def within(suite: Suite, costs: Costs, minutes: float, images: int, kept: Sequen
         chosen = lighter
     counts = {what: (getattr(chosen, name), getattr(real, name)) for name, what in _WORDS.items()}
     few_images = [f"{now} of {before} {what}" for what, (now, before) in counts.items() if 0 < now < before]
-    why = f"for want of time (all would take up to {duration(costs.suite(real))}, {minutes:g} min are allowed)"
+    why = f"for want of time (all would take up to {duration(costs.suite(real))} {ALONE}, {minutes:g} min are allowed)"
     said = [f"left out {why}: {', '.join(gone)}"] if gone else []
     said += [f"fewer images {why}: {', '.join(few_images)}"] if few_images else []
     if costs.suite(chosen) > 60 * minutes:

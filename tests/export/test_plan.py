@@ -1,6 +1,7 @@
 """An export says what it will do before it does it, and keeps to its time; where all fits, no clock leaves a trace."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 from bundle.errors import OptionError
 from export.bundling import export_run
 from export.plan import ExportSettings, Limits
-from robustness.budget import Costs
+from robustness.budget import ALONE, Costs
 from robustness.fitting import MIN_IMAGES, DetectorSettings, Parts, fit_detector, lessons_of, some
 from robustness.suites import Suite
 from training.data.choice import spread
@@ -41,11 +42,15 @@ def test_a_fast_and_a_slow_machine_write_the_same_bundle_where_all_fits(tiny_run
     other, slowly = export(tiny_run, tmp_path / "b", monkeypatch, 1e-2, Limits(report=10.0), SUITE)
     assert one.bundle_id == other.bundle_id
     assert one.manifest.training["left_out"] == []
-    assert one.manifest.training["detector"]["images"] == 300
+    assert one.manifest.training["detector"]["images"] == 12, "what there were, not the most that would be taken"
     assert said[0].startswith("full and attention: detector and graph, about ")
     assert "lessons from 12 images under fgsm-8, at most " in said[0]
     assert "quick report of 12 images, at most " in said[0]
+    assert said[0].endswith("; all on a machine that does nothing else")
     assert said[0] != slowly[0]
+    proved = r"attention: equal to PyTorch at batch 1, 2, 7, 64 \(largest difference \S+, in the squared distances of "
+    proved += r"layer_scores; \S+ in probabilities\); detector on .*"
+    assert any(re.fullmatch(proved, line) for line in said)
 
 
 def test_lessons_and_report_keep_to_their_time_and_say_what_they_left_out(tiny_run, tmp_path, monkeypatch, tiny_birds):
@@ -53,7 +58,7 @@ def test_lessons_and_report_keep_to_their_time_and_say_what_they_left_out(tiny_r
     bundle, said = export(tiny_run, tmp_path / "b", monkeypatch, 1.0, Limits(lessons=0.6, report=2.0), SUITE)
     told = bundle.manifest.training
     assert told["detector"]["images"] == 6  # 36 seconds, and each image takes six
-    lessons = "the detector's lessons: 6 of 12 images, since all would take up to 72 s and 0.6 min are allowed"
+    lessons = f"the detector's lessons: 6 of 12 images, since all would take up to 72 s {ALONE} and 0.6 min are allowed"
     assert told["left_out"][0] == lessons
     assert told["left_out"][1].startswith("left out for want of time (all would take up to ")
     assert "accuracy against eps" in told["left_out"][1]

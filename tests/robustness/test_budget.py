@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from robustness.accuracy import evaluate_run
-from robustness.budget import Costs, few, passes, within
+from robustness.budget import ALONE, Costs, few, passes, within
 from robustness.fitting import MIN_IMAGES
 from robustness.suites import SUITES
 from training.attacks.attacker import Attackers
@@ -74,7 +74,7 @@ def test_lessons_that_fit_are_all_there_is_and_say_nothing():
 def test_lessons_that_do_not_fit_are_fewer_and_never_too_few():
     kept, said = few(300, 6.0, 5.0, "lessons")
     assert kept == 50
-    assert said == "lessons: 50 of 300 images, since all would take up to 30 min and 5 min are allowed"
+    assert said == f"lessons: 50 of 300 images, since all would take up to 30 min {ALONE} and 5 min are allowed"
     kept, said = few(300, 60.0, 5.0, "lessons")
     assert kept == MIN_IMAGES
     assert said.endswith("fewer teach nothing stable, so it may take 20 min")
