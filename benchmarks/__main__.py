@@ -10,11 +10,11 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from typer.core import TyperCommand
 
 from benchmarks.catalogue import BENCHMARKS, BUNDLE, Benchmark, load
 from benchmarks.record import save
 from bundle.errors import OptionError
+from bundle.verbs import App, Verb
 from fieldmark import as_process, guarded
 
 PROGRAM = "python -m benchmarks"
@@ -71,7 +71,7 @@ def listed() -> Table:
     return table
 
 
-class Listing(TyperCommand):
+class Listing(Verb):
     """A command whose help ends with the list of benchmarks."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -82,7 +82,7 @@ class Listing(TyperCommand):
 
 def main(arguments: list[str]) -> None:
     """Start what the arguments ask for."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = App()
     name = arguments[0] if arguments else ""
     if name in BENCHMARKS and BENCHMARKS[name].alone:
         app.command()(load(BENCHMARKS[name].at))

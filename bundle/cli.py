@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from bundle.console import lay_out, say
 from bundle.errors import printable
 from bundle.false_alarms import resolution
 from bundle.folder import Bundle, describe, sign_bundle
+from bundle.verbs import App
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-verbs = typer.Typer(no_args_is_help=True, help="Show, verify or sign a bundle.")
+app = App()
+verbs = App(help="Show, verify or sign a bundle.")
 app.add_typer(verbs, name="bundle")
 
 
@@ -47,9 +49,9 @@ def show(
     for key, value in manifest.training.items():
         if key == "config":  # every number of the training run; --json has it
             continue
-        if text := _plain(value):
-            say(console, f"{printable(key)}  {printable(text)}")
-    table = Table("network", "output", "type", "shape", "difference from PyTorch: largest", "mean")
+        say(console, *map(printable, _lines(key, value)))
+    table = _table("network", "output", "type", "shape", "largest\ndifference", "mean\ndifference")
+    table.caption, table.caption_justify = "differences from PyTorch; layer_scores are squared distances", "left"
     for name, network in manifest.networks.items():
         for tensor in network.outputs:
             shape = "x".join(["N", *map(str, tensor.shape)])
@@ -57,13 +59,13 @@ def show(
             differences = ("not measured", "") if found is None else (f"{found.max_abs:.1e}", f"{found.mean_abs:.1e}")
             table.add_row(name, tensor.name, tensor.dtype, shape, *differences)
     lay_out(console, table)
-    table = Table("network", "precision", "images", "same class as PyTorch", "same flag")
+    table = _table("network", "precision", "images compared", "same class as PyTorch", "same flag")
     for name, network in manifest.networks.items():
         parity = network.parity
         same = (f"{share:.1%}" for share in (parity.argmax_agreement, parity.flag_agreement))
         table.add_row(name, network.precision, str(parity.images), *same)
     lay_out(console, table)
-    table = Table("network", "detector layers", "alpha", "calibration", "images")
+    table = _table("network", "detector layers", "alpha", "calibration", "calibration\nimages")
     for name, network in manifest.networks.items():
         detector = network.detector
         table.add_row(
@@ -78,7 +80,7 @@ def show(
         say(console, f"{name}: {resolution(network.detector.calibration_n, network.detector.alpha)}")
     if not any(network.quality for network in manifest.networks.values()):
         return
-    table = Table("network", "precision", "validation images", "accuracy", "clean flagged", "AUROC by attack")
+    table = _table("network", "precision", "validation\nimages", "accuracy", "clean flagged", "AUROC by attack")
     for name, network in manifest.networks.items():
         for precision, quality in network.quality.items():
             areas = "\n".join(f"{printable(attack)} {area:.3f}" for attack, area in quality.auroc.items())
@@ -141,6 +143,30 @@ def _signature(bundle: Bundle) -> str:
     if bundle.key is not None:
         return f"signed by the key {printable(str(bundle.key))}"
     return "signed (not checked: no key was given)" if bundle.signed else "not signed"
+
+
+def _table(*titles: str) -> Table:
+    """A table in which what does not fit goes on in the next line: nothing is cut."""
+    return Table(*(Column(title, overflow="fold") for title in titles), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def _lines(key: str, value: object) -> list[str]:
+    """What the training record says under a key; sentences in it have lines of their own."""
+    if not isinstance(value, dict):
+        return [f"{key}  {text}" for text in _sentences(value) or [_plain(value)] if text]
+    whole = {name: found for name, item in value.items() if (found := _sentences(item))}
+    short = _plain({name: item for name, item in value.items() if name not in whole})
+    lines = [f"  {name}: {text}" for name, found in whole.items() for text in found]
+    return [f"{key}  {short}", *lines] if short or lines else []
+
+
+def _sentences(value: object) -> list[str]:
+    """The sentences that a value is; none where it is a name or a number, or several."""
+    if isinstance(value, str):
+        return [value] if ", " in value else []
+    if isinstance(value, (list, tuple)) and any(isinstance(each, str) and " " in each for each in value):
+        return [_plain(each) for each in value]
+    return []
 
 
 def _plain(value: object) -> str:

@@ -35,6 +35,12 @@ def _without_end(line: list[Segment]) -> list[Segment]:
     return [*line[: last - 1], Segment(line[last - 1].text.rstrip(), line[last - 1].style)] if last else []
 
 
+def advise(console: Console, command: str) -> None:
+    """What to do next. Whoever goes on by himself, as the demo does, says so by FIELDMARK_NEXT=no."""
+    if os.environ.get("FIELDMARK_NEXT") != "no":
+        say(console, f"next: {command}")
+
+
 def readable(path: Path | str) -> str:
     """A path that standard output can print, whatever bytes it holds."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

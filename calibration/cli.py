@@ -13,18 +13,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bundle.console import lay_out, say
+from bundle.console import advise, lay_out, say
 from bundle.errors import DatasetError, OptionError
 from bundle.false_alarms import coarser, resolution
 from bundle.files import check_free
 from bundle.folder import Bundle
 from bundle.formats import passed_over
 from bundle.manifest import MANIFEST
+from bundle.verbs import App
 
 if TYPE_CHECKING:
     from calibration.recalibration import Recalibration
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 
 @app.callback()
@@ -100,8 +101,8 @@ def calibrate(
         console,
         f"{out}: bundle {made.bundle.bundle_id}",
         "engines and scores of the old bundle are not its own: build and score them again",
-        f"next: fieldmark serve {out}",
     )
+    advise(console, f"fieldmark serve {out}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from bundle.console import lay_out, say
 from bundle.files import write_text
 from bundle.folder import Bundle
 from bundle.manifest import MANIFEST_SCHEMA
+from bundle.verbs import App
 from demo.archive import make_archive, score_archive
 from demo.endpoint import Answers, ask, look, served
 from demo.figure import Panel, draw
@@ -203,6 +204,6 @@ def _print(report: dict[str, Any], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = App()
     app.command()(demo)
     as_process(lambda: guarded(app))

@@ -91,7 +91,7 @@ def contents(data: Path, *, without: Path) -> str:
 def fieldmark(*arguments: str | Path) -> None:
     """Run one verb as a user would, output and all."""
     command = [sys.executable, "-m", "fieldmark", *map(str, arguments)]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env=os.environ | {"FIELDMARK_NEXT": "no"})
     try:
         code = process.wait()
     except (KeyboardInterrupt, Terminated) as stop:

@@ -9,16 +9,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bundle.console import say
+from bundle.console import advise, say
 from bundle.errors import MissingExtra, OptionError
 from bundle.false_alarms import ALPHA
 from bundle.manifest import FP32, MARGINAL, PER_CLASS, PRECISIONS
+from bundle.verbs import App
 
 LATE = ("onnxruntime", "onnxscript")  # not used before minutes of work: missed now or not at all
 NONE, QUICK = "none", "quick"
 REPORTS = (QUICK, "full", NONE)
+ATTACKS = "fgsm-8,pgd10-2,pgd10-8"
 QUICK_MINUTES = 10.0  # five times what the built-in birds take on two cores: there nothing is ever cut
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 
 @app.callback()
@@ -33,8 +35,13 @@ def export(
     data: Annotated[Path | None, typer.Option(help="The dataset, if it has moved since training.")] = None,
     alpha: Annotated[float, typer.Option(help="Default false-positive rate of is_adversarial.")] = ALPHA,
     attacks: Annotated[
-        str, typer.Option(help="Attacks that the detector learns from; with 'none', it learns from clean images alone.")
-    ] = "fgsm-8,pgd10-2,pgd10-8",
+        str,
+        typer.Option(
+            help="Attacks that the detector learns from; with 'none', it learns from clean images alone. "
+            f"Default: {ATTACKS.replace(',', ', ')}.",
+            show_default=False,
+        ),
+    ] = ATTACKS,
     calibration: Annotated[
         str,
         typer.Option(help="Whether alpha holds on the whole ('marginal') or in every predicted class ('per-class')."),
@@ -43,7 +50,7 @@ def export(
         str, typer.Option(help="Arithmetic of the backbone: 'fp32', 'fp16', 'bf16' or 'int8'.")
     ] = FP32,
     max_accuracy_loss: Annotated[
-        float, typer.Option(min=0, max=100, help="Points of accuracy that a narrower precision may cost.")
+        float, typer.Option(metavar="POINTS", min=0, max=100, help="Of accuracy that a narrower precision may cost.")
     ] = 0.5,
     device: Annotated[
         str, typer.Option(help="Where the graphs are calibrated, as they will be served: 'cpu', 'cuda' or 'tensorrt'.")
@@ -62,7 +69,7 @@ def export(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of noise and random starts.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="Seed of noise and random starts.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there already.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
@@ -113,4 +120,5 @@ def export(
         sys.stdout.write(describe(bundle) + "\n")
         return
     seconds = time.perf_counter() - started
-    say(console, f"{out}: bundle {bundle.bundle_id}  {seconds:.0f} s", f"next: fieldmark serve {out}")
+    say(console, f"{out}: bundle {bundle.bundle_id}  {seconds:.0f} s")
+    advise(console, f"fieldmark serve {out}")

@@ -20,12 +20,13 @@ from bundle import Bundle
 from bundle.console import say
 from bundle.errors import MissingExtra, OptionError, ReviewError, ServerError
 from bundle.files import lock_for_this_process
+from bundle.verbs import App
 
 if TYPE_CHECKING:
     from review.sources.source import Source
     from review.store.database import Database
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 LOOPBACK = "127.0.0.1"
 

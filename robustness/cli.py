@@ -16,6 +16,7 @@ from bundle.errors import DetectorError, MissingExtra, OptionError
 from bundle.false_alarms import ALPHA
 from bundle.files import atomic_folder, check_free, sha256_of, write_text
 from bundle.manifest import MANIFEST
+from bundle.verbs import App
 from detector.conformal import check_calibration_size
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**32 - 1
 SUITES = ("paper", "full", "adaptive")
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 
 @app.callback()

@@ -11,14 +11,16 @@ import typer
 from rich.console import Console
 
 from bundle import tensors
-from bundle.console import say
+from bundle.console import advise, say
 from bundle.errors import MissingExtra, OptionError
+from bundle.verbs import App
 
 if TYPE_CHECKING:
     from training.run import Run, RunRecord
 
 MAX_SEED = 2**32 - 1
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+ATTACKS = "clean,noise,fgsm-8,pgd10-2,pgd10-8"
+app = App()
 
 
 @app.callback()
@@ -145,7 +147,8 @@ def train(
     right = ", ".join(f"{head} {share:.1%}" for head, share in record.results["validation"].items())
     served = set(record.results["validation"]) <= set(tensors.NETWORKS)
     following = f"fieldmark export {out} --out BUNDLE" if served else f"fieldmark evaluate RUN --source sub={out}"
-    say(console, f"{out}: validation accuracy {right}, {seconds:.0f} s", f"next: {following}")
+    say(console, f"{out}: validation accuracy {right}, {seconds:.0f} s")
+    advise(console, following)
 
 
 def _print_json(run: "Run", record: "RunRecord", seconds: float) -> None:
@@ -163,9 +166,10 @@ def attack(
         str,
         typer.Option(
             help="Comma-separated: clean, noise, fgsm-8, pgd10-8:dlr, pgd10-8:random, apgd-8, autoattack-8, "
-            "pgd10-8@SOURCE"
+            f"pgd10-8@SOURCE. Default: {ATTACKS.replace(',', ', ')}.",
+            show_default=False,
         ),
-    ] = ("clean,noise,fgsm-8,pgd10-2,pgd10-8"),
+    ] = ATTACKS,
     source: Annotated[
         list[str] | None, typer.Option(metavar="NAME=RUN", help="A run to transfer attacks from, as ATTACK@NAME.")
     ] = None,

@@ -15,13 +15,14 @@ from bundle.folder import Bundle
 from bundle.progress import Work
 from bundle.records import to_plain
 from bundle.tensors import NETWORKS
+from bundle.verbs import App
 from export.engines.building import Dropped, EngineOrder, Outcome, build_engines
 from export.engines.check import Check, cannot_check, check_engine
 from export.engines.compiler import LOCAL, Compiler
 from export.engines.folder import check_out
 from export.engines.layers import CONVOLUTION
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 
 @app.callback()

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bundle.console import lay_out, readable, say
+from bundle.console import advise, lay_out, readable, say
 from bundle.errors import FieldmarkError, ScoringError
 from bundle.folder import Bundle
 from bundle.formats import passed_over
@@ -95,7 +95,7 @@ def _show(summary: Summary, bundle: Bundle) -> None:
     say(console, f"scores: {readable(summary.out)}")
     if ok:
         verb = "review" if summary.flagged else "drift"  # where nothing is flagged, nothing waits to be looked at
-        say(console, f"next: fieldmark {verb} {readable(summary.out)} --bundle {readable(bundle.path)}")
+        advise(console, f"fieldmark {verb} {readable(summary.out)} --bundle {readable(bundle.path)}")
     if summary.failed_list is None:
         return
     errors = Console(stderr=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from bundle.console import lay_out, readable, say
+from bundle.console import advise, lay_out, readable, say
 from bundle.folder import Bundle
 from bundle.formats import passed_over
 from bundle.progress import Work
@@ -48,7 +48,7 @@ def _show(summary: TableSummary) -> None:
         say(console, words)
     say(console, f"table: {readable(summary.table)}")
     if not summary.errors or summary.errors < summary.rows - summary.gone:
-        say(console, f"next: fieldmark flags {readable(summary.table)}")
+        advise(console, f"fieldmark flags {readable(summary.table)}")
     errors = Console(stderr=True)
     for _, sentence in summary.failed:
         say(errors, f"error: {sentence}")

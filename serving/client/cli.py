@@ -14,13 +14,14 @@ from rich.table import Table
 from bundle import Bundle
 from bundle.console import lay_out, readable, say
 from bundle.errors import OptionError, printable
+from bundle.verbs import App
 
 if TYPE_CHECKING:
     from serving.client.classify import Answer
 
 KEY = "FIELDMARK_KEY"
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 
 @app.callback()

@@ -11,6 +11,7 @@ from rich.console import Console
 from bundle.console import say
 from bundle.errors import MissingExtra, OptionError
 from bundle.files import atomic_file, check_place, write_text
+from bundle.verbs import App
 from serving.envoy.flags import (
     Binary,
     Burst,
@@ -42,7 +43,7 @@ _NOT_OF_CONSOLES = {  # flag -> the hint for whoever gives it with --console
     "reflection": "Leave it out: a console has pages, and no proto.",
 }
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 
 @app.callback()

@@ -18,6 +18,7 @@ from rich.console import Console
 from bundle import Bundle
 from bundle.console import say
 from bundle.errors import OptionError, ServerError
+from bundle.verbs import App
 from serving.client.remote import UNIX
 from serving.envoy.door import Door, find_door, limits_of
 from serving.envoy.flags import (
@@ -47,7 +48,7 @@ from serving.gateway.retention_flags import (
     retention_options,
 )
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 WATCH_SECONDS = 0.25
 _DEFAULTS = GatewayOptions(workers=1)

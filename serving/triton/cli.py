@@ -14,11 +14,12 @@ from bundle import Bundle
 from bundle.console import lay_out, readable, say
 from bundle.engines import EngineSet
 from bundle.errors import OptionError
+from bundle.verbs import App
 
 if TYPE_CHECKING:
     from serving.triton.repository import Repository
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 RANDOM = "random data"
 

@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 
 from bundle.errors import printable
+from bundle.verbs import App
 from serving.envoy.door import find_door
 from serving.envoy.flags import (
     Binary,
@@ -39,7 +40,7 @@ from serving.upkeep.options import ServeOptions
 from serving.upkeep.service import Serving
 from serving.workspace import private_folder
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = App()
 
 _SENTENCES = {
     "trouble": "{who}: {cause}; replacing it",
@@ -73,10 +74,13 @@ def serve(
     other_labels: Annotated[
         bool, typer.Option("--other-labels", help="With --watch: also move to other labels, or fewer networks.")
     ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of fieldmark.v1; 0 takes any free port.")] = 8010,
+    port: Annotated[
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="Of fieldmark.v1; 0 takes any free port.")
+    ] = 8010,
     grpc_port: Annotated[
         int | None,
         typer.Option(
+            metavar="PORT",
             min=0,
             max=65535,
             help="Open Triton's gRPC to everybody on this machine, here; else it is at a private socket. 0: any.",
@@ -84,12 +88,16 @@ def serve(
     ] = None,
     http_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="The same of Triton's HTTP; off, since a large body ends it."),
+        typer.Option(
+            metavar="PORT", min=0, max=65535, help="The same of Triton's HTTP; off, since a large body ends it."
+        ),
     ] = None,
     metrics_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Of Triton's metrics, on loopback. 0: any.")
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="Of Triton's metrics, on loopback. 0: any.")
     ] = 8002,
-    gateway_metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="On loopback. 0: any.")] = 8011,
+    gateway_metrics_port: Annotated[
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="On loopback. 0: any.")
+    ] = 8011,
     host: Annotated[
         str, typer.Option(help="Address of fieldmark.v1, as for 'fieldmark gateway'. Triton stays on this machine.")
     ] = "127.0.0.1",
@@ -99,13 +107,15 @@ def serve(
     triton_python: Annotated[
         Path | None,
         typer.Option(
-            help="Python of the server environment. Default: $FIELDMARK_TRITON_PYTHON, else this Python, else "
-            ".venv-triton beside its environment."
+            help="Python of the server environment. Default: what FIELDMARK_TRITON_PYTHON names, else this Python, "
+            "else .venv-triton beside its environment."
         ),
     ] = None,
-    start_timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait until the networks answer.")] = 120.0,
+    start_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="To wait until the networks answer.")
+    ] = 120.0,
     drain_seconds: Annotated[
-        float, typer.Option(min=0, max=3600, help="Seconds at the end for what is in work.")
+        float, typer.Option(metavar="SECONDS", min=0, max=3600, help="At the end, for what is in work.")
     ] = 10.0,
     control: Annotated[
         Path | None,
@@ -269,7 +279,7 @@ def _announce(serving: Serving, json: bool) -> None:
     if json:
         print(jsonlib.dumps(facts), flush=True)
         return
-    grid = Table.grid(padding=(0, 2))
+    grid = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
     rows = {
         "fieldmark.v1": f"[bold]{escape(facts['url'])}[/]" if "url" in facts else None,
         "metrics": facts.get("gateway_metrics_url"),

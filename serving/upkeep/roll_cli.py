@@ -10,12 +10,13 @@ from rich.console import Console
 from bundle import Bundle
 from bundle.console import say
 from bundle.errors import printable
+from bundle.verbs import App
 from serving.control import tell
 from serving.upkeep.place import control_path
 from serving.upkeep.roller import BACK, OUT, SHADOW, STATUS
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-verbs = typer.Typer(no_args_is_help=True, help="Move a running service to another bundle, or back.")
+app = App()
+verbs = App(help="Move a running service to another bundle, or back.")
 app.add_typer(verbs, name="roll")
 
 SECONDS = 600.0  # that an order may take: a bundle is copied, and a server started

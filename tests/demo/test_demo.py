@@ -17,6 +17,7 @@ def test_the_whole_job_and_a_second_run_that_reuses_it(tiny_birds, tmp_path):
     command = [str(word) for word in [*command, "--epochs", "3", "--image-size", "32"]]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
+    assert "next:" not in done.stdout
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert report["triton_version"].startswith("2.")
     assert set(report["networks"]) == {"full", "attention"}

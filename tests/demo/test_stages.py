@@ -9,6 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
+from bundle.console import advise
 from demo.stages import StageFailed, Stages, contents, fieldmark
 
 
@@ -64,6 +65,21 @@ def test_a_failing_verb_stops_the_demo_with_its_name(capfd):
     with pytest.raises(StageFailed, match="'fieldmark bundle' ended with exit code 1"):
         fieldmark("bundle", "verify", "nowhere")
     assert "there is no bundle at nowhere" in capfd.readouterr().err
+
+
+def test_a_verb_of_the_demo_says_nothing_of_what_is_next(tmp_path, monkeypatch, capfd):
+    """The demo goes on by itself."""
+    advise(Console(), "fieldmark serve BUNDLE")
+    assert capfd.readouterr().out == "next: fieldmark serve BUNDLE\n"
+    verb = tmp_path / "python"
+    verb.write_text('#!/bin/sh\necho "$FIELDMARK_NEXT"\n')
+    verb.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(verb))
+    fieldmark("export", "RUN")
+    told = capfd.readouterr().out.strip()
+    monkeypatch.setenv("FIELDMARK_NEXT", told)
+    advise(Console(), "fieldmark serve BUNDLE")
+    assert (told, capfd.readouterr().out) == ("no", "")
 
 
 def test_a_dataset_that_changed_has_other_contents(tmp_path):

@@ -1,7 +1,9 @@
 """Whatever is typed, the answer is a sentence and an exit code: never a traceback, never silence."""
 
 import importlib
+import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,13 +86,37 @@ def test_help_of_every_command(name: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_each_word_as_it_is_typed(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At 80 columns nothing is cut; a flag takes no value; RUN stands for what is to be given, without braces."""
+    words, _ = COMMANDS[name]
+    monkeypatch.setenv("COLUMNS", "80")
+    said = Run(capsys, *words, "--help").out
+    assert "…" not in said
+    assert "bool" not in said
+    assert re.search(rf"Usage: fieldmark {name} \[OPTIONS\][][A-Z|:. -]+$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_texts_of_help_flow(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a line ends in the source is nothing that a wide terminal shows."""
+    words, command = COMMANDS[name]
+    said = Run(capsys, *words, "--help").out
+    texts = [inspect.getdoc(inspect.unwrap(command.callback)) or "", *(each.help or "" for each in command.params)]
+    for paragraph in (paragraph for text in texts for paragraph in text.split("\n\n")):
+        assert " ".join(paragraph.split()) in said
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     words, command = COMMANDS[name]
     arguments = [str(GOLDEN) for each in command.params if each.param_type_name == "argument"]
     run = Run(capsys, *words, *arguments, "--no-such-flag")
     assert (run.code, run.out) == (2, "")
-    assert "No such option" in run.err
-    assert "--no-such-flag" in run.err
+    assert run.err.startswith("error: no such option: --no-such-flag. ")
+    assert run.err.endswith(f"'fieldmark {name} --help' explains it.\n")
+    assert run.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -100,7 +126,8 @@ def test_missing_arguments(name: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert required, "a command that needs nothing would start working here"
     run = Run(capsys, *words)
     assert (run.code, run.out) == (2, "")
-    assert "Missing" in run.err
+    assert run.err.startswith(("error: missing argument '", "error: missing option '--"))
+    assert run.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -114,7 +141,9 @@ def test_too_many_arguments(name: str, capsys: pytest.CaptureFixture[str]) -> No
     ]
     run = Run(capsys, *words, *options, *["x"] * len(arguments), "one-too-many")
     assert (run.code, run.out) == (2, "")
+    assert run.err.startswith("error: ")
     assert "one-too-many" in run.err
+    assert run.err.count("\n") == 1
 
 
 def numbers() -> list[tuple[str, str]]:
@@ -137,7 +166,9 @@ def test_text_where_a_number_belongs(name: str, option: str, capsys: pytest.Capt
     arguments = [str(GOLDEN) for each in command.params if each.param_type_name == "argument"]
     run = Run(capsys, *words, *arguments, option, "nonsense")
     assert (run.code, run.out) == (2, "")
+    assert run.err.startswith("error: invalid value for '")
     assert option in run.err
+    assert run.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("verb", ["serv", "SERVE", "", "-x", "--nonsense", "../serve", "\x1b[2J", "[bold]"])
@@ -155,7 +186,15 @@ def test_an_unknown_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_word_after_a_verb(group: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(capsys, group, "nonsense")
     assert (run.code, run.out) == (2, "")
-    assert "No such command 'nonsense'" in run.err
+    assert run.err == f"error: no such command 'nonsense'. 'fieldmark {group} --help' explains it.\n"
+
+
+@pytest.mark.parametrize("group", ["data", "bundle", "roll"])
+def test_a_verb_of_verbs_alone_shows_them(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, group)
+    assert (run.code, run.err) == (2, "")
+    assert f"Usage: fieldmark {group} [OPTIONS] COMMAND" in run.out
+    assert "bool" not in run.out
 
 
 @pytest.mark.parametrize("arguments", [(), ("-h",), ("--help",), ("help",)])

@@ -189,8 +189,8 @@ def test_one_row_and_no_numbers_are_a_set(scored: Path, toy_bundle: Bundle, tmp_
     [
         (("--plot", "{tmp}/drift.pdf"), "does not end in .png, and the picture is a PNG"),
         (("--plot", "{tmp}/folder.png"), "folder.png is a folder"),
-        (("--seed", "-1"), "Invalid value for '--seed'"),
-        (("--network", "full"), "No such option"),
+        (("--seed", "-1"), "invalid value for '--seed'"),
+        (("--network", "full"), "no such option"),
         (("--bundle",), "requires an argument"),
     ],
 )

@@ -65,9 +65,9 @@ def train(data: Path, out: Path, *options: str) -> str:
     return done.output
 
 
-def test_a_sound_folder_has_nothing_to_look_at(tmp_path: Path) -> None:
+def test_a_sound_folder_has_nothing_wrong(tmp_path: Path) -> None:
     code, said = check(folder(tmp_path / "birds[old]", "a", "b"))
-    assert (code, said.splitlines()[-1]) == (0, "nothing to look at")
+    assert (code, said.splitlines()[-1]) == (0, "32 images decoded, nothing wrong")
     assert "validation: 10 % of the training images, series kept together (0 found)" in said
     assert "calibration: 4 images support an alpha of 0.2 and above" in said
     assert "note: calibration: 4 images support no alpha below 0.2" in said
@@ -149,6 +149,10 @@ def test_published_formats_are_compared_too(tiny_birds: Path) -> None:
     assert document["images"] == {"train": 84, "validation": 12, "calibration": 24, "test": 12}
     assert {sum(parts.values()) for parts in document["classes_by_part"].values()} == {44}
     assert document["smallest_alpha"] == 0.04
+    code, said = check(tiny_birds)
+    assert (code, said.splitlines()[1].split()[1]) == (0, tiny_birds.name), "the set by its name"
+    assert f"{tiny_birds.name} is in the format of CUB-200-2011" in said
+    assert said.splitlines()[-1] == "132 images decoded, nothing wrong"
 
 
 def test_show_says_what_check_says(tmp_path: Path) -> None:
@@ -157,6 +161,7 @@ def test_show_says_what_check_says(tmp_path: Path) -> None:
     options = ["--out", str(tmp_path / "sheet.png")]
     done = CliRunner().invoke(app, ["data", "show", str(tmp_path / "set"), *options])
     assert done.exit_code == 0, done.output
+    assert "set is a folder of class folders" in done.output
     assert "validation: given by the dataset (1 of 3 classes)" in done.output
     assert "note: 1 .cr2 passed over" in done.output
     assert "note: validation: 2 of 3 classes have no images ('b', 'c')" in done.output

@@ -44,7 +44,7 @@ class Findings:
 
     @property
     def clean(self) -> bool:
-        """Nothing needs to be looked at. Near copies within one part harm nobody."""
+        """Nothing is wrong. Near copies within one part harm nobody."""
         return not (self.bad or self.same or self.across or self.contradicting or self.torn)
 
     def sentences(self) -> list[str]:
@@ -83,8 +83,6 @@ class Findings:
             if len(entries) > most:
                 yield f"  and {len(entries) - most} more: --json lists all"
         yield from self.sentences()
-        if self.clean:
-            yield "nothing to look at"
 
     def document(self) -> dict[str, Any]:
         """The same for JSON, complete."""

@@ -10,11 +10,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bundle.console import lay_out, say
+from bundle.errors import printable
 from bundle.image import ImageSpec
 from bundle.progress import Work
+from bundle.verbs import App
 from training.data.check import examine
 from training.data.cub_writer import BirdSet, write_birds
 from training.data.dataset import Dataset, open_dataset
@@ -23,6 +26,12 @@ from training.data.look import SPEC, look
 from training.data.sheet import draw_sheet
 
 LISTED = 20  # of each kind, in text
+_FORMATS = {
+    "cub": "in the format of CUB-200-2011",
+    "cars": "in the format of Stanford Cars-196",
+    "folder": "a folder of class folders",
+    "manifest": "a manifest",
+}
 FOUND = 4  # exit code of a check that found something
 
 Data = Annotated[
@@ -35,8 +44,8 @@ Validation = Annotated[float | None, typer.Option(help="Share of the training im
 Calibration = Annotated[float | None, typer.Option(help="Share of the training images, as in training.")]
 Test = Annotated[float | None, typer.Option(help="Share of all images, where the data have no test part.")]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-verbs = typer.Typer(no_args_is_help=True, help="Draw the built-in set of birds; look at any dataset, or check it.")
+app = App()
+verbs = App(help="Draw the built-in set of birds; look at any dataset, or check it.")
 app.add_typer(verbs, name="data")
 
 
@@ -107,7 +116,7 @@ def check(
 ) -> None:
     """Decode every image and say what is wrong: bad files, one photograph twice, parts that lack classes.
 
-    Exit code 0: nothing to look at. 4: files that cannot be read, the same file twice, one photograph or one group in
+    Exit code 0: nothing is wrong. 4: files that cannot be read, the same file twice, one photograph or one group in
     two parts, one photograph in two classes.
     """
     dataset = open_dataset(path, seed=seed, validation=validation, calibration=calibration, test=test)
@@ -120,6 +129,8 @@ def check(
         console = Console()
         _tell(dataset, console)
         say(console, *findings.lines(LISTED))
+        if findings.clean:
+            say(console, f"{len(dataset.samples)} images decoded, nothing wrong")
     if not findings.clean:
         raise typer.Exit(FOUND)
 
@@ -147,11 +158,11 @@ def _classes_by_part(dataset: Dataset) -> dict[str, dict[str, int]]:
 def _tell(dataset: Dataset, console: Console) -> None:
     """Images and classes by part, how they came about, and notes."""
     classes = {part: len(dataset.labels) - len(lacking(dataset.labels, each)) for part, each in dataset.parts.items()}
-    table = Table(dataset.format, *dataset.parts)
+    table = Table(escape(printable(dataset.name)), *dataset.parts)
     table.add_row("images", *(str(len(samples)) for samples in dataset.parts.values()))
     table.add_row(f"classes of {len(dataset.labels)}", *map(str, classes.values()))
     lay_out(console, table)
-    say(console, dataset.division)
+    say(console, f"{dataset.name} is {_FORMATS[dataset.format]}", dataset.division)
     if dataset.series:
         say(console, f"series: {len(dataset.series)} found, {len(max(dataset.series, key=len))} images the longest")
     if n := len(dataset.parts["calibration"]):

@@ -194,14 +194,14 @@ def test_more_images_than_a_batch(classify: Callable[..., Run], birds: list[Path
         (["--alpha", "-0.5"], 2, "--alpha -0.5 is not between 0 and 1"),
         (["--alpha", "nan"], 2, "--alpha nan is not between 0 and 1"),
         (["--alpha", "0.009"], 2, "--alpha 0.009 is below 0.01, the smallest p-value this bundle can give"),
-        (["--alpha", "much"], 2, "Invalid value for '--alpha'"),
+        (["--alpha", "much"], 2, "invalid value for '--alpha'"),
         (["--top", "0"], 2, "--top 0 is not between 1 and 5"),
         (["--top", "6"], 2, "--top 6 is not between 1 and 5"),
         (["--network", "spiral"], 1, "the served bundle has no network 'spiral'"),
         (["--explain", "picture.jpg"], 2, "--explain picture.jpg does not end in .png"),
-        (["--timeout", "0"], 2, "Invalid value for '--timeout'"),
+        (["--timeout", "0"], 2, "invalid value for '--timeout'"),
         (["--bundle", "no-such-bundle"], 1, "there is no bundle at no-such-bundle"),
-        (["--colour", "red"], 2, "No such option"),
+        (["--colour", "red"], 2, "no such option"),
     ],
 )
 def test_bad_options(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -25,7 +27,7 @@ from serving.gateway.calls import Retries
 from serving.gateway.client import FieldmarkClient
 from serving.processes import command_of, group
 from serving.triton.server import TritonServer
-from serving.upkeep.cli import serve
+from serving.upkeep.cli import _announce, serve
 from serving.upkeep.keeper import CALM_SECONDS, PATIENCE_SECONDS, BackOff, Trouble, keep
 from serving.upkeep.watch import TritonWatch, patience
 from tests.serving.gateway.gateway_thread import encode
@@ -317,6 +319,29 @@ def test_what_cannot_be_replaced_is_tried_again_and_the_other_is_looked_at_meanw
         ("trouble", {"who": "it", "cause": "lame"}),
     ]
     assert len(looks) >= 2
+
+
+# What is said
+
+
+def test_the_whole_bundle_id_is_said_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    facts = {
+        "grpc_url": "unix:/x",
+        "metrics_url": "http://x",
+        "bundle_id": "0123456789abcdef" * 4,
+        "triton_version": "2",
+    }
+    manifest = SimpleNamespace(name="birds", networks=("full", "attention"))
+    served: Any = SimpleNamespace(
+        facts=lambda: facts, server=SimpleNamespace(bundle=SimpleNamespace(manifest=manifest))
+    )
+    _announce(served, False)
+    said = capsys.readouterr().out
+    assert facts["bundle_id"] in re.sub(r"[│\s]", "", said)
+    assert "…" not in said
 
 
 # The page
