@@ -113,7 +113,7 @@ def test_a_stopped_demo_lets_the_verb_put_its_files_away(tmp_path, number, code)
     )
     demo = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".birds.*.tmp")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".birds.*.tmp/*")) and time.monotonic() < deadline:  # it is at work in there
         time.sleep(0.05)
     if number == signal.SIGINT:
         os.killpg(demo.pid, number)  # as a terminal does: the demo and its verb both hear it
