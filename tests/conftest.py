@@ -6,6 +6,7 @@ clean birds are recognised and pass, and noise is flagged. Built with onnx.helpe
 """
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests report to nobody
 os.environ.pop("FIELDMARK_PUBLIC_KEY", None)  # whose bundles the machine's owner trusts is not the tests' matter
 for name in [name for name in os.environ if name.startswith("OTEL_")]:
     del os.environ[name]  # nor is where his traces go
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts them in the background has shut it off
 
 SIZE, GRID, SHOWN, PER_CLASS, CALIBRATION = 32, 4, 3, 2, 99
 LABELS = ("Amber-crowned Warbler", "Blue-winged Finch", "Crimson Bunting", "Dusky Lark", "Emerald-throated Wren")

@@ -464,7 +464,7 @@ def test_verify_and_show(copy: Path) -> None:
     assert verify.stdout == f"{copy}: 6 files, 0.0 MB, all match; not signed. id {golden.BUNDLE_ID}\n"
     show = fieldmark("bundle", "show", copy)
     assert (show.returncode, show.stderr) == (0, "")
-    for text in ("golden birds", golden.BUNDLE_ID, "224", "layer3 layer4", "0.05", "1.2e-07", "not measured"):
+    for text in ("golden birds", golden.BUNDLE_ID, "224", "layer3", "layer4", "0.05", "1.2e-07", "not measured"):
         assert text in show.stdout
     document = json.loads(fieldmark("bundle", "show", "--json", copy).stdout)
     assert (document.pop("bundle_id"), document.pop("signed")) == (golden.BUNDLE_ID, False)
@@ -493,7 +493,7 @@ def test_what_a_bundle_says_of_itself_is_only_text(tmp_path: Path) -> None:
     show = fieldmark("bundle", "show", path)
     assert (show.returncode, show.stderr) == (0, "")
     assert not set(show.stdout) & set("\x1b\x07\x9b\u2028")
-    for text in ("[bold]x[/y]", r"[red]k\x07", r"v\x9b2J\u2028\n[/]", r"[/] \x1b[31mred"):
+    for text in ("[bold]x[/y]", r"[red]k\x07", r"v\x9b2J\u2028\n[/]", r" [/] ", r"\x1b[31mred"):
         assert text in show.stdout
 
 
