@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from demo.stages import StageFailed
+from serving.client.endpoint import prediction_of
 from serving.client.prediction import Prediction
 from serving.gateway.client import FieldmarkClient
 
@@ -107,21 +108,5 @@ def _classify(client: FieldmarkClient, paths: list[Path], network: str) -> list[
     for each in client.classify_stream(files, network=network):
         if each.HasField("error"):
             raise StageFailed(f"{paths[int(each.id)]} was not classified: {each.error.message}")
-        found[int(each.id)] = _prediction(each.response)
+        found[int(each.id)] = prediction_of(each.response)
     return [found[number] for number in range(len(paths))]
-
-
-def _prediction(answer: Any) -> Prediction:
-    top = tuple((each.label, each.probability) for each in answer.predictions)
-    said = answer.adversarial
-    return Prediction(
-        label=top[0][0],
-        probability=top[0][1],
-        top=top,
-        instance_score=said.score,
-        p_value=said.p_value,
-        is_adversarial=said.flagged,
-        layer_scores=tuple(layer.squared_distance for layer in said.layers),
-        network=answer.network,
-        bundle_id=answer.bundle_id,
-    )

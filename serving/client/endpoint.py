@@ -129,9 +129,10 @@ class Service:
             yield from pool.map(answer, paths)
 
 
-def _answer(path: Path, found: v1.ClassifyResponse) -> Answer:
+def prediction_of(found: v1.ClassifyResponse) -> Prediction:
+    """The same as this process would have it of the graph's outputs."""
     top, evidence = tuple((each.label, each.probability) for each in found.predictions), found.adversarial
-    prediction = Prediction(
+    return Prediction(
         label=top[0][0],
         probability=top[0][1],
         top=top,
@@ -142,6 +143,10 @@ def _answer(path: Path, found: v1.ClassifyResponse) -> Answer:
         network=found.network,
         bundle_id=found.bundle_id,
     )
+
+
+def _answer(path: Path, found: v1.ClassifyResponse) -> Answer:
+    prediction = prediction_of(found)
     if not found.HasField("explanation"):
         return Answer(path=path, prediction=prediction)
     with Image.open(io.BytesIO(found.explanation.attention_png)) as attention:
