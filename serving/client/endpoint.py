@@ -35,7 +35,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class Reply:
     """One answer a file, in order, and how they are made: the network, and the alpha that flags are decided at."""
 
     each: Iterator[Answer]
@@ -49,7 +49,7 @@ class Endpoint(Protocol):
     url: str
     bundle_id: str
 
-    def ask(self, paths: Sequence[Path], question: Question) -> Answers:
+    def ask(self, paths: Sequence[Path], question: Question) -> Reply:
         """Begin to classify files; raises OptionError or EndpointError for a question that has no answer here."""
         ...
 
@@ -83,7 +83,7 @@ class Triton:
         self.url, self.bundle_id = inference.url, inference.bundle_id
         self._inference, self._bundle = inference, bundle
 
-    def ask(self, paths: Sequence[Path], question: Question) -> Answers:
+    def ask(self, paths: Sequence[Path], question: Question) -> Reply:
         """As `Endpoint` says."""
         manifest = self._inference.manifest
         network, alpha = question.network or manifest.main_network, question.alpha
@@ -91,7 +91,7 @@ class Triton:
         look_up = prototype_images(self._bundle, manifest) if question.explain else None
         found = classify_files(self._inference, paths, network, alpha=alpha, top=question.top, look_up=look_up)
         used = manifest.networks[network].detector.alpha if alpha is None else alpha
-        return Answers(each=found, network=network, alpha=used)
+        return Reply(each=found, network=network, alpha=used)
 
 
 class Service:
@@ -101,14 +101,14 @@ class Service:
         self.url, self.bundle_id = client.url, described.bundle_id
         self._client, self._described = client, described
 
-    def ask(self, paths: Sequence[Path], question: Question) -> Answers:
+    def ask(self, paths: Sequence[Path], question: Question) -> Reply:
         """As `Endpoint` says."""
         networks = {each.name: each for each in self._described.networks}
         network = question.network or next(iter(networks))
         check_names(list(networks), len(self._described.labels), network, question.top)
         refuse_alpha(question.alpha, networks[network].smallest_alpha)
         used = networks[network].alpha if question.alpha is None else question.alpha
-        return Answers(each=self._answers(paths, network, question), network=network, alpha=used)
+        return Reply(each=self._answers(paths, network, question), network=network, alpha=used)
 
     def _answers(self, paths: Sequence[Path], network: str, question: Question) -> Iterator[Answer]:
         def answer(path: Path) -> Answer:

@@ -27,6 +27,8 @@ UNIX = "unix:"  # before the path of a socket, where no port is listened at
 _ADDRESS = re.compile(r"(?:grpc://)?(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(?::(?P<port>\d{1,5}))?/?")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _START = "Start one: fieldmark serve BUNDLE --grpc-port 8001"
+NOBODY = ("connection refused", "unreachable", "no route to host", "timed out")  # in gRPC's words
+NOBODY_ANSWERS = "no server answers at {url}"
 
 
 class TritonInference:
@@ -221,7 +223,7 @@ _SENTENCES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("request timeout expired",), "{url} is overloaded: the request waited too long in its queue", "Try again later."),
     (("is restricted",), "{url} lets only holders of its secret header make this call", "Ask who runs it."),
     (("errors resolving", "dns resolution failed"), "the host of {url} cannot be found", "Check its name."),
-    (("connection refused", "unreachable", "no route to host", "timed out"), "no server answers at {url}", _START),
+    (NOBODY, NOBODY_ANSWERS, _START),
     (
         ("failed to connect to all addresses",),  # something listens there, and hangs up on gRPC's greeting
         "what listens at {url} does not speak plain gRPC",

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from bundle.errors import OptionError, RequestRefused
-from serving.client.remote import channel_options, parse_url
+from serving.client.remote import NOBODY, NOBODY_ANSWERS, channel_options, parse_url
 from serving.gateway.failures import DETAILS, read_details
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.options import DEFAULT_PORT, is_loopback
@@ -24,7 +24,6 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds
 _TOKENS, _TOKENS_PER_CALL = 10.0, 0.1  # so at most a tenth more calls than were asked for, after the first ten
 
 _START = "Start one: fieldmark serve BUNDLE"
-_NOBODY = ("connection refused", "unreachable", "no route to host", "timed out")
 _SENTENCES = {
     "UNAUTHENTICATED": ("{url} does not know this key", "Give the key that its owner gave you."),
     "PERMISSION_DENIED": ("{url} does not allow this key to do that", "Ask its owner."),
@@ -152,7 +151,7 @@ def explain_error(problem: Any, url: str) -> RequestRefused:
     if code == "UNIMPLEMENTED":
         return AnotherService(f"what listens at {url} does not speak fieldmark.v1", hint=_START)
     what, hint = _SENTENCES.get(code, ("{url} could not answer ({details})", ""))
-    if code == "UNAVAILABLE" and any(each in words.lower() for each in _NOBODY):
-        what, hint = "no server answers at {url}", _START
+    if code == "UNAVAILABLE" and any(each in words.lower() for each in NOBODY):
+        what, hint = NOBODY_ANSWERS, _START
     again = 0.0 if code == "UNAVAILABLE" else None  # it was not there, so it has done nothing
     return RequestRefused(what.format(url=url, details=words), hint=hint, retry_after=again)
