@@ -14,13 +14,14 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from benchmarks.page import put, table_head, table_row
+from benchmarks.page import interval, put, table_head, table_row
 from benchmarks.record import save
 from benchmarks.study.pictures import MAIN
+from benchmarks.study.place import Place
 from benchmarks.study.plan import OTHERS
 from benchmarks.study.tables import ORDER
 from bundle.errors import OptionError
-from bundle.false_alarms import ALPHA
+from bundle.false_alarms import ALPHA, wilson
 from bundle.files import sha256_of
 from demo.stages import fieldmark
 from robustness.gates import broken
@@ -32,34 +33,39 @@ SUITE = SUITES["quick"]
 
 
 def bench(
-    study: Annotated[Path, typer.Option(help="Finished runs of the study.")] = Path("build/study/small"),
-    data: Annotated[Path, typer.Option(help="Their dataset.")] = Path("build/study/birds"),
+    study: Annotated[Path, typer.Option(help="A study's folder; figures are called as it is.")] = Path(
+        "build/study/small"
+    ),
+    data: Annotated[Path, typer.Option(help="Its dataset.")] = Path("build/study/birds"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each system.")] = 3,
-    name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json")] = "detection_small",
 ) -> None:
-    """Evaluate every system's runs, clean and adversarially trained, and write the tables."""
-    console, reports = Console(), study / "reports"
-    reports.mkdir(parents=True, exist_ok=True)
-    backbone, found = study.name, 0
-    for fast in ("", "-fast"):
-        for seed in range(seeds):
-            for system in (*MAIN, *OTHERS):
-                run = study / f"{system}-{backbone}{fast}-{seed}"
-                if not Run(run).finished:
-                    continue
-                found += 1
-                out = reports / run.name
-                if _is_of(out, run):
-                    continue
-                console.rule(f"[bold]{run.name}[/]", align="left")
-                words = ("--suite", "full", "--quick", "--seed", str(seed))
-                fieldmark("evaluate", run, *words, "--data", data, "--out", out, "--force")
-                save(name, summed_up(reports, backbone, seeds))
-    if not found:
-        raise OptionError(f"there are no finished runs in {study}", hint="Run 'make study' first.")
-    result = summed_up(reports, backbone, seeds)
+    """Evaluate every system's finished runs, clean and adversarially trained, and write the tables."""
+    measure(Place.of(study), data, seeds)
+
+
+def measure(place: Place, data: Path, seeds: int) -> None:
+    """The same of a study, whose detector has tables between marks of its own."""
+    console, reports, name = Console(), place.folder / "reports", place.name("detection")
+    runs = [
+        (place.run(f"{system}-{place.backbone}{fast}", seed), seed)
+        for fast in ("", "-fast")
+        for seed in range(seeds)
+        for system in (*MAIN, *OTHERS)
+    ]
+    runs = [(run, seed) for run, seed in runs if Run(run).finished]
+    if not runs:
+        raise OptionError(f"there are no finished runs in {place.folder}", hint="Run 'make study' first.")
+    reports.mkdir(exist_ok=True)
+    for run, seed in runs:
+        out = reports / run.name
+        if not _is_of(out, run):
+            console.rule(f"[bold]{run.name}[/]", align="left")
+            words = ("--suite", "full", "--quick", "--seed", str(seed))
+            fieldmark("evaluate", run, *words, "--data", data, "--out", out, "--force")
+            save(name, summed_up(reports, place.backbone, seeds))
+    result = summed_up(reports, place.backbone, seeds)
     console.print(f"tables: {save(name, result)}", highlight=False, soft_wrap=True)
-    put(f"detection {backbone}", "\n".join(tables(result)) + "\n\n")
+    put(f"detection {place.mark}", "\n".join(tables(result)) + "\n\n")
 
 
 def _is_of(report: Path, run: Path) -> bool:
@@ -117,7 +123,7 @@ def _missed(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _counted(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The mean over seeds, each on the same images."""
+    """The mean over seeds, each on so many images `of`."""
     by_seed = [each["count"] / each["of"] for each in shares if each["of"]]
     return {"mean": float(np.mean(by_seed)) if by_seed else None, "by_seed": by_seed, "of": shares[0]["of"]}
 
@@ -137,6 +143,7 @@ def tables(result: dict[str, Any]) -> list[str]:
         names = list(rows[0]["auroc"])
         seeds = sorted({len(each["seeds"]) for each in rows})
         count = " to ".join(str(each) for each in dict.fromkeys((seeds[0], seeds[-1])))
+        count += " seed" if seeds[-1] == 1 else " seeds, least to most"
         for key, title in (
             ("auroc", "AUROC of attacks that fool the network"),
             ("left_out", "The same, each attack left out of the lessons"),
@@ -144,7 +151,7 @@ def tables(result: dict[str, Any]) -> list[str]:
             ("attack_free", "The same, without any attack in the lessons"),
         ):
             lines += [
-                f"### {title}, {trained}; {count} seeds, least to most",
+                f"### {title}, {trained}; {count}",
                 "",
                 *table_head(["system", *names, "worst mean"]),
             ]
@@ -153,7 +160,13 @@ def tables(result: dict[str, Any]) -> list[str]:
                 for each in rows
             ]
             lines.append("")
-        lines += [f"### What a user meets, {trained}: wrong and not flagged at alpha {ALPHA:g}, in percent", ""]
+        lines += [
+            f"### What a user meets, {trained}: wrong and not flagged at alpha {ALPHA:g}, in percent",
+            "",
+            f"With 95 % intervals for a seed's images (Wilson; {rows[0]['missed']['clean']['of']} under each attack), "
+            "widened to every seed.",
+            "",
+        ]
         lines += table_head(
             ["system", "clean right", "clean flagged", "of right", "of wrong", *names, "knows the detector"]
         )
@@ -168,7 +181,8 @@ def tables(result: dict[str, Any]) -> list[str]:
 def _area(area: dict[str, Any] | None) -> str:
     if area is None:
         return "–"
-    return f"{area['mean']:.3f} ({min(area['by_seed']):.2f} to {max(area['by_seed']):.2f})"
+    least, most = min(area["by_seed"]), max(area["by_seed"])
+    return f"{area['mean']:.3f}" + (f" ({least:.2f} to {most:.2f})" if len(area["by_seed"]) > 1 else "")
 
 
 def _worst(areas: dict[str, Any]) -> str:
@@ -179,4 +193,5 @@ def _worst(areas: dict[str, Any]) -> str:
 def _share(share: dict[str, Any]) -> str:
     if share["mean"] is None:
         return "–"
-    return f"{100 * share['mean']:.1f} ({100 * min(share['by_seed']):.0f} to {100 * max(share['by_seed']):.0f})"
+    low, high = wilson(share["mean"] * share["of"], share["of"]) if share["of"] else (share["mean"], share["mean"])
+    return interval({"mean": share["mean"], "interval": (min(low, *share["by_seed"]), max(high, *share["by_seed"]))})

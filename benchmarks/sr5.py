@@ -6,8 +6,10 @@ says how long it will take before it begins; stopped, it goes on with the batch 
 as soon as it is measured.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +26,9 @@ from bundle import tensors
 from bundle.console import say
 from bundle.errors import OptionError
 from bundle.false_alarms import ALPHA
-from bundle.files import sha256_of
+from bundle.files import sha256_of, write_text
 from bundle.progress import Work, duration
+from bundle.records import to_plain
 from robustness.budget import ALONE, Costs, on_both
 from robustness.defended import Defended
 from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate
@@ -40,55 +43,97 @@ from training.run import Run, image_spec
 ANY = "any"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How hard an attacker tries: steps of every attack, test images, beginnings of the attacks' names."""
+
+    steps: int = 1000
+    count: int = 100
+    attacks: tuple[str, ...] = ("orthogonal", "selective", "joint")
+
+
 def bench(
     runs: Annotated[list[Path], typer.Argument(help="Finished runs, named ROW-SEED as `make study` names them.")],
     data: Annotated[Path | None, typer.Option(help="The dataset, if it has moved since training.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of every attack.")] = 1000,
-    count: Annotated[int, typer.Option(min=1, help="Test images, spread over the classes.")] = 100,
-    attacks: Annotated[
-        str, typer.Option(help="Comma-separated beginnings of their names.")
-    ] = "orthogonal,selective,joint",
+    steps: Annotated[int, typer.Option(min=1, help="Of every attack.")] = Effort.steps,
+    count: Annotated[int, typer.Option(min=1, help="Test images, spread over the classes.")] = Effort.count,
+    attacks: Annotated[str, typer.Option(help="Comma-separated beginnings of their names.")] = ",".join(Effort.attacks),
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long it would take.")] = False,
-    name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json, and the mark in docs/results.md.")] = "sr5",
+    name: Annotated[
+        str, typer.Option(help="benchmarks/results/NAME.json, and the mark in docs/results.md.")
+    ] = "sr5_small",
     write: Annotated[bool, typer.Option("--page/--no-page", help="Put the table into docs/results.md.")] = True,
-    progress: Annotated[Path, typer.Option(help="Where finished batches are kept.")] = Path("build/sr5.progress.json"),
+    out: Annotated[
+        Path, typer.Option(help="Where what is measured of a run is kept, and how far another has come.")
+    ] = Path("build/sr5"),
 ) -> None:
     """Measure SR@5 of every run and head, and write the table."""
-    console, wanted = Console(), tuple(each.strip() for each in attacks.split(",") if each.strip())
-    costs = {run: _costs(run, data, wanted, count * steps) for run in runs}
+    wanted = tuple(each.strip() for each in attacks.split(",") if each.strip())
+    effort = Effort(steps=steps, count=count, attacks=wanted)
+    if estimate:
+        forecast(runs, data, effort)
+        return
+    measure(runs, data, effort, out, name, name.replace("_", " ") if write else None)
+
+
+def forecast(runs: Sequence[Path], data: Path | None, effort: Effort) -> None:
+    """Say how long it takes at most."""
+    console, costs = Console(), {run: _costs(run, data, effort) for run in runs}
     for run, seconds in costs.items():
         say(console, f"{run.name}: at most {duration(seconds)}")
     say(console, f"together at most {duration(sum(costs.values()))} {ALONE}; images that have got past drop out of it")
-    if estimate:
-        return
-    progress.parent.mkdir(parents=True, exist_ok=True)
-    journal, rows = Journal(progress), []
+
+
+def measure(
+    runs: Sequence[Path], data: Path | None, effort: Effort, out: Path, name: str, mark: str | None = None
+) -> None:
+    """The same without asking: results/NAME.json, and a table between the marks of this name. What `out` has of a run
+    is not measured again.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    kept = {run: out / f"{run.resolve().name}.json" for run in runs}
+    if len(set(kept.values())) < len(runs):
+        raise OptionError("two of the runs have the same name", hint="Give each the name ROW-SEED of its own.")
+    asked = {run: {"weights_sha256": sha256_of(run / "model.pt")} | to_plain(effort) for run in runs}
+    todo = [run for run in runs if not _is_of(kept[run], asked[run])]
+    if todo:
+        forecast(todo, data, effort)
+    rows: list[dict[str, Any]] = []
     for run in runs:
-        rows += measure_run(run, data, wanted, steps, count, journal)
-        result = {"alpha": ALPHA, "eps": EPS, "steps": steps, "rows": rows}
+        if run in todo:
+            journal = Journal(kept[run].with_suffix(".progress.json"))
+            measured = {"of": asked[run], "rows": measure_run(run, data, effort, journal)}
+            write_text(kept[run], json.dumps(measured, indent=1) + "\n")
+            journal.close()
+        rows += json.loads(kept[run].read_text(encoding="utf-8"))["rows"]
+        result = {"alpha": ALPHA, "eps": EPS, "steps": effort.steps, "rows": rows}
         path = save(name, result)
-    console.print(_table(rows))
-    say(console, f"-> {path}")
-    if write:
-        put(name, page(result))
-    journal.close()
+        if mark is not None:
+            put(mark, page(result))
+    Console().print(_table(rows))
+    say(Console(), f"-> {path}")
 
 
-def measure_run(
-    path: Path, data: Path | None, wanted: Sequence[str], steps: int, count: int, journal: Journal
-) -> list[dict[str, Any]]:
+def _is_of(kept: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether a run was measured, with these weights and as hard; a change of the detector asks for it anew by hand, by
+    removing the file.
+    """
+    return kept.is_file() and bool(json.loads(kept.read_text(encoding="utf-8"))["of"] == asked)
+
+
+def measure_run(path: Path, data: Path | None, effort: Effort, journal: Journal) -> list[dict[str, Any]]:
     """One entry a head: success of each attack and of any of them, of all images and of those answered rightly when
     clean.
     """
     record, network = Run(path).load_network()
     dataset, spec = record.dataset.unchanged_at(data or Path(record.dataset.root)), image_spec(record.config)
     parts, seed = Parts.of(dataset, spec), record.config.seed
-    test, rows = images_array(spread(dataset.parts["test"], count), spec), []
+    test, rows = images_array(spread(dataset.parts["test"], effort.count), spec), []
     for head in _served(network.config.heads, path):
         settings = DetectorSettings(seed=seed)
         detector, _ = fit_and_calibrate(network, head, parts, settings, record.labels)
         defended = Defended(network, head, detector).eval()
-        chosen = _chosen(network, head, wanted, steps)
+        chosen = _chosen(network, head, effort)
         with Work(f"{path.name}, {head}", len(chosen) * len(test[1])) as work:
             found = {each.name: success(each, defended, test, seed, journal, work) for each in chosen}
         found[ANY] = np.any(list(found.values()), axis=0)
@@ -107,25 +152,26 @@ def measure_run(
     return rows
 
 
-def _chosen(network: Any, head: str, wanted: Sequence[str], steps: int) -> list[Any]:
-    known = attacks_on_both(network, head, eps=EPS, steps=steps, alpha=ALPHA)
-    chosen = [attack for attack in known if attack.name.startswith(tuple(wanted))]
+def _chosen(network: Any, head: str, effort: Effort) -> list[Any]:
+    known = attacks_on_both(network, head, eps=EPS, steps=effort.steps, alpha=ALPHA)
+    chosen = [attack for attack in known if attack.name.startswith(effort.attacks)]
     if not chosen:
         raise OptionError(
-            f"no attack is named {', '.join(wanted) or 'by nothing'}",
+            f"no attack is named {', '.join(effort.attacks) or 'by nothing'}",
             hint=f"There are: {'; '.join(attack.name for attack in known)}.",
         )
     return chosen
 
 
-def _costs(path: Path, data: Path | None, wanted: Sequence[str], image_steps: int) -> float:
+def _costs(path: Path, data: Path | None, effort: Effort) -> float:
     """Seconds of one run, at most."""
     record, network = Run(path).load_network()
     dataset, spec = record.dataset.unchanged_at(data or Path(record.dataset.root)), image_spec(record.config)
     heads = _served(network.config.heads, path)
     probe = images_array(spread(dataset.parts["validation"], 16), spec)[0]
     costs = Costs.measured(network, heads, probe)
-    names = {head: [attack.name for attack in _chosen(network, head, wanted, 1)] for head in heads}
+    names = {head: [attack.name for attack in _chosen(network, head, effort)] for head in heads}
+    image_steps = effort.count * effort.steps
     return sum(image_steps * on_both(names[head]) * costs.seconds[head] for head in heads)
 
 

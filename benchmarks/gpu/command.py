@@ -191,7 +191,7 @@ def adaptive(part: Part, size: Size, given: Given, keep: Keep) -> None:
         if not (out / name / "model.pt").is_file():
             continue
         told, words = out / f"sr5-{name}.json", ["--steps", str(size.steps), "--count", str(size.adaptive_count)]
-        words += ["--no-page", "--name", str(told.resolve().with_suffix("")), "--progress", str(out / f"{name}.sr5")]
+        words += ["--no-page", "--name", str(told.resolve().with_suffix("")), "--out", str(out / "sr5")]
         if part.run(f"SR@5 of {name}", "benchmarks", "sr5", out / name, *words) is not None:
             rows += json.loads(told.read_text(encoding="utf-8"))["rows"]
             keep(steps=size.steps, rows=rows)

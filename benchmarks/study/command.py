@@ -1,12 +1,11 @@
 """`make study`: every system of the paper, trained and attacked, on any dataset; one command that can be stopped.
 
 Rows and columns are those of the paper's Tables 1-3: six systems without and with fast adversarial training, and the
-ablation of the regulariser. What is finished is not done again; the tables are written after every run, from whatever
-is there.
+ablation of the regulariser. Then come the pictures, the detectors of all systems, and who knows them. What is finished
+is not done again; the tables are written after every run, from whatever is there.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +13,12 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from benchmarks import detection, sr5
 from benchmarks.page import PAGE
 from benchmarks.record import RESULTS, environment
 from benchmarks.study.pictures import draw_pictures
-from benchmarks.study.plan import ABLATED, Row, jobs
+from benchmarks.study.place import Place
+from benchmarks.study.plan import TRANSFERRED, Row, jobs, rows
 from benchmarks.study.tables import write_page
 from bundle.errors import OptionError
 from bundle.false_alarms import wilson
@@ -62,13 +63,6 @@ def bench(
     out: Annotated[
         Path, typer.Option(help="Runs and evaluations; BACKBONE is added, and the name of a dataset of your own.")
     ] = Path("build/study"),
-    name: Annotated[
-        str | None,
-        typer.Option(
-            help="benchmarks/results/NAME.json, and the mark in docs/results.md; else paper_tables_BACKBONE, or "
-            "paper_tables_DATASET_BACKBONE."
-        ),
-    ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Instead of the preset's; 8 for the built-in birds.")
     ] = None,
@@ -88,17 +82,20 @@ def bench(
     pictures: Annotated[
         bool, typer.Option("--pictures/--no-pictures", help="Figs. 2, 4, 5, 6 and 8 of the main systems, at the end.")
     ] = True,
+    detectors: Annotated[
+        bool, typer.Option("--detectors/--no-detectors", help="Every system's detector, and SR@5 of those of seed 0.")
+    ] = True,
+    adaptive_steps: Annotated[int, typer.Option(min=1, help="Of attackers who know the detector.")] = sr5.Effort.steps,
+    adaptive_count: Annotated[int, typer.Option(min=1, help="Test images under them.")] = sr5.Effort.count,
 ) -> None:
     """Train and attack every row with every seed; write the tables."""
     if preset(backbone).preset != backbone or not backbone.startswith(tuple(BACKBONES)):
         raise OptionError(
             f"{backbone!r} is no backbone", hint=f"Choose one of: {', '.join(BACKBONES)}; with a side: vgg16-96."
         )
-    console, built_in = Console(), data is None
-    folder, mark = _places(out, backbone, data)
-    name = name or f"paper_tables_{mark.replace(' ', '_')}"
-    page = mark if name.startswith("paper_tables_") else name
-    folder.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    place = Place.under(out, backbone, data)
+    place.folder.mkdir(parents=True, exist_ok=True)
     if data is None:
         data = out / "birds"
         if not data.exists():
@@ -107,18 +104,18 @@ def bench(
     options: dict[str, Any] = {"data": str(data), "epochs": epochs, "fast_epochs": fast_epochs, "weights": weights}
     options |= {"image_size": image_size, "precision": precision, "count": count, "autoattack": autoattack_count}
     options |= {"apgd": True} if apgd else {}  # a study of an earlier version has none
-    _same_options(folder / "options.json", options)
+    _same_options(place.folder / "options.json", options)
     _rehearse(backbone, {"image_size": image_size, "weights": weights}, epochs, fast_epochs)
     common = ["--precision", precision]
     common += [] if weights is None else ["--weights", weights]
     common += [] if image_size is None else ["--image-size", str(image_size)]
     if backbone == "small" and (image_size or 64) > 128:
         raise OptionError("the small backbone is for images of at most 128 pixels", hint="Choose another --backbone.")
-    sources = _sources(data, folder, backbone, common)
+    sources = _sources(data, place, common)
     todo = list(jobs(backbone, seeds, other_seeds))
     work = Work("study", len(todo), unit="trainings")
     for done, (seed, row) in enumerate(todo):
-        run, evaluation = folder / f"{row.name}-{seed}", folder / f"{row.name}-{seed}.json"
+        run, evaluation = place.run(row.name, seed), _evaluation(place, row, seed)
         if evaluation.is_file():
             continue
         work.at(done, work.worked)
@@ -127,31 +124,30 @@ def bench(
         fieldmark("train", data, "--out", run, "--preset", row.preset, "--seed", str(seed), *words, "--resume")
         attacked = [word for source, path in sources.items() for word in ("--source", f"{source}={path}")]
         able = apgd and len(Run(run).read_record().labels) >= AUTO_CLASSES
-        attacked += ["--attacks", ",".join([*PAPER, *([APGD] * able), *(f"{ABLATED}@{source}" for source in sources)])]
+        attacked += [
+            "--attacks",
+            ",".join([*PAPER, *([APGD] * able), *(f"{TRANSFERRED}@{source}" for source in sources)]),
+        ]
         counts = ["--count", str(count), "--autoattack-count", str(autoattack_count)]
         if row.attacks is not None:
             attacked, counts = ["--attacks", row.attacks], ["--count", str(count), "--autoattack-count", "0"]
         fieldmark("evaluate", run, "--data", data, "--seed", str(seed), *attacked, *counts, "--out", evaluation)
-        write_page(_save(folder, backbone, seeds, name, built_in), page)
+        write_page(_save(place, seeds), place.mark)
         work.advance()
-    result = _save(folder, backbone, seeds, name, built_in)
-    write_page(result, page)
+    result = _save(place, seeds)
+    write_page(result, place.mark)
     console.print(f"tables: {result}, in {PAGE}", highlight=False, markup=False, soft_wrap=True)
     if pictures:
-        console.print(f"pictures: {draw_pictures(folder, backbone, data)}", highlight=False, soft_wrap=True)
+        console.print(f"pictures: {draw_pictures(place, data)}", highlight=False, soft_wrap=True)
+    if detectors:
+        detection.measure(place, data, seeds)
+        runs = [place.run(row.name, 0) for row in rows(backbone)]
+        effort = sr5.Effort(steps=adaptive_steps, count=adaptive_count)
+        sr5.measure(runs, data, effort, place.folder / "sr5", place.name("sr5"), f"sr5 {place.mark}")
 
 
-def _places(out: Path, backbone: str, data: Path | None) -> tuple[Path, str]:
-    """The folder of a study and the mark of its tables: another dataset gets others. A study that was begun in the
-    folder of the backbone alone goes on there.
-    """
-    if data is None:
-        return out / backbone, backbone
-    dataset = re.sub(r"[^a-z0-9]+", "-", (data.stem if data.is_file() else data.resolve().name).lower()).strip("-")
-    begun = out / backbone / "options.json"
-    if begun.is_file() and json.loads(begun.read_text(encoding="utf-8")).get("data") == str(data):
-        return out / backbone, f"{dataset} {backbone}"
-    return out / f"{dataset}-{backbone}", f"{dataset} {backbone}"
+def _evaluation(place: Place, row: Row, seed: int) -> Path:
+    return place.folder / f"{row.name}-{seed}.json"
 
 
 def _length(row: Row, epochs: int | None, fast_epochs: int | None) -> int:
@@ -179,14 +175,14 @@ def _same_options(path: Path, options: dict[str, Any]) -> None:
     write_text(path, json.dumps(options) + "\n")
 
 
-def _sources(data: Path, folder: Path, backbone: str, common: list[str]) -> dict[str, Path]:
+def _sources(data: Path, place: Place, common: list[str]) -> dict[str, Path]:
     """The substitutes that transfer attacks come from, trained once; for the small backbone from scratch, shortly. A
     weights file is of one backbone: the others are left out.
     """
-    architecture, _, size = backbone.partition("-")
+    architecture, _, size = place.backbone.partition("-")
     runs = {}
     for source, network in _substitutes(architecture, common).items():
-        runs[source] = folder / f"gap-{network}"
+        runs[source] = place.folder / f"gap-{network}"
         options, name = list(common), f"gap-{network}{f'-{size}' if size else ''}"
         if architecture == "small":
             epochs, name = "10" if network == "vgg16" else "5", f"gap-{network}-reference"
@@ -203,11 +199,11 @@ def _substitutes(architecture: str, common: list[str]) -> dict[str, str]:
     return {source: network for source, network in SOURCES.items() if fitting or network == architecture}
 
 
-def _save(folder: Path, backbone: str, seeds: int, name: str, built_in: bool) -> Path:
+def _save(place: Place, seeds: int) -> Path:
     """Collect every evaluation that is there; returns the file."""
     table = []
-    for row in dict.fromkeys(row for _, row in jobs(backbone, 1)):
-        files = [folder / f"{row.name}-{seed}.json" for seed in range(seeds)]
+    for row in dict.fromkeys(row for _, row in jobs(place.backbone, 1)):
+        files = [_evaluation(place, row, seed) for seed in range(seeds)]
         found = [_told_apart(json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()]
         _same_images(row.name, found)
         for head in found[0]["right"] if found else ():
@@ -217,20 +213,20 @@ def _save(folder: Path, backbone: str, seeds: int, name: str, built_in: bool) ->
                     "head": head,
                     "command": " ".join(("fieldmark train DATA --out RUN --preset", row.preset, *row.options)),
                     "seeds": [each["seed"] for each in found],
-                    "run": _run_facts(folder / f"{row.name}-{found[0]['seed']}"),
+                    "run": _run_facts(place.run(row.name, found[0]["seed"])),
                     "accuracy": {
                         column: _summary([each["right"][head][column] for each in found])
                         for column in found[0]["right"][head]
                     },
                 }
             )
-    path = RESULTS / f"{name}.json"
-    runs = {source: folder / f"gap-{network}" for source, network in SOURCES.items()}
+    path = RESULTS / f"{place.name('paper_tables')}.json"
+    runs = {source: place.folder / f"gap-{network}" for source, network in SOURCES.items()}
     sources = {source: _run_facts(run) for source, run in runs.items() if (run / "run.json").is_file()}
     document = {
         "environment": environment(),
-        "dataset": "built-in birds" if built_in else table[0]["run"]["dataset"] if table else None,
-        "backbone": backbone,
+        "dataset": "built-in birds" if not place.dataset else table[0]["run"]["dataset"] if table else None,
+        "backbone": place.backbone,
         "sources": sources,
         "rows": table,
     }

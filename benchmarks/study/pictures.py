@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study.place import Place
 from benchmarks.study.tables import ORDER
 from bundle.files import atomic_file, write_text
 from robustness.curve import accuracy_curve
@@ -22,15 +23,15 @@ MAIN = ("ap", "maxsep", "protopnet")  # the comparison that is whole first
 IMAGES, STEPS = 60, 10  # of accuracy against eps
 
 
-def draw_pictures(folder: Path, backbone: str, data: Path) -> Path:
-    """Every picture of the runs in a study's `folder` that are finished; returns the folder of pictures."""
-    out = folder / "pictures"
+def draw_pictures(place: Place, data: Path) -> Path:
+    """Every picture of a study's runs that are finished; returns the folder of pictures."""
+    out = place.folder / "pictures"
     out.mkdir(exist_ok=True)
     for suffix in ("", "-fast"):
         curves: dict[str, Any] = {}
         classes = 2
         for system in MAIN:
-            run = Run(folder / f"{system}-{backbone}{suffix}-0")
+            run = Run(place.run(f"{system}-{place.backbone}{suffix}", 0))
             if not run.finished:
                 continue
             record = run.read_record()

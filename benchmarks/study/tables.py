@@ -44,7 +44,7 @@ ABLATED = {
     "-fast": ("Table 3 again, with fast adversarial training", ("none", None, "strong")),
 }
 HEADS = ((ATTENTION, "Ours-A"), (FULL, "Ours-FR"))
-JUDGED = ("clean", "pgd10-8")
+JUDGED = ("clean", "pgd10-2", "pgd10-8")  # as far as every row has them
 
 
 def write_page(result: Path, mark: str) -> None:
@@ -73,23 +73,25 @@ def tables(study: dict[str, Any]) -> str:
         told = [column for column in TOLD if column in columns]
         lines += table_head(["system", *(TITLES[column] for column in told)])
         lines += [table_row(label, [_interval(accuracy, column) for column in told]) for label, accuracy in rows] + [""]
-    titles = [f"{label} {TITLES[column]}" for _, label in HEADS for column in JUDGED]
     for suffix, (title, variants) in ABLATED.items():
         names = (f"maxsep-{'' if variant is None else variant + '-'}{backbone}{suffix}" for variant in variants)
         there = [name for name in names if name in of_row]
         if len(there) > 1:  # one alone compares nothing
-            lines += [f"### {title}", "", *table_head(["clustering", "separation", "seeds", *titles])]
-        for name in there if len(there) > 1 else ():
-            loss = of_row[name]["run"]["config"]["loss"]
-            lines.append(table_row(f"{loss['cluster']:g}", [f"{loss['separation']:g}", *_judged(of_row[name], found)]))
+            columns = _judged(there, found)
+            lines += [f"### {title}", "", *table_head(["clustering", "separation", "seeds", *_titles(columns)])]
+            for name in there:
+                loss = of_row[name]["run"]["config"]["loss"]
+                cells = [f"{loss['separation']:g}", *_cells(of_row[name], found, columns)]
+                lines.append(table_row(f"{loss['cluster']:g}", cells))
         lines.append("")
     base = f"maxsep-{backbone}-fast"
     changed = [name for name in of_row if name == base or name.startswith(f"{base}-")]
     if len(changed) > 1:
-        title = "### Recipes of fast adversarial training, one change at a time"
-        lines += [title, "", *table_head(["change", "seeds", *titles])]
+        title, columns = "### Recipes of fast adversarial training, one change at a time", _judged(changed, found)
+        lines += [title, "", *table_head(["change", "seeds", *_titles(columns)])]
         for name in changed:
-            lines.append(table_row(name.removeprefix(base).lstrip("-") or "none", _judged(of_row[name], found)))
+            label = name.removeprefix(base).lstrip("-") or "none"
+            lines.append(table_row(label, _cells(of_row[name], found, columns)))
     return "\n".join(lines).rstrip() + "\n\n"
 
 
@@ -108,8 +110,20 @@ def _origin(study: dict[str, Any]) -> str:
     )
 
 
-def _judged(row: dict[str, Any], found: dict[tuple[str, str], Any]) -> list[str]:
-    cells = [_interval(found[row["row"], head], column) for head, _ in HEADS for column in JUDGED]
+Found = dict[tuple[str, str], dict[str, Any]]  # by row and head: accuracy by column
+
+
+def _judged(names: list[str], found: Found) -> list[str]:
+    """The columns that all of these rows have."""
+    return [column for column in JUDGED if all(column in found[name, head] for name in names for head, _ in HEADS)]
+
+
+def _titles(columns: list[str]) -> list[str]:
+    return [f"{label} {TITLES[column]}" for _, label in HEADS for column in columns]
+
+
+def _cells(row: dict[str, Any], found: Found, columns: list[str]) -> list[str]:
+    cells = [_interval(found[row["row"], head], column) for head, _ in HEADS for column in columns]
     return [str(len(row["seeds"])), *cells]
 
 

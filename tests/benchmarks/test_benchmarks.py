@@ -458,10 +458,15 @@ def test_detection_is_summed_up_over_seeds_and_told_in_tables(tmp_path: Path) ->
     text = "\n".join(detection.tables(result))
     assert "| AP | 0.800 (0.70 to 0.90) | 0.800 |" in text
     assert "| AP | – | – |" in text
-    assert "75.0 (75 to 75)" in text
-    assert "10.0 (0 to 20)" in text
-    assert "each attack's family left out" in text
-    assert "| 2.0 (2 to 2) | 100.0 (100 to 100) |" in text  # of right, of wrong
+    assert "75.0 (60 to 86)" in text
+    assert "10.0 (0 to 21)" in text
+    assert "each attack's family left out of the lessons, trained on clean images; 3 seeds, least to most" in text
+    assert "| 2.0 (0 to 10) | 100.0 (21 to 100) |" in text  # of right, of wrong
+    for seed in (1, 2):
+        (tmp_path / f"ap-small-{seed}" / "report.json").unlink()
+    alone = "\n".join(detection.tables(detection.summed_up(tmp_path, "small", 3)))
+    assert "fool the network, trained on clean images; 1 seed\n" in alone
+    assert "| AP | 0.900 | 0.900 |" in alone
 
 
 def test_turns_are_taken_and_ratios_are_to_the_first() -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from benchmarks import page
 from benchmarks.study import command as study
 from benchmarks.study import pictures, tables
+from benchmarks.study.place import Place
 from bundle.errors import OptionError
 from bundle.false_alarms import wilson
 from bundle.records import to_plain
@@ -162,18 +163,24 @@ def test_the_page_gets_every_table_and_keeps_the_prose_around_them(
     assert page.PAGE.read_text() == second
 
 
-def test_another_dataset_has_a_folder_a_file_and_a_mark_of_its_own(
+def test_another_dataset_has_a_folder_files_and_marks_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever owns CUB gets its pages beside those of the birds, by one command, and none of theirs is lost."""
-    out = tmp_path / "study"
-    assert study._places(out, "small", None) == (out / "small", "small")
-    cub, cars = tmp_path / "CUB_200_2011", tmp_path / "cars"
-    assert study._places(out, "vgg16", cub) == (out / "cub-200-2011-vgg16", "cub-200-2011 vgg16")
-    (out / "vgg16").mkdir(parents=True)
-    (out / "vgg16" / "options.json").write_text(json.dumps({"data": str(cub)}))  # begun before
-    assert study._places(out, "vgg16", cub) == (out / "vgg16", "cub-200-2011 vgg16")
-    assert study._places(out, "vgg16", cars) == (out / "cars-vgg16", "cars vgg16")
+    out, sheet = tmp_path / "study", tmp_path / "my photos.csv"
+    sheet.write_text("path,label\n")
+    for data, backbone, folder, mark in (
+        (None, "small", "small", "small"),
+        (tmp_path / "CUB_200_2011", "vgg16", "cub-200-2011-vgg16", "cub-200-2011 vgg16"),
+        (tmp_path / "Cars", "vgg16-96", "cars-vgg16-96", "cars vgg16-96"),
+        (sheet, "resnet34", "my-photos-resnet34", "my-photos resnet34"),
+    ):
+        place = Place.under(out, backbone, data)
+        assert (place.folder, place.backbone, place.mark) == (out / folder, backbone, mark)
+        assert Place.of(place.folder) == place  # who has the folder alone calls its figures the same
+        assert place.name("sr5") == f"sr5_{mark.replace(' ', '_')}"
+    with pytest.raises(OptionError, match="not named as a study names its folder"):
+        Place.of(out / "runs")
     monkeypatch.setattr(page, "PAGE", tmp_path / "results.md")
     for mark, accuracy in (("small", 0.5), ("cars small", 0.25)):
         tables.write_page(write_result(tmp_path / "tables.json", accuracy), mark)
@@ -203,7 +210,7 @@ def test_results_name_the_weights_and_no_place_of_this_machine(tiny_run: Path, t
 
 def test_the_pictures_of_the_paper_are_drawn_once(tiny_run: Path, tiny_birds: Path, tmp_path: Path) -> None:
     (tmp_path / "maxsep-small-0").symlink_to(tiny_run)
-    out = pictures.draw_pictures(tmp_path, "small", tiny_birds)
+    out = pictures.draw_pictures(Place(folder=tmp_path, backbone="small"), tiny_birds)
     drawn = sorted(path.name for path in out.iterdir())
     run = "maxsep-small-0"
     names = [
@@ -218,7 +225,7 @@ def test_the_pictures_of_the_paper_are_drawn_once(tiny_run: Path, tiny_birds: Pa
     assert set(curves) == {"full", "attention"}
     assert [round(255 * point["eps"]) for point in curves["full"]] == [0, 1, 2, 4, 8, 16, 64]
     times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    pictures.draw_pictures(tmp_path, "small", tiny_birds)
+    pictures.draw_pictures(Place(folder=tmp_path, backbone="small"), tiny_birds)
     again = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert [name for name in times if times[name] != again[name]] == ["accuracy-against-eps.png"]
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -129,14 +130,14 @@ def test_evaluate_keeps_its_progress_beside_the_report_and_removes_it(tiny_run, 
 
 def test_sr5_is_of_every_head_and_says_its_time_first(tiny_run, tiny_birds, tmp_path, monkeypatch, capsys):
     saved = {}
-    monkeypatch.setattr(sr5, "save", lambda name, result: saved.setdefault(name, result))
-    monkeypatch.setattr(sr5, "put", lambda name, block: saved.setdefault(f"{name} page", block))
-    given = {"data": tiny_birds, "steps": 2, "count": 6, "name": "x", "write": True, "progress": tmp_path / "p.json"}
+    monkeypatch.setattr(sr5, "save", saved.__setitem__)
+    monkeypatch.setattr(sr5, "put", lambda mark, block: saved.__setitem__(f"page {mark}", block))
+    given = {"data": tiny_birds, "steps": 2, "count": 6, "name": "sr5_x", "write": True, "out": tmp_path / "kept"}
     sr5.bench([tiny_run], **given, attacks="orth", estimate=True)
     assert not saved
     assert re.search(r"together at most .* on a machine that does nothing else; ", capsys.readouterr().out)
     sr5.bench([tiny_run], **given, attacks="orthogonal,selective", estimate=False)
-    rows = saved["x"]["rows"]
+    rows = saved["sr5_x"]["rows"]
     assert [row["head"] for row in rows] == ["full", "attention"]
     assert list(rows[0]["success"]) == ["selective PGD", "orthogonal PGD", "selective PGD, own head", "any"]
     assert list(rows[1]["success"]) == ["selective PGD", "orthogonal PGD", "any"]
@@ -144,10 +145,30 @@ def test_sr5_is_of_every_head_and_says_its_time_first(tiny_run, tiny_birds, tmp_
         counts = {name: found["count"] for name, found in row["success"].items()}
         assert max(counts.values()) == counts["any"] <= sum(counts.values()) - counts["any"]
         assert row["success"]["any"]["of"] == 6
-    assert "| tiny, seed 3 | full |" in saved["x page"]
+    assert "| tiny, seed 3 | full |" in saved["page sr5 x"]
     assert str(tmp_path) not in json.dumps(saved)
     with pytest.raises(OptionError, match=r"no attack is named nonsense\. There are: joint, weight 0.03"):
         sr5.bench([tiny_run], **given, attacks="nonsense", estimate=True)
+
+
+def test_what_sr5_has_of_a_run_is_kept_and_another_effort_measures_it_anew(tiny_run, tiny_birds, tmp_path, monkeypatch):
+    """A table of ten runs that take half an hour each is made over days, and one more run asks for itself alone."""
+    saved = {}
+    monkeypatch.setattr(sr5, "save", saved.__setitem__)
+    other, out, effort = tmp_path / "ap-tiny-1", tmp_path / "kept", sr5.Effort(steps=1, count=4, attacks=("joint",))
+    shutil.copytree(tiny_run, other)
+    made = killed_after(monkeypatch, 99)
+    sr5.measure([tiny_run], tiny_birds, effort, out, "x")
+    one = len(made)
+    assert one > 0
+    assert sorted(path.name for path in out.iterdir()) == ["tiny.json"]  # progress is gone where all is told
+    sr5.measure([tiny_run, other], tiny_birds, effort, out, "x")
+    assert len(made) == 2 * one
+    assert [row["row"] for row in saved["x"]["rows"]] == ["tiny", "tiny", "ap-tiny", "ap-tiny"]
+    sr5.measure([tiny_run], tiny_birds, replace(effort, steps=2), out, "x")
+    assert len(made) == 3 * one
+    with pytest.raises(OptionError, match="two of the runs have the same name"):
+        sr5.measure([tiny_run, tiny_run], tiny_birds, effort, out, "x")
 
 
 def test_a_row_is_called_by_its_longest_system():
