@@ -1,8 +1,9 @@
 """`python -m benchmarks recipe DATA --weights FILE`: what each part of our recipe for photographs is worth.
 
-One change at a time, one seed, clean training; every row is chosen and kept by validation, and the test part is looked
-at once, at its end. Beside them a linear probe: logistic regression on what the same weights make of the same images
-before anything is trained. What is finished is not done again.
+One change at a time, one seed; every row is chosen and kept by validation, and the test part is looked at once, at its
+end. What the regulariser adds is also asked under attack, and adversarial training under a stronger one. Beside them a
+linear probe: logistic regression on what the same weights make of the same images before anything is trained. What is
+finished is not done again.
 """
 
 import json
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from benchmarks.page import put, table_head, table_row
 from benchmarks.record import save
+from benchmarks.study.tables import TITLES
 from bundle.false_alarms import wilson
 from bundle.files import write_text
 from demo.stages import fieldmark
@@ -25,7 +27,8 @@ from training.presets import preset
 
 PENALTIES = (0.001, 0.01, 0.1)  # inverse strengths of the probe's penalty; validation chooses
 EVERYTHING, SOME = "1000000", "200"  # test images, clean and under attack
-UNDER_ATTACK = "pgd10-8"
+ATTACKS = ("pgd10-2", "pgd10-8", "apgd-8")
+SMALL_AND_LARGE, STRONG = ATTACKS[:2], ATTACKS[1:]
 AT_ONCE = ("adversarial_from=0", "adversarial_full=0")
 
 
@@ -38,13 +41,14 @@ class Row:
     settings: tuple[str, ...] = ()
     whole: bool = False  # as long as the preset says; the others are shorter
     fast: bool = False  # adversarial training
+    attacks: tuple[str, ...] = ()
 
 
 ROWS = (
     Row(name="ours, AP", whole=True),
     Row(name="ours, maxsep", system="maxsep", whole=True),
     Row(name="ours, ProtoPNet", system="protopnet", whole=True),
-    Row(name="AP, shorter"),
+    Row(name="AP, shorter", attacks=SMALL_AND_LARGE),
     Row(name="backbone at a third of the rate", settings=("learning_rate_backbone=3e-5",)),
     Row(name="no crops", settings=("augmentation.crop=1",)),
     Row(
@@ -62,17 +66,53 @@ ROWS = (
     Row(name="no label smoothing", settings=("loss.label_smoothing=0",)),
     Row(name="all stages learn", settings=("frozen_stages=0",)),
     Row(name="backbone at twice the rate", settings=("learning_rate_backbone=2e-4",)),
-    Row(name="maxsep, shorter", system="maxsep"),
+    Row(name="maxsep, shorter", system="maxsep", attacks=SMALL_AND_LARGE),
     Row(name="the authors' weight of clustering", system="maxsep", settings=("loss.cluster=100",)),
-    Row(name="Eqs. 1-2, each image by its own attention", system="maxsep", settings=("loss.over=own",)),
-    Row(name="no regulariser", system="maxsep", settings=("loss.cluster=0", "loss.separation=0")),
-    Row(name="adversarial training, eps rises", system="maxsep", fast=True),
-    Row(name="adversarial training, AP", fast=True),
-    Row(name="eps whole from the first step", system="maxsep", settings=AT_ONCE, fast=True),
-    Row(name="regulariser after the rise", system="maxsep", settings=("regularise_from=0.75",), fast=True),
-    Row(name="each image by its own attention", system="maxsep", settings=("loss.over=own",), fast=True),
-    Row(name="consistency with the clean answer", system="maxsep", settings=("loss.consistency=3",), fast=True),
-    Row(name="an average over the weights", system="maxsep", settings=("ema=0.99",), fast=True),
+    Row(
+        name="Eqs. 1-2, each image by its own attention",
+        system="maxsep",
+        settings=("loss.over=own",),
+        attacks=SMALL_AND_LARGE,
+    ),
+    Row(
+        name="no regulariser",
+        system="maxsep",
+        settings=("loss.cluster=0", "loss.separation=0"),
+        attacks=SMALL_AND_LARGE,
+    ),
+    Row(name="adversarial: eps rises", system="maxsep", fast=True, attacks=STRONG),
+    Row(name="adversarial: AP, eps rises", fast=True, attacks=STRONG),
+    Row(
+        name="adversarial: eps whole from the first step", system="maxsep", settings=AT_ONCE, fast=True, attacks=STRONG
+    ),
+    Row(
+        name="adversarial: regulariser after the rise",
+        system="maxsep",
+        settings=("regularise_from=0.75",),
+        fast=True,
+        attacks=STRONG,
+    ),
+    Row(
+        name="adversarial: each image by its own attention",
+        system="maxsep",
+        settings=("loss.over=own",),
+        fast=True,
+        attacks=STRONG,
+    ),
+    Row(
+        name="adversarial: consistency with the clean answer",
+        system="maxsep",
+        settings=("loss.consistency=3",),
+        fast=True,
+        attacks=STRONG,
+    ),
+    Row(
+        name="adversarial: an average over the weights",
+        system="maxsep",
+        settings=("ema=0.99",),
+        fast=True,
+        attacks=STRONG,
+    ),
 )
 
 
@@ -95,19 +135,39 @@ def bench(
         write_text(probe, json.dumps(linear_probe(data, f"ap-{backbone}", weights)) + "\n")
     for number, row in enumerate(ROWS):
         run, evaluation = out / f"{number:02d}", out / f"{number:02d}.json"
-        if first <= number < last and not evaluation.is_file():
+        if not first <= number < last:
+            continue
+        if not evaluation.is_file():
             console.rule(f"[bold]{row.name}[/]", align="left")
             words = [word for text in row.settings for word in ("--set", text)]
             words += [] if row.whole else ["--epochs", str(epochs)]
             words += ["--weights", weights, "--resume"]
             name = f"{row.system}-{backbone}{'-fast' if row.fast else ''}"
             fieldmark("train", data, "--out", run, "--preset", name, *words)
-            counts = ["--autoattack-count", "0", "--count", SOME if row.fast else EVERYTHING]
-            counts += ["--attacks", UNDER_ATTACK if row.fast else "clean"]
-            fieldmark("evaluate", run, "--data", data, *counts, "--out", evaluation)
-        path = save("recipe", collected(out, backbone))
-    put("recipe", table(json.loads(path.read_text(encoding="utf-8"))))
+            _evaluate(run, data, "clean", SOME if row.fast else EVERYTHING, evaluation)
+        for attack in row.attacks:
+            if attack not in _answers(out, number):
+                _evaluate(run, data, attack, SOME, out / f"{number:02d}.{attack}.json")
+        save("recipe", collected(out, backbone))
+    result = collected(out, backbone)
+    path = save("recipe", result)
+    put("recipe", table(result))
     console.print(f"figures: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _evaluate(run: Path, data: Path, attack: str, count: str, out: Path) -> None:
+    counts = ("--attacks", attack, "--count", count, "--autoattack-count", "0")
+    fieldmark("evaluate", run, "--data", data, *counts, "--out", out)
+
+
+def _answers(out: Path, number: int) -> dict[str, dict[str, str]]:
+    """By attack and head, of a row's evaluations: one of clean images, and one of each attack."""
+    found: dict[str, dict[str, str]] = {}
+    for file in (out / f"{number:02d}.json", *sorted(out.glob(f"{number:02d}.*.json"))):
+        for head, answers in json.loads(file.read_text(encoding="utf-8"))["right"].items():
+            for attack, bits in answers.items():
+                found.setdefault(attack, {}).setdefault(head, bits)
+    return found
 
 
 def collected(out: Path, backbone: str) -> dict[str, Any]:
@@ -117,7 +177,7 @@ def collected(out: Path, backbone: str) -> dict[str, Any]:
         run, evaluation = out / f"{number:02d}" / "run.json", out / f"{number:02d}.json"
         if evaluation.is_file():
             record = json.loads(run.read_text(encoding="utf-8"))
-            answers = json.loads(evaluation.read_text(encoding="utf-8"))["right"]
+            answers = _answers(out, number)
             found.append(
                 {
                     "row": row.name,
@@ -127,9 +187,11 @@ def collected(out: Path, backbone: str) -> dict[str, Any]:
                     "validation": record["results"]["validation"],
                     "outcome": record["results"]["outcome"],
                     "minutes": round(sum(each["seconds"] for each in record["results"]["history"]) / 60, 1),
-                    "test": {head: _share(each["clean"]) for head, each in answers.items()},
+                    "test": {head: _share(bits) for head, bits in answers["clean"].items()},
                     "attacked": {
-                        head: _share(each[UNDER_ATTACK]) for head, each in answers.items() if UNDER_ATTACK in each
+                        attack: {head: _share(bits) for head, bits in answers[attack].items()}
+                        for attack in ATTACKS
+                        if attack in answers
                     },
                 }
             )
@@ -189,25 +251,23 @@ def _features(network: Network, samples: Any, size: int) -> tuple[Any, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The rows as Markdown, in percent: clean training, then adversarial training."""
+    """The rows as Markdown, in percent: on clean images, then under attack."""
     probe, rows = result["probe"], result["rows"]
     lines = table_head(["recipe", "head", "epochs", "validation", "test, 95 % interval", "minutes"])
     lines.append(table_row("linear probe", ["", "", f"{100 * probe['validation']:.1f}", _percent(probe["test"]), ""]))
-    for row in (row for row in rows if not row["attacked"]):
-        lines += [
-            table_row(row["row"], [*_begin(row, head), _percent(share), f"{row['minutes']:.0f}"])
-            for head, share in row["test"].items()
-        ]
-    if any(row["attacked"] for row in rows):
-        lines += ["", *table_head(["recipe", "head", "epochs", "validation", "test", "PGD-10 8/255", "minutes"])]
-    for row in (row for row in rows if row["attacked"]):
-        lines += [
-            table_row(
-                row["row"],
-                [*_begin(row, head), _percent(share), _percent(row["attacked"][head]), f"{row['minutes']:.0f}"],
-            )
-            for head, share in row["test"].items()
-        ]
+    lines += [
+        table_row(row["row"], [*_begin(row, head), _percent(share), f"{row['minutes']:.0f}"])
+        for row in rows
+        for head, share in row["test"].items()
+    ]
+    attacked = [row for row in rows if row["attacked"]]
+    if attacked:
+        lines += ["", *table_head(["recipe, under attack", "head", *(TITLES[attack] for attack in ATTACKS)])]
+    lines += [
+        table_row(row["row"], [head, *(_percent(row["attacked"].get(attack, {}).get(head)) for attack in ATTACKS)])
+        for row in attacked
+        for head in row["test"]
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -215,6 +275,8 @@ def _begin(row: Mapping[str, Any], head: str) -> list[str]:
     return [head, str(row["epochs"]), f"{100 * row['validation'][head]:.1f}"]
 
 
-def _percent(share: Mapping[str, Any]) -> str:
+def _percent(share: Mapping[str, Any] | None) -> str:
+    if share is None:
+        return "–"
     low, high = share["interval"]
     return f"{100 * share['share']:.1f} ({100 * low:.1f} to {100 * high:.1f})"

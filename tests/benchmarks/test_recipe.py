@@ -32,14 +32,15 @@ def folder(tmp_path: Path) -> Path:
         },
     }
     (tmp_path / "01" / "run.json").write_text(json.dumps(record))
-    right = {"full": {"clean": "0110"}, "attention": {"clean": "1110"}}
+    right = {"full": {"clean": "0110", "worst": "0110"}, "attention": {"clean": "1110", "worst": "1110"}}
     (tmp_path / "01.json").write_text(json.dumps({"right": right}))
     (tmp_path / "02").mkdir()  # under way
     fast = next(number for number, row in enumerate(recipe.ROWS) if row.fast)
     (tmp_path / f"{fast:02d}").mkdir()
     (tmp_path / f"{fast:02d}" / "run.json").write_text(json.dumps(record))
-    attacked = {head: {**each, "pgd10-8": "0001"} for head, each in right.items()}
-    (tmp_path / f"{fast:02d}.json").write_text(json.dumps({"right": attacked}))
+    attacked = {head: {"clean": "0000", "pgd10-8": "0001", "worst": "0000"} for head in right}
+    (tmp_path / f"{fast:02d}.json").write_text(json.dumps({"right": right}))
+    (tmp_path / f"{fast:02d}.pgd10-8.json").write_text(json.dumps({"right": attacked}))
     return tmp_path
 
 
@@ -52,5 +53,6 @@ def test_what_is_finished_is_told_with_its_interval(folder: Path) -> None:
     assert lines[2] == "| linear probe |  |  | 38.5 | 42.0 (33.0 to 52.0) |  |"
     assert lines[3] == "| ours, maxsep | full | 10 | 50.0 | 50.0 (15.0 to 85.0) | 2 |"
     assert lines[4].startswith("| ours, maxsep | attention | 10 | 75.0 | 75.0 ")
-    assert lines[-1].startswith("| adversarial training, eps rises | attention | 10 | 75.0 | 75.0 (")
-    assert lines[-1].endswith("| 25.0 (4.6 to 69.9) | 2 |")
+    assert lines[6].startswith("| adversarial: eps rises | attention | 10 | 75.0 | 75.0 (")  # not of fewer
+    assert lines[-1] == "| adversarial: eps rises | attention | – | 25.0 (4.6 to 69.9) | – |"
+    assert lines[8] == "| recipe, under attack | head | PGD 2 | PGD 8 | APGD 8 |"
