@@ -184,7 +184,7 @@ def _served(heads: Sequence[str], path: Path) -> list[str]:
 
 def page(result: Mapping[str, Any]) -> str:
     """The table in Markdown; seeds of a row one after the other."""
-    names = list(dict.fromkeys(attack for row in result["rows"] for attack in row["success"]))
+    names = attacks_in(result["rows"])
     first = result["rows"][0]
     lines = [
         f"### SR@5: wrong and not flagged at {100 * result['alpha']:g} % false alarms, by who knows the detector: "
@@ -200,6 +200,11 @@ def page(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n\n"
 
 
+def attacks_in(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of their table: every attack that one of them met, and at last any of them."""
+    return [*dict.fromkeys(attack for row in rows for attack in row["success"] if attack != ANY), ANY]
+
+
 def _label(row: str, head: str) -> str:
     """What the paper calls it: of the systems that a run's name begins with, the longest, `ap-pcl` before `ap`."""
     fitting = [(name, label) for name, of, label in ORDER if of == head and row.startswith(f"{name}-")]
@@ -207,11 +212,11 @@ def _label(row: str, head: str) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    names = list(dict.fromkeys(attack for row in rows for attack in row["success"]))
-    shown = Table("run", "head", *names, box=SIMPLE_HEAD, caption="percent of images; intervals stand on the page")
+    """What gets past by any attack, and which alone does most; all of it stands on the page."""
+    shown = Table("run", "head", "gets past, %", "best attack alone", box=SIMPLE_HEAD)
     for row in rows:
-        shares = (row["success"][name]["share"] if name in row["success"] else None for name in names)
-        cells = ("–" if each is None else f"{100 * each:.1f}" for each in shares)
+        best = max((name for name in row["success"] if name != ANY), key=lambda name: row["success"][name]["share"])
+        cells = (_cell(row, ANY), f"{best}, {100 * row['success'][best]['share']:.1f}")
         shown.add_row(f"{row['row']}-{row['seed']}", row["head"], *cells)
     return shown
 

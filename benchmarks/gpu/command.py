@@ -23,6 +23,7 @@ from rich.console import Console
 from benchmarks.gpu.runtimes import compare_runtimes
 from benchmarks.page import put, table_head, table_row
 from benchmarks.record import save
+from benchmarks.sr5 import attacks_in
 from benchmarks.study.pictures import MAIN
 from benchmarks.study.tables import TITLES
 from bundle.console import say
@@ -248,7 +249,7 @@ def page(document: dict[str, Any]) -> str:
         lines.append(table_row(row["run"], [row["head"], str(row["accuracy"]["clean"]["of"]), *cells]))
     success: Sequence[dict[str, Any]] = parts.get("adaptive", {}).get("rows", ())
     if success:
-        names = list(dict.fromkeys(name for row in success for name in row["success"]))
+        names = attacks_in(success)
         lines += ["", f"### SR@5 at {parts['adaptive']['steps']:,} steps, in percent", ""]
         lines += table_head(["run", "head", "images", *names])
         for row in success:
