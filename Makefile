@@ -51,7 +51,7 @@ check: .venv/.ready ## Lint, formatting, strict types, locks and the Dockerfile
 bench: setup ## Measure again what needs a bundle or nothing; python -m benchmarks --help lists everything
 	.venv/bin/python -m benchmarks
 
-study: setup ## Tables 1-3 of the paper; goes on where it stopped. DATA=FOLDER BACKBONE=vgg16-96 WEIGHTS=FILE take your own
+study: setup ## Tables 1-3 of the paper, detectors, SR@5; goes on where it stopped. DATA=FOLDER BACKBONE=vgg16-96 WEIGHTS=FILE take your own
 	@.venv/bin/python -m benchmarks study $${DATA:+--data "$$DATA"} $${BACKBONE:+--backbone "$$BACKBONE"} \
 		$${WEIGHTS:+--weights "$$WEIGHTS"} $(STUDY)
 
