@@ -87,8 +87,8 @@ def forecast(runs: Sequence[Path], data: Path | None, effort: Effort) -> None:
 def measure(
     runs: Sequence[Path], data: Path | None, effort: Effort, out: Path, name: str, mark: str | None = None
 ) -> None:
-    """The same without asking: results/NAME.json, and a table between the marks of this name. What `out` has of a run
-    is not measured again.
+    """The same without asking: results/NAME.json, and a table between the marks of this name, of all runs that `out`
+    has something of; what it has of these is not measured again.
     """
     out.mkdir(parents=True, exist_ok=True)
     kept = {run: out / f"{run.resolve().name}.json" for run in runs}
@@ -98,20 +98,30 @@ def measure(
     todo = [run for run in runs if not _is_of(kept[run], asked[run])]
     if todo:
         forecast(todo, data, effort)
-    rows: list[dict[str, Any]] = []
-    for run in runs:
-        if run in todo:
-            journal = Journal(kept[run].with_suffix(".progress.json"))
-            measured = {"of": asked[run], "rows": measure_run(run, data, effort, journal)}
-            write_text(kept[run], json.dumps(measured, indent=1) + "\n")
-            journal.close()
-        rows += json.loads(kept[run].read_text(encoding="utf-8"))["rows"]
-        result = {"alpha": ALPHA, "eps": EPS, "steps": effort.steps, "rows": rows}
-        path = save(name, result)
-        if mark is not None:
-            put(mark, page(result))
+    for run in todo:
+        journal = Journal(kept[run].with_suffix(".progress.json"))
+        measured = {"of": asked[run], "rows": measure_run(run, data, effort, journal)}
+        write_text(kept[run], json.dumps(measured, indent=1) + "\n")
+        journal.close()
+        _save(out, name, mark)
+    rows, path = _save(out, name, mark)
     Console().print(_table(rows))
     say(Console(), f"-> {path}")
+
+
+def _save(out: Path, name: str, mark: str | None) -> tuple[list[dict[str, Any]], Path]:
+    """Collect what is there of every run, in the order of the paper's tables; returns the rows and the file."""
+    rows = []
+    for file in out.glob("*.json"):
+        told = json.loads(file.read_text(encoding="utf-8"))
+        if "of" in told:  # and not how far another has come
+            rows += [{**row, "steps": told["of"]["steps"]} for row in told["rows"]]
+    rows.sort(key=lambda row: (*_rank(row["row"], row["head"]), row["row"], row["seed"]))
+    result = {"alpha": ALPHA, "eps": EPS, "rows": rows}
+    path = save(name, result)
+    if mark is not None:
+        put(mark, page(result))
+    return rows, path
 
 
 def _is_of(kept: Path, asked: Mapping[str, Any]) -> bool:
@@ -184,19 +194,18 @@ def _served(heads: Sequence[str], path: Path) -> list[str]:
 
 def page(result: Mapping[str, Any]) -> str:
     """The table in Markdown; seeds of a row one after the other."""
-    names = attacks_in(result["rows"])
-    first = result["rows"][0]
+    names, first = attacks_in(result["rows"]), result["rows"][0]
     lines = [
-        f"### SR@5: wrong and not flagged at {100 * result['alpha']:g} % false alarms, by who knows the detector: "
-        f"{result['steps']:,} steps at eps {255 * result['eps']:g}/255",
+        f"### SR@5: wrong and not flagged at {100 * result['alpha']:g} % false alarms, by who knows the detector",
         "",
-        f"{first['dataset']}; percent of {first['images']} test images, with 95 % intervals (Wilson); lower is better.",
+        f"{first['dataset']}, eps {255 * result['eps']:g}/255; percent of test images, with 95 % intervals (Wilson); "
+        "lower is better.",
         "",
-        *table_head(["run", "head", *names]),
+        *table_head(["run", "head", "images", "steps", *names]),
     ]
     for row in result["rows"]:
-        cells = [_label(row["row"], row["head"]), *(_cell(row, name) for name in names)]
-        lines.append(table_row(f"{row['row']}, seed {row['seed']}", cells))
+        cells = [_label(row["row"], row["head"]), str(row["images"]), f"{row['steps']:,}"]
+        lines.append(table_row(f"{row['row']}, seed {row['seed']}", [*cells, *(_cell(row, name) for name in names)]))
     return "\n".join(lines) + "\n\n"
 
 
@@ -206,9 +215,19 @@ def attacks_in(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _label(row: str, head: str) -> str:
-    """What the paper calls it: of the systems that a run's name begins with, the longest, `ap-pcl` before `ap`."""
-    fitting = [(name, label) for name, of, label in ORDER if of == head and row.startswith(f"{name}-")]
-    return max(fitting, key=lambda each: len(each[0]))[1] if fitting else head
+    """What the paper calls it."""
+    rank = _rank(row, head)[1]
+    return ORDER[rank][2] if rank < len(ORDER) else head
+
+
+def _rank(row: str, head: str) -> tuple[bool, int]:
+    """Whether adversarially trained, and its place in the paper's tables: of the systems that a run's name begins with,
+    the longest, `ap-pcl` before `ap`.
+    """
+    fitting = [
+        (len(name), place) for place, (name, of, _) in enumerate(ORDER) if of == head and row.startswith(f"{name}-")
+    ]
+    return "-fast" in row, max(fitting)[1] if fitting else len(ORDER)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:

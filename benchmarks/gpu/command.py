@@ -187,15 +187,13 @@ def adaptive(part: Part, size: Size, given: Given, keep: Keep) -> None:
     """SR@5 of the first dataset's runs, AP and both heads of ours, adversarially trained ones first."""
     data, _, out = given
     names = [f"{_slug(data[0])}-{system}{fast}" for fast in ("-fast", "") for system in ("maxsep", "ap")]
-    rows: list[Any] = []
     for name in names:
         if not (out / name / "model.pt").is_file():
             continue
-        told, words = out / f"sr5-{name}.json", ["--steps", str(size.steps), "--count", str(size.adaptive_count)]
+        told, words = out / "sr5.json", ["--steps", str(size.steps), "--count", str(size.adaptive_count)]
         words += ["--no-page", "--name", str(told.resolve().with_suffix("")), "--out", str(out / "sr5")]
         if part.run(f"SR@5 of {name}", "benchmarks", "sr5", out / name, *words) is not None:
-            rows += json.loads(told.read_text(encoding="utf-8"))["rows"]
-            keep(steps=size.steps, rows=rows)
+            keep(steps=size.steps, rows=json.loads(told.read_text(encoding="utf-8"))["rows"])
 
 
 def engines(part: Part, size: Size, given: Given, keep: Keep) -> None:

@@ -145,7 +145,7 @@ def test_sr5_is_of_every_head_and_says_its_time_first(tiny_run, tiny_birds, tmp_
         counts = {name: found["count"] for name, found in row["success"].items()}
         assert max(counts.values()) == counts["any"] <= sum(counts.values()) - counts["any"]
         assert row["success"]["any"]["of"] == 6
-    assert "| tiny, seed 3 | full |" in saved["page sr5 x"]
+    assert "| tiny, seed 3 | full | 6 | 2 |" in saved["page sr5 x"]
     assert str(tmp_path) not in json.dumps(saved)
     with pytest.raises(OptionError, match=r"no attack is named nonsense\. There are: joint, weight 0.03"):
         sr5.bench([tiny_run], **given, attacks="nonsense", estimate=True)
@@ -164,9 +164,13 @@ def test_what_sr5_has_of_a_run_is_kept_and_another_effort_measures_it_anew(tiny_
     assert sorted(path.name for path in out.iterdir()) == ["tiny.json"]  # progress is gone where all is told
     sr5.measure([tiny_run, other], tiny_birds, effort, out, "x")
     assert len(made) == 2 * one
-    assert [row["row"] for row in saved["x"]["rows"]] == ["tiny", "tiny", "ap-tiny", "ap-tiny"]
+    told = [(row["row"], row["head"], row["steps"]) for row in saved["x"]["rows"]]
+    assert told[0] == ("ap-tiny", "attention", 1)  # as the paper's tables have it
+    assert len(told) == 4
     sr5.measure([tiny_run], tiny_birds, replace(effort, steps=2), out, "x")
     assert len(made) == 3 * one
+    steps = {(row["row"], row["steps"]) for row in saved["x"]["rows"]}
+    assert steps == {("ap-tiny", 1), ("tiny", 2)}  # and the other stays in the table
     with pytest.raises(OptionError, match="two of the runs have the same name"):
         sr5.measure([tiny_run, tiny_run], tiny_birds, effort, out, "x")
 
