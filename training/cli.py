@@ -117,7 +117,9 @@ def train(
         raise OptionError(f"{out} holds a run already", hint="Pass --resume to go on, or --force to start anew.")
     if out.exists() and any(out.iterdir()) and not (out / "run.json").exists():
         raise OptionError(f"{out} is not empty and holds no run", hint="Choose another --out.")
-    precision = default_precision(config.backbone) if precision == AUTO else precision
+    if resume and (out / "run.json").exists():
+        precision = run.precision(precision)  # as it was begun, wherever it goes on
+    precision = default_precision(config.backbone, accelerator) if precision == AUTO else precision
     using = Devices(accelerator=accelerator, precision=precision, devices=devices, workers=workers)
     check_start(config, using)
     if resume and (out / "run.json").exists():

@@ -112,6 +112,11 @@ class TrainingConfig:
             raise OptionError(
                 f"adversarial_full {self.adversarial_full:g} comes before adversarial_from {self.adversarial_from:g}"
             )
+        if self.adversarial != "none" and self.adversarial_full >= 1:
+            raise OptionError(
+                "adversarial_full 1 leaves no epoch in which the attacker is at full strength, and none to keep",
+                hint="Choose less than 1.",
+            )
         if not 0 <= self.seed < 2**32:
             raise OptionError(f"seed {self.seed} is outside 0..{2**32 - 1}")
         self.training_attack()

@@ -71,11 +71,11 @@ class Feed:
                 yield batch
                 work.advance(len(batch.labels))
 
-    def draws(self, epoch: int) -> torch.Generator:
+    def draws(self, epoch: int, *, shared: bool = False) -> torch.Generator:
         """Fresh, known random state for one epoch, so that a resumed run repeats an uninterrupted one exactly; another
-        one in every process.
+        one in every process, but where all take the same steps: `shared`.
         """
-        seed = epoch_seed(self.config, epoch) + self.share.rank * 1_000_003
+        seed = epoch_seed(self.config, epoch) + (0 if shared else self.share.rank * 1_000_003)
         torch.manual_seed(seed)
         return torch.Generator().manual_seed(seed)
 

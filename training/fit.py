@@ -139,7 +139,8 @@ class Trainer:
     def warm_up(self) -> None:
         """The heads alone, for `warmup_steps`: every process takes the same steps, on all images."""
         network, objective = self.learner.network, self.learner.loss.objective
-        walk, generator = partial(self.feed.whole, "features for the warm-up"), self.feed.draws(self.config.epochs + 1)
+        walk = partial(self.feed.whole, "features for the warm-up")
+        generator = self.feed.draws(self.config.epochs + 1, shared=True)
         loss = warm_up(network, objective, walk, self.config, generator, self.fabric.autocast, self.console)
         self.learner.begin_average()
         self.standing.warmed = accuracy(self.learner.kept, self.feed, "validation")
@@ -179,7 +180,7 @@ class Trainer:
             results["validation_after_projection"] = accuracy(network, self.feed, "validation")
             attacked = None
             if self.hardening.active and self.config.last_layer_attacked:
-                attacked = partial(self._attacked, generator=self.feed.draws(self.config.epochs))
+                attacked = partial(self._attacked, generator=self.feed.draws(self.config.epochs, shared=True))
             walk = partial(self.feed.whole, "similarities of the prototypes")
             fit_last_layer(network, walk, self.config, attacked, console=self.console)
             if self.fabric.global_rank == 0:

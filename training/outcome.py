@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-EXPLODED = 10.0  # times the smallest loss so far
+EXPLODED = 10.0  # times the smallest loss so far, above it where that lies below zero, as separation makes it
+SMALL = 0.1  # a loss near zero is no measure
 SLACK = 0.02  # of validation images, by which a head may end below its warm-up
 DIP = 0.5  # of what the warm-up reached; what is above after the first joint epochs comes back by itself
 CHANCE = 0.01  # probability of doing as well by guessing
@@ -13,10 +14,13 @@ Row = dict[str, float]  # figures by name: of an epoch, or the shares of validat
 def exploded(history: Sequence[Row], joint_from: int) -> str | None:
     """Whether the loss of the last epoch is far above that of an earlier one under the same objective."""
     losses = [row["loss"] for row in history[joint_from:]]
-    if len(losses) < 2 or losses[-1] <= EXPLODED * min(losses[:-1]):
+    if len(losses) < 2:
+        return None
+    least = min(losses[:-1])
+    if losses[-1] <= least + (EXPLODED - 1) * max(abs(least), SMALL):
         return None
     return (
-        f"the loss rose from {min(losses[:-1]):.4g} to {losses[-1]:.4g}: lower the rates "
+        f"the loss rose from {least:.4g} to {losses[-1]:.4g}: lower the rates "
         "(--set learning_rate_heads=..., --set learning_rate_backbone=...), or bound the steps (--set clip=1)"
     )
 

@@ -36,11 +36,13 @@ BF16_FLAGS = {
 }  # of a processor with such arithmetic; the last is ARM's
 
 
-def default_precision(backbone: str) -> str:
-    """bfloat16 for the large backbones where processor or GPU compute in it, which halves the time; else float32."""
+def default_precision(backbone: str, accelerator: str) -> str:
+    """bfloat16 for the large backbones where the device that `accelerator` stands for computes in it, which halves the
+    time; else float32.
+    """
     if backbone == "small":
         return PRECISIONS[0]
-    if torch.cuda.is_available():
+    if accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available():
         return PRECISIONS[bool(torch.cuda.is_bf16_supported())]
     try:
         words = set(CPUINFO.read_text(encoding="utf-8").split())

@@ -157,6 +157,15 @@ class Run:
                 f"{self.path} was started with another division of the data", hint="Resume with the same options."
             )
 
+    def precision(self, given: str) -> str:
+        """What this run was begun in. Raises CheckpointError where another is `given`; "auto" is none."""
+        begun = self.read_record().versions.get("precision", given)
+        if given not in (begun, "auto"):
+            raise CheckpointError(
+                f"{self.path} was started in {begun}, not {given}", hint="Resume with the same options."
+            )
+        return begun
+
     def write_state(self, name: str, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()  # torch's own writer turns a full disk into an error without its number
         torch.save(state, buffer)

@@ -124,3 +124,11 @@ def test_a_state_of_another_run_is_one_sentence(make_trainer, tiny_config, tiny_
     run.write_state("state.pt", damage(run.read_state("state.pt")))
     with pytest.raises(CheckpointError, match=r"state\.pt is (not|no state) of (this|a) run"):
         make_trainer(tiny_config).fit(resume=True)
+
+
+def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(tiny_run):
+    """Also on a machine whose own choice would be another; who asks for another is told."""
+    run = Run(tiny_run)
+    assert run.precision("auto") == run.precision("32-true") == run.read_record().versions["precision"] == "32-true"
+    with pytest.raises(CheckpointError, match=r"was started in 32-true, not bf16-mixed\. Resume with the same"):
+        run.precision("bf16-mixed")

@@ -19,6 +19,10 @@ from training.run import Run
         ([2.0, 1.0, 10.1], True),
         ([3.0, 1.9e10], True),
         ([50.0, 3.0, 2.0], False),  # falling from far above is no explosion
+        ([2.0, -0.5, -0.9], False),  # separation is unbounded below
+        ([0.81, -0.01, -0.66, -0.4], False),
+        ([0.8, -0.6, 5.0], True),
+        ([0.5, 0.002, 0.03], False),  # nothing near zero is a measure
         ([1.0], False),
         ([], False),
     ],

@@ -35,11 +35,16 @@ def leave(fabric):
 
 
 @pytest.mark.parametrize(
-    ("system", "terms", "warm_up"),
-    [("maxsep", {"cluster": 50.0}, 0), ("ap-triplet", {"triplet": 5.0}, 0), ("ap", {}, 1)],
+    ("system", "terms", "changes"),
+    [
+        ("maxsep", {"cluster": 50.0}, {}),
+        ("ap-triplet", {"triplet": 5.0}, {}),
+        ("ap", {}, {"warmup_epochs": 1}),
+        ("ap", {}, {"warmup_steps": 8}),
+    ],
 )
 def test_two_processes_give_the_loss_curve_of_one_with_the_same_batch(
-    tiny_birds, tiny_config, tmp_path, system, terms, warm_up
+    tiny_birds, tiny_config, tmp_path, system, terms, changes
 ):
     """Without draws that differ by process (augmentation, dropout), and with batches that divide by two."""
     from training.presets import preset
@@ -52,7 +57,7 @@ def test_two_processes_give_the_loss_curve_of_one_with_the_same_batch(
         attention_dropout=0.0,
         batch_size=30,
         epochs=2,
-        warmup_epochs=warm_up,
+        **changes,
     )
     data = open_dataset(tiny_birds, seed=config.seed)
     assert len(data.parts["train"]) % 2 == 0

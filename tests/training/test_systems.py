@@ -151,5 +151,7 @@ def test_eps_is_nothing_then_rises_then_is_whole(tiny_config, adversarial):
     assert at_once.training_attack(0.0).eps == config.adversarial_eps
     late = replace(config, adversarial_from=0.5, adversarial_full=0.5)
     assert [late.training_attack(place).eps > 0 for place in (0.49, 0.5)] == [False, True]
+    with pytest.raises(OptionError, match="adversarial_full 1 leaves no epoch"):
+        replace(config, adversarial_full=1.0)
     with pytest.raises(OptionError, match=r"adversarial_full 0\.25 comes before adversarial_from 0\.5"):
         replace(config, adversarial_from=0.5, adversarial_full=0.25)

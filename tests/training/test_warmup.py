@@ -93,7 +93,12 @@ def test_precision_is_what_the_processor_computes_in(monkeypatch, tmp_path, flag
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
     monkeypatch.setattr("training.parallel.CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert default_precision("vgg16") == expected
-    assert default_precision("small") == "32-true"  # its figures are float32's everywhere
+    assert default_precision("vgg16", "auto") == expected
+    assert default_precision("small", "auto") == "32-true"  # its figures are float32's everywhere
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: expected == "32-true")
+    assert default_precision("vgg16", "cpu") == expected  # whatever the GPU beside it can do
+    assert default_precision("vgg16", "auto") == default_precision("vgg16", "cuda") != expected
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("training.parallel.CPUINFO", tmp_path / "none")
-    assert default_precision("vgg16") == "32-true"
+    assert default_precision("vgg16", "auto") == "32-true"
