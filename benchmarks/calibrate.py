@@ -112,7 +112,10 @@ def _compared(
     old, new = (Detector.load(each.file(each.manifest.networks[network].detector.file)) for each in (bundle, made))
     kept, rest = map(len, parts)
     before = _flags(old, seen, parts[1])
-    after = {"flagged": share(judged.flagged, rest), "bounds": list(flagged_interval(rest, kept, new.alpha))}
+    after = {
+        "flagged": share(judged.flagged, rest),
+        "bounds": list(flagged_interval(new.groups(judged.predicted), new.alpha)),
+    }
     random, found = np.random.default_rng(seed + 1), []
     for _ in range(DIVISIONS):
         order = random.permutation(kept + rest)
@@ -120,7 +123,7 @@ def _compared(
         again = old.calibrated(seen.scores[own], seen.predicted[own], old.alpha, bundle.manifest.labels)
         found.append(_flags(again, seen, order[kept:]) / rest)
     rate = false_alarms(new.calibration_n, new.alpha)
-    bounds = list(flagged_interval(rest, old.calibration_n, old.alpha))
+    bounds = list(flagged_interval(old.groups(seen.predicted[parts[1]]), old.alpha))
     return {
         "alpha": old.alpha,
         "calibration": bundle.manifest.networks[network].detector.calibration,

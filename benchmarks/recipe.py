@@ -7,6 +7,7 @@ finished is not done again.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.page import put, table_head, table_row
-from benchmarks.record import save
+from benchmarks.record import same_options, save
 from benchmarks.study.tables import TITLES
 from bundle.false_alarms import wilson
 from bundle.files import write_text
@@ -25,10 +26,10 @@ from training.data import open_dataset
 from training.networks import Network, NetworkConfig
 from training.presets import preset
 
-PENALTIES = (0.001, 0.01, 0.1)  # inverse strengths of the probe's penalty; validation chooses
-EVERYTHING, SOME = "1000000", "200"  # test images, clean and under attack
-ATTACKS = ("pgd10-2", "pgd10-8", "apgd-8")
-SMALL_AND_LARGE, STRONG = ATTACKS[:2], ATTACKS[1:]
+PENALTIES = (0.001, 0.01, 0.1, 1, 10, 100)  # inverse strengths of the probe's penalty; validation chooses
+EVERYTHING, SOME = "1000000", "100"  # test images, clean and under attack
+ATTACKS = ("pgd10-2", "apgd-2", "pgd10-8", "apgd-8")
+WEAK, STRONG = ("pgd10-2", "pgd10-8"), ("pgd10-8", "apgd-8")
 AT_ONCE = ("adversarial_from=0", "adversarial_full=0")
 
 
@@ -43,12 +44,17 @@ class Row:
     fast: bool = False  # adversarial training
     attacks: tuple[str, ...] = ()
 
+    @property
+    def slug(self) -> str:
+        """Its folder's name."""
+        return re.sub("[^a-z0-9]+", "-", self.name.lower())
+
 
 ROWS = (
-    Row(name="ours, AP", whole=True),
-    Row(name="ours, maxsep", system="maxsep", whole=True),
-    Row(name="ours, ProtoPNet", system="protopnet", whole=True),
-    Row(name="AP, shorter", attacks=SMALL_AND_LARGE),
+    Row(name="ours, AP", whole=True, attacks=ATTACKS[:2]),
+    Row(name="ours, maxsep", system="maxsep", whole=True, attacks=ATTACKS[:2]),
+    Row(name="ours, ProtoPNet", system="protopnet", whole=True, attacks=ATTACKS[:2]),
+    Row(name="AP, shorter", attacks=WEAK),
     Row(name="backbone at a third of the rate", settings=("learning_rate_backbone=3e-5",)),
     Row(name="no crops", settings=("augmentation.crop=1",)),
     Row(
@@ -66,19 +72,19 @@ ROWS = (
     Row(name="no label smoothing", settings=("loss.label_smoothing=0",)),
     Row(name="all stages learn", settings=("frozen_stages=0",)),
     Row(name="backbone at twice the rate", settings=("learning_rate_backbone=2e-4",)),
-    Row(name="maxsep, shorter", system="maxsep", attacks=SMALL_AND_LARGE),
+    Row(name="maxsep, shorter", system="maxsep", attacks=WEAK),
     Row(name="the authors' weight of clustering", system="maxsep", settings=("loss.cluster=100",)),
     Row(
         name="Eqs. 1-2, each image by its own attention",
         system="maxsep",
         settings=("loss.over=own",),
-        attacks=SMALL_AND_LARGE,
+        attacks=WEAK,
     ),
     Row(
         name="no regulariser",
         system="maxsep",
         settings=("loss.cluster=0", "loss.separation=0"),
-        attacks=SMALL_AND_LARGE,
+        attacks=WEAK,
     ),
     Row(name="adversarial: eps rises", system="maxsep", fast=True, attacks=STRONG),
     Row(name="adversarial: AP, eps rises", fast=True, attacks=STRONG),
@@ -130,11 +136,12 @@ def bench(
     """
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
+    same_options(out / "options.json", {"data": str(data), "weights": weights, "backbone": backbone, "epochs": epochs})
     probe = out / "probe.json"
     if not probe.is_file():
         write_text(probe, json.dumps(linear_probe(data, f"ap-{backbone}", weights)) + "\n")
     for number, row in enumerate(ROWS):
-        run, evaluation = out / f"{number:02d}", out / f"{number:02d}.json"
+        run, evaluation = out / row.slug, out / f"{row.slug}.json"
         if not first <= number < last:
             continue
         if not evaluation.is_file():
@@ -144,10 +151,10 @@ def bench(
             words += ["--weights", weights, "--resume"]
             name = f"{row.system}-{backbone}{'-fast' if row.fast else ''}"
             fieldmark("train", data, "--out", run, "--preset", name, *words)
-            _evaluate(run, data, "clean", SOME if row.fast else EVERYTHING, evaluation)
+            _evaluate(run, data, "clean", EVERYTHING, evaluation)
         for attack in row.attacks:
-            if attack not in _answers(out, number):
-                _evaluate(run, data, attack, SOME, out / f"{number:02d}.{attack}.json")
+            if attack not in _answers(out, row):
+                _evaluate(run, data, attack, SOME, out / f"{row.slug}.{attack}.json")
         save("recipe", collected(out, backbone))
     result = collected(out, backbone)
     path = save("recipe", result)
@@ -160,10 +167,10 @@ def _evaluate(run: Path, data: Path, attack: str, count: str, out: Path) -> None
     fieldmark("evaluate", run, "--data", data, *counts, "--out", out)
 
 
-def _answers(out: Path, number: int) -> dict[str, dict[str, str]]:
+def _answers(out: Path, row: Row) -> dict[str, dict[str, str]]:
     """By attack and head, of a row's evaluations: one of clean images, and one of each attack."""
     found: dict[str, dict[str, str]] = {}
-    for file in (out / f"{number:02d}.json", *sorted(out.glob(f"{number:02d}.*.json"))):
+    for file in (out / f"{row.slug}.json", *sorted(out.glob(f"{row.slug}.*.json"))):
         for head, answers in json.loads(file.read_text(encoding="utf-8"))["right"].items():
             for attack, bits in answers.items():
                 found.setdefault(attack, {}).setdefault(head, bits)
@@ -173,11 +180,11 @@ def _answers(out: Path, number: int) -> dict[str, dict[str, str]]:
 def collected(out: Path, backbone: str) -> dict[str, Any]:
     """Of every row that is finished: shares of validation and test by head, intervals, and how long it trained."""
     found = []
-    for number, row in enumerate(ROWS):
-        run, evaluation = out / f"{number:02d}" / "run.json", out / f"{number:02d}.json"
+    for row in ROWS:
+        run, evaluation = out / row.slug / "run.json", out / f"{row.slug}.json"
         if evaluation.is_file():
             record = json.loads(run.read_text(encoding="utf-8"))
-            answers = _answers(out, number)
+            answers = _answers(out, row)
             found.append(
                 {
                     "row": row.name,
@@ -253,7 +260,7 @@ def _features(network: Network, samples: Any, size: int) -> tuple[Any, Any]:
 def table(result: Mapping[str, Any]) -> str:
     """The rows as Markdown, in percent: on clean images, then under attack."""
     probe, rows = result["probe"], result["rows"]
-    lines = table_head(["recipe", "head", "epochs", "validation", "test, 95 % interval", "minutes"])
+    lines = table_head(["recipe", "head", "epochs", "validation", "test, 95 % interval", "minutes of epochs"])
     lines.append(table_row("linear probe", ["", "", f"{100 * probe['validation']:.1f}", _percent(probe["test"]), ""]))
     lines += [
         table_row(row["row"], [*_begin(row, head), _percent(share), f"{row['minutes']:.0f}"])

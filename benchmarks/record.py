@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bundle.errors import OptionError
 from bundle.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -38,6 +39,19 @@ def save(name: str, result: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     write_text(path, json.dumps({"environment": environment(), **result}, indent=2) + "\n")
     return path
+
+
+def same_options(path: Path, options: Mapping[str, Any]) -> None:
+    """Refuse to mix what was made with other options, which `path` keeps."""
+    if path.is_file():
+        made = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in {**dict.fromkeys(made), **options}.items():
+            if made.get(key) != value:
+                raise OptionError(
+                    f"{path.parent} holds results with {key} {made.get(key)!r}, not {value!r}",
+                    hint="Repeat its options (--no-apgd where a study has no apgd), or choose another --out.",
+                )
+    write_text(path, json.dumps(options) + "\n")
 
 
 def paired(first: Callable[[], Any], second: Callable[[], Any], *, rounds: int, warmup: int = 10) -> dict[str, Any]:

@@ -6,6 +6,7 @@ says how long it will take before it begins; stopped, it goes on with the batch 
 as soon as it is measured.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from benchmarks.page import put, table_head, table_row
 from benchmarks.record import save
 from benchmarks.study.tables import ORDER
 from bundle import tensors
+from bundle.canonical import canonical_json
 from bundle.console import say
 from bundle.errors import OptionError
 from bundle.false_alarms import ALPHA
@@ -36,6 +38,7 @@ from robustness.journal import Journal, success
 from robustness.measure import EPS
 from robustness.metrics import share
 from robustness.suites import attacks_on_both
+from training.attacks.attacker import Attackers
 from training.data.choice import spread
 from training.data.loading import images_array
 from training.run import Run, image_spec
@@ -64,8 +67,9 @@ def bench(
     ] = "sr5_small",
     write: Annotated[bool, typer.Option("--page/--no-page", help="Put the table into docs/results.md.")] = True,
     out: Annotated[
-        Path, typer.Option(help="Where what is measured of a run is kept, and how far another has come.")
-    ] = Path("build/sr5"),
+        Path | None,
+        typer.Option(help="Where what is measured of a run is kept, and how far another has come; build/sr5/NAME."),
+    ] = None,
 ) -> None:
     """Measure SR@5 of every run and head, and write the table."""
     wanted = tuple(each.strip() for each in attacks.split(",") if each.strip())
@@ -73,7 +77,9 @@ def bench(
     if estimate:
         forecast(runs, data, effort)
         return
-    measure(runs, data, effort, out, name, name.replace("_", " ") if write else None)
+    measure(
+        runs, data, effort, out or Path("build/sr5") / Path(name).name, name, name.replace("_", " ") if write else None
+    )
 
 
 def forecast(runs: Sequence[Path], data: Path | None, effort: Effort) -> None:
@@ -90,10 +96,14 @@ def measure(
     """The same without asking: results/NAME.json, and a table between the marks of this name, of all runs that `out`
     has something of; what it has of these is not measured again.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    kept = {run: out / f"{run.resolve().name}.json" for run in runs}
+    for run in runs:
+        if not Run(run).finished:
+            raise OptionError(f"{run} is no finished run", hint="Name runs that 'fieldmark train' has ended.")
+    tried = hashlib.sha256(canonical_json(to_plain(effort)).encode()).hexdigest()[:8]
+    kept = {run: out / f"{run.resolve().name}-{tried}.json" for run in runs}
     if len(set(kept.values())) < len(runs):
         raise OptionError("two of the runs have the same name", hint="Give each the name ROW-SEED of its own.")
+    out.mkdir(parents=True, exist_ok=True)
     asked = {run: {"weights_sha256": sha256_of(run / "model.pt")} | to_plain(effort) for run in runs}
     todo = [run for run in runs if not _is_of(kept[run], asked[run])]
     if todo:
@@ -116,7 +126,7 @@ def _save(out: Path, name: str, mark: str | None) -> tuple[list[dict[str, Any]],
         told = json.loads(file.read_text(encoding="utf-8"))
         if "of" in told:  # and not how far another has come
             rows += [{**row, "steps": told["of"]["steps"]} for row in told["rows"]]
-    rows.sort(key=lambda row: (*_rank(row["row"], row["head"]), row["row"], row["seed"]))
+    rows.sort(key=lambda row: (*_rank(row["row"], row["head"]), row["row"], row["seed"], row["steps"]))
     result = {"alpha": ALPHA, "eps": EPS, "rows": rows}
     path = save(name, result)
     if mark is not None:
@@ -136,13 +146,14 @@ def measure_run(path: Path, data: Path | None, effort: Effort, journal: Journal)
     clean.
     """
     record, network = Run(path).load_network()
+    device = Attackers(network=network).to_device()
     dataset, spec = record.dataset.unchanged_at(data or Path(record.dataset.root)), image_spec(record.config)
     parts, seed = Parts.of(dataset, spec), record.config.seed
     test, rows = images_array(spread(dataset.parts["test"], effort.count), spec), []
     for head in _served(network.config.heads, path):
         settings = DetectorSettings(seed=seed)
         detector, _ = fit_and_calibrate(network, head, parts, settings, record.labels)
-        defended = Defended(network, head, detector).eval()
+        defended = Defended(network, head, detector).to(device).eval()
         chosen = _chosen(network, head, effort)
         with Work(f"{path.name}, {head}", len(chosen) * len(test[1])) as work:
             found = {each.name: success(each, defended, test, seed, journal, work) for each in chosen}
@@ -176,6 +187,7 @@ def _chosen(network: Any, head: str, effort: Effort) -> list[Any]:
 def _costs(path: Path, data: Path | None, effort: Effort) -> float:
     """Seconds of one run, at most."""
     record, network = Run(path).load_network()
+    Attackers(network=network).to_device()
     dataset, spec = record.dataset.unchanged_at(data or Path(record.dataset.root)), image_spec(record.config)
     heads = _served(network.config.heads, path)
     probe = images_array(spread(dataset.parts["validation"], 16), spec)[0]

@@ -63,6 +63,17 @@ class Detector:
             return len(self.calibration)
         return int(np.bincount(classes, minlength=len(self.gaussians[0].means)).min())
 
+    def groups(self, predicted: Classes) -> list[tuple[int, int]]:
+        """Of images with the answers `predicted` : (n,): how many share their calibration scores, and how many scores
+        those are. All of them, or the images of each class.
+        """
+        if self.calibration_classes is None:
+            return [(len(predicted), len(self.calibration))]
+        counts = (
+            np.bincount(each, minlength=len(self.gaussians[0].means)) for each in (predicted, self.calibration_classes)
+        )
+        return [(int(images), int(scores)) for images, scores in zip(*counts, strict=True) if images]
+
     @property
     def calibration_rows(self) -> dict[str, npt.NDArray[Any]]:
         """What a graph compares scores with, by the name that it has there: [1, n] each."""

@@ -56,7 +56,7 @@ def check_quality(head: str, precision: str, found: Mapping[str, Quality], detec
             f"{max_loss:g} are allowed ({numbers})",
             hint="No bundle was written. Take another --precision, or allow more: --max-accuracy-loss POINTS.",
         )
-    low, high = flagged_interval(narrow.images, len(detector.calibration), detector.alpha)
+    low, high = flagged_interval(_groups(detector, narrow.images), detector.alpha)
     if not low <= narrow.flagged <= high:
         raise ExportError(
             f"{head} in {precision} flags {100 * narrow.flagged:.1f} % of {narrow.images} clean validation images, "
@@ -65,6 +65,14 @@ def check_quality(head: str, precision: str, found: Mapping[str, Quality], detec
             hint="No bundle was written. The validation part may differ from the calibration part; take another "
             "--precision.",
         )
+
+
+def _groups(detector: Detector, images: int) -> list[tuple[int, int]]:
+    """As if so many images were answered as the calibration images were."""
+    classes = detector.calibration_classes
+    if classes is None:
+        return [(images, len(detector.calibration))]
+    return detector.groups(np.sort(classes)[np.linspace(0, len(classes) - 1, images).round().astype(int)])
 
 
 def _share(which: npt.NDArray[np.bool_]) -> float:

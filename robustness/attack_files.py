@@ -5,6 +5,7 @@ is opened.
 """
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -64,7 +65,7 @@ class AttackFolder:
         index = path / INDEX
         try:
             with open_regular(index) as stream:
-                lines = stream.read().decode("utf-8").splitlines()
+                lines = io.StringIO(stream.read().decode("utf-8"), newline="")  # a name may hold other ends of lines
             reader = csv.DictReader(lines, strict=True)
             rows = list(islice(reader, MOST_ROWS + 1))
         except OSError as problem:

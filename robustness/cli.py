@@ -253,6 +253,7 @@ def _report(run: "Run", attackers: "Attackers", root: Path, out: Path, wanted: _
         raise OptionError(f"{run.path} is a substitute to attack from; it has no detector", hint="Use --suite paper.")
     require(suite)
     attackers.check(suite.attacks)
+    attackers.to_device()
     dataset = record.dataset.unchanged_at(root)
     check_outside(dataset, out)
     if wanted.bundle is None:

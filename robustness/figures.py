@@ -122,8 +122,9 @@ def reliability(heads: Mapping[str, Any]) -> bytes:
             label=head,
         )
     grid = np.linspace(0, 1, 101)
-    count, calibrated = len(values), measured["clean"]["calibration_n"]
-    band = 1.96 * np.sqrt(grid * (1 - grid) * (1 / count + 1 / calibrated))
+    count = len(values)
+    variance = sum(images + images**2 / scores for images, scores in measured["clean"]["groups"]) / count**2
+    band = 1.96 * np.sqrt(grid * (1 - grid) * variance)
     axis.fill_between(grid, grid - band, grid + band, color=QUIET, alpha=0.18, linewidth=0, label="95 % at each alpha")
     axis.plot([0, 1], [0, 1], color=QUIET, linestyle=":")
     _label(axis, "alpha", "clean images with p ≤ alpha")

@@ -216,8 +216,10 @@ class _Bench:
             for attack in attacks_on_both(self.network, self.head, eps=EPS, steps=suite.adaptive_steps, alpha=alpha)
         }
         attacks = [known[name] for name in suite.adaptive if name in known]
-        static = [each for name, each in seen.items() if name not in (CLEAN, NOISE)]
-        found = {STATIC: np.any([(~each.right & ~each.flagged(alpha))[picked] for each in static], axis=0)}
+        found = {STATIC: np.zeros(len(picked), bool)}  # nobody, where no attack was asked for
+        for name, each in seen.items():
+            if name not in (CLEAN, NOISE):
+                found[STATIC] |= (~each.right & ~each.flagged(alpha))[picked]
         with Work(f"{self.head}: attacks that know the detector", len(attacks) * len(picked)) as work:
             for attack in attacks:
                 part = images[picked], labels[picked]
@@ -233,7 +235,7 @@ class _Bench:
 
     def _clean(self, seen: Seen) -> dict[str, Any]:
         """Whether the p-values of clean test images are what they say, and whether it is mistakes that are flagged."""
-        flags, n = seen.flagged(self.alpha), self.defended.detector.calibration_n
+        flags, groups = seen.flagged(self.alpha), self.defended.detector.groups(seen.predicted)
         mistakes = seen.score[~seen.right]
         classes = {
             str(label): share(flags[seen.predicted == label].sum(), int((seen.predicted == label).sum()))
@@ -243,12 +245,12 @@ class _Bench:
             "right": share(seen.right.sum(), len(seen.right)),
             "flagged": share(flags.sum(), len(flags)),
             "alpha": self.alpha,
-            "calibration_n": n,
+            "groups": [list(each) for each in groups],
             "coverage": [
                 {
                     "alpha": alpha,
                     "flagged": share(seen.flagged(alpha).sum(), len(flags)),
-                    "expected": [round(each, 4) for each in flagged_interval(len(flags), n, alpha, 0.95)],
+                    "expected": [round(each, 4) for each in flagged_interval(groups, alpha, 0.95)],
                 }
                 for alpha in sorted({*ALPHAS, self.alpha})
             ],

@@ -1,5 +1,6 @@
 """Figures of merit for detectors, with intervals: scores are higher for what looks adversarial."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,16 +71,21 @@ def roc(negatives: Scores, positives: Scores) -> tuple[list[float], list[float]]
     return rates[0].tolist(), rates[1].tolist()
 
 
-def flagged_interval(test: int, calibration: int, alpha: float, level: float = INTERVAL) -> tuple[float, float]:
-    """Where the share of flagged clean images lies, of `test` images, when p-values come from `calibration` others: the
-    number of flags is beta-binomial, since both sets vary (Vovk 2012).
+def flagged_interval(groups: Sequence[tuple[int, int]], alpha: float, level: float = INTERVAL) -> tuple[float, float]:
+    """Where the share of flagged clean images lies, of so many test images whose p-values come from so many others: the
+    number of flags is beta-binomial, since both sets vary (Vovk 2012). Of several `groups`, each calibrated on its own,
+    the sum.
     """
     from scipy.stats import betabinom
 
-    rank = int(np.floor(alpha * (calibration + 1) + 1e-9))  # p <= alpha for this many of the n + 1 places
-    flags = betabinom(test, max(rank, 1e-9), calibration + 1 - rank)
-    low, high = flags.interval(level)
-    return float(low) / test, float(high) / test
+    chances = np.ones(1)  # by number of flags
+    for test, calibration in groups:
+        rank = int(np.floor(alpha * (calibration + 1) + 1e-9))  # p <= alpha for this many of the n + 1 places
+        own = betabinom(test, max(rank, 1e-9), calibration + 1 - rank)
+        chances = np.convolve(chances, own.pmf(np.arange(test + 1)))
+    tail, below, whole = (1 - level) / 2, np.cumsum(chances), len(chances) - 1
+    low, high = (int(np.searchsorted(below, edge - 1e-12)) for edge in (tail, 1 - tail))
+    return low / whole, min(high, whole) / whole
 
 
 def share(count: float, of: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks import detection, sr5
 from benchmarks.page import PAGE
-from benchmarks.record import RESULTS, environment
+from benchmarks.record import RESULTS, environment, same_options
 from benchmarks.study.pictures import draw_pictures
 from benchmarks.study.place import Place
 from benchmarks.study.plan import TRANSFERRED, Row, jobs, rows
@@ -104,7 +104,7 @@ def bench(
     options: dict[str, Any] = {"data": str(data), "epochs": epochs, "fast_epochs": fast_epochs, "weights": weights}
     options |= {"image_size": image_size, "precision": precision, "count": count, "autoattack": autoattack_count}
     options |= {"apgd": True} if apgd else {}  # a study of an earlier version has none
-    _same_options(place.folder / "options.json", options)
+    same_options(place.folder / "options.json", options)
     _rehearse(backbone, {"image_size": image_size, "weights": weights}, epochs, fast_epochs)
     common = ["--precision", precision]
     common += [] if weights is None else ["--weights", weights]
@@ -141,7 +141,7 @@ def bench(
         console.print(f"pictures: {draw_pictures(place, data)}", highlight=False, soft_wrap=True)
     if detectors:
         detection.measure(place, data, seeds)
-        runs = [place.run(row.name, 0) for row in rows(backbone)]
+        runs = [run for row in rows(backbone) if Run(run := place.run(row.name, 0)).finished]
         effort = sr5.Effort(steps=adaptive_steps, count=adaptive_count)
         sr5.measure(runs, data, effort, place.folder / "sr5", place.name("sr5"), f"sr5 {place.mark}")
 
@@ -160,19 +160,6 @@ def _rehearse(backbone: str, changes: dict[str, Any], epochs: int | None, fast_e
     for _, row in jobs(backbone, 1):
         texts = [word for word in row.options if word != "--set"]
         preset(row.preset, texts=texts, epochs=_length(row, epochs, fast_epochs), **changes)
-
-
-def _same_options(path: Path, options: dict[str, Any]) -> None:
-    """Refuse to mix evaluations that were made with other options."""
-    if path.is_file():
-        made = json.loads(path.read_text(encoding="utf-8"))
-        for key, value in {**dict.fromkeys(made), **options}.items():
-            if made.get(key) != value:
-                raise OptionError(
-                    f"{path.parent} holds a study with {key} {made.get(key)!r}, not {value!r}",
-                    hint="Repeat its options (--no-apgd where it has no apgd), or choose another --out.",
-                )
-    write_text(path, json.dumps(options) + "\n")
 
 
 def _sources(data: Path, place: Place, common: list[str]) -> dict[str, Path]:

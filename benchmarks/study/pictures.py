@@ -15,6 +15,7 @@ from bundle.files import atomic_file, write_text
 from robustness.curve import accuracy_curve
 from robustness.figures import accuracy_against_eps, activations, prototype_sheet, prototype_space
 from robustness.shown import images_looked_at, prototypes_shown
+from training.attacks.attacker import Attackers
 from training.data.choice import spread
 from training.data.loading import images_array
 from training.run import Run, image_spec
@@ -50,6 +51,7 @@ def draw_pictures(place: Place, data: Path) -> Path:
 def _draw(run: Run, data: Path, out: Path, kept: Path) -> None:
     """One run's own pictures, and at last its curves, by which it counts as drawn."""
     record, network = run.load_network()
+    Attackers(network=network).to_device()
     dataset, seed, name = record.dataset.unchanged_at(data), record.config.seed, run.path.name
     if network.attention_head is not None:
         _write(out / f"attention-{name}.png", activations(images_looked_at(record, network, dataset, seed)))

@@ -19,6 +19,7 @@ TITLES = {
     "mim10-8": "MIM 8",
     "pgd10-8@bb-v": "BB-V 8",
     "pgd10-8@bb-d": "BB-D 8",
+    "apgd-2": "APGD 2",
     "apgd-8": "APGD 8",
     "worst": "worst",
     "worst-there": "worst there",

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import recipe
+from benchmarks.record import same_options
+from bundle.errors import OptionError
 from training.presets import preset
 
 
 def test_every_row_is_a_preset_with_settings_that_differ_from_it() -> None:
     names = [row.name for row in recipe.ROWS]
-    assert len(set(names)) == len(names)
+    assert len(set(names)) == len({row.slug for row in recipe.ROWS}) == len(names)
     for row in recipe.ROWS:
         name = f"{row.system}-vgg16-96{'-fast' if row.fast else ''}"
         ours, changed = preset(name), preset(name, texts=row.settings)
@@ -22,7 +24,8 @@ def test_every_row_is_a_preset_with_settings_that_differ_from_it() -> None:
 def folder(tmp_path: Path) -> Path:
     share = {"right": 42, "of": 100, "share": 0.42, "interval": [0.33, 0.52]}
     (tmp_path / "probe.json").write_text(json.dumps({"penalty": 0.1, "validation": 0.385, "test": share}))
-    (tmp_path / "01").mkdir()
+    ours, fast = "ours-maxsep", next(row.slug for row in recipe.ROWS if row.fast)
+    (tmp_path / ours).mkdir()
     record = {
         "config": {"epochs": 10},
         "results": {
@@ -31,16 +34,15 @@ def folder(tmp_path: Path) -> Path:
             "history": [{"seconds": 90.0}, {"seconds": 30.0}],
         },
     }
-    (tmp_path / "01" / "run.json").write_text(json.dumps(record))
+    (tmp_path / ours / "run.json").write_text(json.dumps(record))
     right = {"full": {"clean": "0110", "worst": "0110"}, "attention": {"clean": "1110", "worst": "1110"}}
-    (tmp_path / "01.json").write_text(json.dumps({"right": right}))
-    (tmp_path / "02").mkdir()  # under way
-    fast = next(number for number, row in enumerate(recipe.ROWS) if row.fast)
-    (tmp_path / f"{fast:02d}").mkdir()
-    (tmp_path / f"{fast:02d}" / "run.json").write_text(json.dumps(record))
+    (tmp_path / f"{ours}.json").write_text(json.dumps({"right": right}))
+    (tmp_path / "ours-protopnet").mkdir()  # under way
+    (tmp_path / fast).mkdir()
+    (tmp_path / fast / "run.json").write_text(json.dumps(record))
     attacked = {head: {"clean": "0000", "pgd10-8": "0001", "worst": "0000"} for head in right}
-    (tmp_path / f"{fast:02d}.json").write_text(json.dumps({"right": right}))
-    (tmp_path / f"{fast:02d}.pgd10-8.json").write_text(json.dumps({"right": attacked}))
+    (tmp_path / f"{fast}.json").write_text(json.dumps({"right": right}))
+    (tmp_path / f"{fast}.pgd10-8.json").write_text(json.dumps({"right": attacked}))
     return tmp_path
 
 
@@ -54,5 +56,13 @@ def test_what_is_finished_is_told_with_its_interval(folder: Path) -> None:
     assert lines[3] == "| ours, maxsep | full | 10 | 50.0 | 50.0 (15.0 to 85.0) | 2 |"
     assert lines[4].startswith("| ours, maxsep | attention | 10 | 75.0 | 75.0 ")
     assert lines[6].startswith("| adversarial: eps rises | attention | 10 | 75.0 | 75.0 (")  # not of fewer
-    assert lines[-1] == "| adversarial: eps rises | attention | – | 25.0 (4.6 to 69.9) | – |"
-    assert lines[8] == "| recipe, under attack | head | PGD 2 | PGD 8 | APGD 8 |"
+    assert lines[-1] == "| adversarial: eps rises | attention | – | – | 25.0 (4.6 to 69.9) | – |"
+    assert lines[8] == "| recipe, under attack | head | PGD 2 | APGD 2 | PGD 8 | APGD 8 |"
+
+
+def test_an_ablation_is_not_mixed_with_that_of_other_photographs(folder: Path) -> None:
+    """What is finished is not done again, so that another dataset would get these figures as its own."""
+    given = {"weights": "imagenet", "backbone": "vgg16-96", "epochs": 4, "out": folder}
+    same_options(folder / "options.json", {"data": "photos", **{key: given[key] for key in list(given)[:3]}})
+    with pytest.raises(OptionError, match="holds results with data 'photos', not 'cars'"):
+        recipe.bench(Path("cars"), **given, first=0, last=0)

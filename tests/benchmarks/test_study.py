@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks import page
+from benchmarks.record import same_options
 from benchmarks.study import command as study
 from benchmarks.study import pictures, tables
 from benchmarks.study.place import Place
@@ -70,15 +71,15 @@ def _defaults() -> dict[str, Any]:
 
 
 def test_a_study_does_not_mix_evaluations_of_other_options(tmp_path: Path) -> None:
-    study._same_options(tmp_path / "options.json", {"count": 100, "epochs": 8})
-    study._same_options(tmp_path / "options.json", {"count": 100, "epochs": 8})
-    with pytest.raises(OptionError, match="holds a study with count 100, not 50"):
-        study._same_options(tmp_path / "options.json", {"count": 50, "epochs": 8})
-    with pytest.raises(OptionError, match="a study with apgd None, not True"):
-        study._same_options(tmp_path / "options.json", {"count": 100, "epochs": 8, "apgd": True})
-    study._same_options(tmp_path / "apgd.json", {"apgd": True})
-    with pytest.raises(OptionError, match="a study with apgd True, not None"):
-        study._same_options(tmp_path / "apgd.json", {})
+    same_options(tmp_path / "options.json", {"count": 100, "epochs": 8})
+    same_options(tmp_path / "options.json", {"count": 100, "epochs": 8})
+    with pytest.raises(OptionError, match="holds results with count 100, not 50"):
+        same_options(tmp_path / "options.json", {"count": 50, "epochs": 8})
+    with pytest.raises(OptionError, match="results with apgd None, not True"):
+        same_options(tmp_path / "options.json", {"count": 100, "epochs": 8, "apgd": True})
+    same_options(tmp_path / "apgd.json", {"apgd": True})
+    with pytest.raises(OptionError, match="results with apgd True, not None"):
+        same_options(tmp_path / "apgd.json", {})
 
 
 def test_the_tables_name_rows_that_are_trained_and_heads_that_exist() -> None:
@@ -206,6 +207,30 @@ def test_results_name_the_weights_and_no_place_of_this_machine(tiny_run: Path, t
     assert told["config"]["start"] == "earlier"
     assert published_config(replace(config, weights="imagenet", start=None))["weights"] == "imagenet"
     assert published_config(record.config) == json.loads(json.dumps(to_plain(record.config)))
+
+
+def test_a_study_without_the_other_systems_comes_to_its_end(
+    tiny_run: Path, tiny_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SR@5 is of what was trained; --other-seeds 0 leaves four rows out."""
+    asked: list[Any] = []
+    monkeypatch.setattr(study, "jobs", lambda *_: [])
+    monkeypatch.setattr(study, "_save", lambda *_: tmp_path)
+    for name in ("_rehearse", "write_page"):
+        monkeypatch.setattr(study, name, lambda *_: None)
+    monkeypatch.setattr(study, "_sources", lambda *_: {})
+    monkeypatch.setattr(study.detection, "measure", lambda *given: asked.append(given))
+    monkeypatch.setattr(study.sr5, "measure", lambda *given: asked.append(given))
+    folder = tmp_path / "study" / f"{tiny_birds.name}-small"
+    folder.mkdir(parents=True)
+    for name in ("ap-small-0", "maxsep-small-fast-0"):
+        (folder / name).symlink_to(tiny_run)
+    given = {**_defaults(), "data": tiny_birds, "image_size": 32, "out": tmp_path / "study", "pictures": False}
+    study.bench(**given)
+    (place, *_), (runs, _, effort, out, name, mark) = asked
+    assert [run.name for run in runs] == ["ap-small-0", "maxsep-small-fast-0"]
+    assert (effort, out) == (study.sr5.Effort(), folder / "sr5")
+    assert (name, mark) == (f"sr5_{tiny_birds.name}_small", f"sr5 {place.mark}")
 
 
 def test_the_pictures_of_the_paper_are_drawn_once(tiny_run: Path, tiny_birds: Path, tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_another_camera_is_flagged_too_often_before_and_as_promised_after(bundle
     before, after = (answers(each, other_camera["test"], network) for each in (bundle, made))
     calibrated = bundle.manifest.networks[network].detector.calibration_n
     tested = len(other_camera["test"])
-    assert before[tensors.IS_ADVERSARIAL].mean() > flagged_interval(tested, calibrated, ALPHA)[1]
-    low, high = flagged_interval(tested, CALIBRATED, ALPHA)
+    assert before[tensors.IS_ADVERSARIAL].mean() > flagged_interval([(tested, calibrated)], ALPHA)[1]
+    low, high = flagged_interval([(tested, CALIBRATED)], ALPHA)
     assert low <= after[tensors.IS_ADVERSARIAL].mean() <= high
 
 

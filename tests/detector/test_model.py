@@ -91,6 +91,8 @@ def test_calibration_per_class_is_kept_on_disk_and_compares_with_the_same_class_
     shuffled = np.random.default_rng(3).permutation(200)
     fitted = fitted.calibrated(scores[shuffled], labels[shuffled], 0.05, NAMES)
     assert fitted.calibration_n == 50
+    assert fitted.groups(np.array([0, 2, 2, 2])) == [(1, 50), (3, 50)]
+    assert detector[0].groups(np.array([0, 2, 2])) == [(3, len(detector[0].calibration))]
     np.testing.assert_array_equal(fitted.calibration, np.sort(scores))
     values = fitted.p_values(scores, labels)
     for k in range(4):

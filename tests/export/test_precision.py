@@ -371,11 +371,29 @@ def test_the_interval_of_flags_covers_what_calibration_gives():
     known, fresh = generator.normal(size=(draws, n)), generator.normal(size=(draws, m))
     values = (1 + (known[:, None, :] >= fresh[:, :, None]).sum(2)) / (n + 1)
     shares = (values <= alpha).mean(1)
-    low, high = flagged_interval(m, n, alpha)
+    low, high = flagged_interval([(m, n)], alpha)
     outside = ((shares < low) | (shares > high)).mean()
     assert outside <= 0.01 + 3 * np.sqrt(0.01 / draws)
     assert np.abs(shares.mean() - betabinom(m, 6, 55).mean() / m) < 0.005
     assert ((shares <= low + 0.01) | (shares >= high - 0.02)).any()  # and it is no wider than it must be
+    exact = betabinom(m, 6, 55).interval(0.99)
+    assert (low, high) == pytest.approx((exact[0] / m, exact[1] / m))
+
+
+def test_the_interval_of_flags_is_of_every_class_that_is_calibrated_on_its_own():
+    """The smallest class bounds p-values; it says nothing of the share that is flagged among all."""
+    generator = np.random.default_rng(1)
+    groups, alpha, draws = [(30, 20), *[(60, 39)] * 5], 0.05, 3000
+    flags = np.zeros(draws)
+    for m, n in groups:
+        known, fresh = generator.normal(size=(draws, n)), generator.normal(size=(draws, m))
+        flags += ((1 + (known[:, None, :] >= fresh[:, :, None]).sum(2)) / (n + 1) <= alpha).sum(1)
+    shares = flags / sum(m for m, _ in groups)
+    low, high = flagged_interval(groups, alpha, 0.95)
+    assert low == pytest.approx(np.quantile(shares, 0.025), abs=0.006)
+    assert high == pytest.approx(np.quantile(shares, 0.975), abs=0.006)
+    alone = flagged_interval([(330, 20)], alpha, 0.95)  # what was told before
+    assert high - low < 0.7 * (alone[1] - alone[0])
 
 
 def test_a_refused_precision_writes_nothing(tiny_run, tmp_path, monkeypatch):

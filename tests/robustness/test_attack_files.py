@@ -50,6 +50,16 @@ def test_files_are_read_as_they_are_and_nothing_outside_is_opened(tmp_path: Path
     assert family.sources == ("key-2", "key-4", "key-5"), "each source stays with its own image"
 
 
+def test_a_source_may_hold_what_ends_a_line_elsewhere(tmp_path: Path) -> None:
+    """As file names do: what `fieldmark attack` writes is read again."""
+    folder = write(tmp_path, [("full", "reviewed", 0)])
+    names = ["a\u2028b", "a\u0085b", "a\x0bb", "a\x1cb", "a\nb"]
+    with (folder / "index.csv").open("a", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(("full", "reviewed", "full/reviewed/00000.png", name, "Lark") for name in names)
+    family = AttackFolder.read(folder).attacks("full", SPEC).families["reviewed"]
+    assert family.sources == ("key-0", *names)
+
+
 def test_each_head_has_the_attacks_on_it_and_clean_and_noise_are_none(tmp_path: Path) -> None:
     names = ("clean", "noise", "fgsm-8")
     rows = [(network, attack, i) for network in ("full", "attention") for attack in names for i in range(3)]

@@ -11,6 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import sr5
+from benchmarks.study.pictures import draw_pictures
+from benchmarks.study.place import Place
 from bundle.errors import OptionError
 from robustness import journal as journals
 from robustness.adaptive import AdaptiveAttack
@@ -18,7 +20,9 @@ from robustness.cli import app
 from robustness.defended import Defended
 from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate
 from robustness.journal import BATCH, Journal, success
+from training.attacks.attacker import Attackers
 from training.data.loading import images_array
+from training.networks import Network
 from training.run import Run, image_spec
 
 ATTACK = AdaptiveAttack(name="selective PGD", method="selective", eps=8 / 255, steps=2, alpha=0.05)
@@ -128,6 +132,35 @@ def test_evaluate_keeps_its_progress_beside_the_report_and_removes_it(tiny_run, 
     assert "--adaptive-steps goes with a report" in str(wrong.exception)
 
 
+@pytest.mark.parametrize("only", ["clean", "noise"])
+def test_who_knows_the_detector_is_measured_without_any_other_attack(tiny_run, tiny_birds, tmp_path, only):
+    """A hint says 'or clean alone'."""
+    words = ["evaluate", str(tiny_run), "--suite", "full", "--quick", "--data", str(tiny_birds), "--count", "6"]
+    words += ["--attacks", only, "--adaptive-steps", "2", "--out", str(tmp_path / "report"), "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    for head in json.loads((tmp_path / "report" / "report.json").read_text())["heads"].values():
+        assert head["adaptive"]["success"]["attacks above"]["count"] == 0
+
+
+def test_a_gpu_is_asked_for_before_anything_is_computed(tiny_run, tiny_birds, tmp_path, monkeypatch):
+    """There is none here: what stands in for it is that the network is brought to it first."""
+    order = []
+    monkeypatch.setattr(Attackers, "to_device", lambda self: order.append("device") or torch.device("cpu"))
+    forward = Network.forward
+    monkeypatch.setattr(Network, "forward", lambda self, *given: order.append("forward") or forward(self, *given))
+    sr5.forecast([tiny_run], tiny_birds, sr5.Effort(steps=1, count=4))
+    sr5.measure_run(tiny_run, tiny_birds, sr5.Effort(steps=1, count=4), Journal())
+    words = ["evaluate", str(tiny_run), "--suite", "full", "--quick", "--data", str(tiny_birds), "--minutes", "0.1"]
+    first = len(order)
+    CliRunner().invoke(app, [*words, "--out", str(tmp_path / "report")])
+    (tmp_path / "maxsep-small-0").symlink_to(tiny_run)
+    second = len(order)
+    draw_pictures(Place(folder=tmp_path, backbone="small"), tiny_birds)
+    assert order[0] == order[first] == order[second] == "device"
+    assert order.index("device", 1) < first
+
+
 def test_sr5_is_of_every_head_and_says_its_time_first(tiny_run, tiny_birds, tmp_path, monkeypatch, capsys):
     saved = {}
     monkeypatch.setattr(sr5, "save", saved.__setitem__)
@@ -161,7 +194,8 @@ def test_what_sr5_has_of_a_run_is_kept_and_another_effort_measures_it_anew(tiny_
     sr5.measure([tiny_run], tiny_birds, effort, out, "x")
     one = len(made)
     assert one > 0
-    assert sorted(path.name for path in out.iterdir()) == ["tiny.json"]  # progress is gone where all is told
+    (kept,) = out.iterdir()  # progress is gone where all is told
+    assert kept.name.startswith("tiny-")
     sr5.measure([tiny_run, other], tiny_birds, effort, out, "x")
     assert len(made) == 2 * one
     told = [(row["row"], row["head"], row["steps"]) for row in saved["x"]["rows"]]
@@ -169,8 +203,11 @@ def test_what_sr5_has_of_a_run_is_kept_and_another_effort_measures_it_anew(tiny_
     assert len(told) == 4
     sr5.measure([tiny_run], tiny_birds, replace(effort, steps=2), out, "x")
     assert len(made) == 3 * one
-    steps = {(row["row"], row["steps"]) for row in saved["x"]["rows"]}
-    assert steps == {("ap-tiny", 1), ("tiny", 2)}  # and the other stays in the table
+    steps = [(row["row"], row["steps"]) for row in saved["x"]["rows"] if row["head"] == "full"]
+    assert sorted(steps) == [("ap-tiny", 1), ("tiny", 1), ("tiny", 2)]  # one effort costs another nothing
+    assert "| tiny, seed 3 | full | 4 | 2 |" in sr5.page(saved["x"])
+    with pytest.raises(OptionError, match=r"no finished run\. Name runs"):
+        sr5.measure([tmp_path], tiny_birds, effort, out, "x")
     with pytest.raises(OptionError, match="two of the runs have the same name"):
         sr5.measure([tiny_run, tiny_run], tiny_birds, effort, out, "x")
 

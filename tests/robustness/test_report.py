@@ -155,7 +155,7 @@ def test_p_values_of_clean_images_are_held_against_what_chance_allows(report):
         assert [point["alpha"] for point in clean["coverage"]] == [0.01, 0.02, 0.05, 0.1, 0.2]
         for point in clean["coverage"]:
             assert point["flagged"]["count"] == (values <= np.float32(point["alpha"])).sum()
-            low, high = flagged_interval(len(values), own["calibration_n"], point["alpha"], 0.95)
+            low, high = flagged_interval([(len(values), own["calibration_n"])], point["alpha"], 0.95)
             assert point["expected"] == pytest.approx([low, high], abs=1e-4)
         right, wrong = clean["flagged_of_right"], clean["flagged_of_wrong"]
         assert right["count"] + wrong["count"] == clean["flagged"]["count"]
