@@ -6,10 +6,13 @@ Left alone, Envoy tells callers of gRPC UNKNOWN where a body is too large, and U
 where time is over.
 """
 
+import base64
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+
+from serving.gateway.failures import DETAILS
 
 CAME_AS = "x-fieldmark-came-as"  # a header of our own: the content type that a request came with
 _OWN_WORDS = "%LOCAL_REPLY_BODY%"  # of the filter that refuses
@@ -17,11 +20,15 @@ _OWN_WORDS = "%LOCAL_REPLY_BODY%"  # of the filter that refuses
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """`code` is the gRPC status code's name, `sentence` what the caller reads, `meaning` when it comes."""
+    """`code` is the gRPC status code's name, `sentence` what the caller reads, `meaning` when it comes.
+
+    `retry_after` is whole seconds, told to gRPC as a google.rpc.RetryInfo and to HTTP as `retry-after`; None for none.
+    """
 
     code: str
     sentence: str
     meaning: str
+    retry_after: int | None = None
 
 
 REFUSALS: dict[int, Refusal] = {
@@ -54,7 +61,8 @@ REFUSALS: dict[int, Refusal] = {
     429: Refusal(
         code="RESOURCE_EXHAUSTED",
         sentence="too many requests with this key: send them slower",
-        meaning="The key has used up its `--burst`, and sends more than `--rate` a second.",
+        meaning="The key has used up its `--burst`, and sends more than `--rate` a second. Retry.",
+        retry_after=1,
     ),
     431: Refusal(
         code="RESOURCE_EXHAUSTED", sentence="the headers are too large", meaning="Headers of more than 6 KiB."
@@ -77,22 +85,38 @@ def local_replies() -> dict[str, Any]:
     mappers = []
     for status, refusal in REFUSALS.items():
         code = int(grpc.StatusCode[refusal.code].value[0])
-        grpc_status = {
-            "header": {"key": "grpc-status", "value": str(code)},
-            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-        }
+        of_grpc, of_http = {"grpc-status": str(code)}, dict[str, str]()
+        if refusal.retry_after is not None:
+            of_grpc[DETAILS] = _details(code, refusal.sentence, refusal.retry_after)
+            of_http["retry-after"] = str(refusal.retry_after)
         mappers += [
             {
                 "filter": {"and_filter": {"filters": [has_status(status), _IS_GRPC]}},
                 "body_format_override": {"text_format_source": {"inline_string": refusal.sentence}},
-                "headers_to_add": [grpc_status],
+                "headers_to_add": _headers(of_grpc),
             },
             {
                 "filter": has_status(status),
                 "body_format_override": {"json_format": {"code": code, "message": refusal.sentence}},
+                "headers_to_add": _headers(of_http),
             },
         ]
     return {"mappers": mappers}
+
+
+def _headers(values: dict[str, str]) -> list[dict[str, Any]]:
+    action = "OVERWRITE_IF_EXISTS_OR_ADD"
+    return [{"header": {"key": key, "value": value}, "append_action": action} for key, value in values.items()]
+
+
+def _details(code: int, sentence: str, retry_after: int) -> str:
+    """A google.rpc.Status with a RetryInfo, as a header holds bytes."""
+    from google.rpc import error_details_pb2, status_pb2
+
+    retry, status = error_details_pb2.RetryInfo(), status_pb2.Status(code=code, message=sentence)
+    retry.retry_delay.seconds = retry_after
+    status.details.add().Pack(retry)
+    return base64.b64encode(status.SerializeToString()).decode()
 
 
 # Not the content type itself: a call in JSON that was translated has gRPC's by then.

@@ -23,6 +23,8 @@ KEY_HEADER = "x-api-key"
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds
 _TOKENS, _TOKENS_PER_CALL = 10.0, 0.1  # so at most a tenth more calls than were asked for, after the first ten
 
+_TOO_OFTEN, _TOO_MANY = "too many requests", "concurrent rpc limit"  # in Envoy's words, in gRPC's
+_BUSY_SECONDS = 1.0  # after which RESOURCE_EXHAUSTED is worth another try, where it names no time
 _START = "Start one: fieldmark serve BUNDLE"
 _SENTENCES = {
     "UNAUTHENTICATED": ("{url} does not know this key", "Give the key that its owner gave you."),
@@ -30,6 +32,7 @@ _SENTENCES = {
     "RESOURCE_EXHAUSTED": ("the request is more than {url} takes ({details})", "Send the image smaller."),
     "DEADLINE_EXCEEDED": ("{url} did not answer in time", "Give it longer, or try again later."),
     "UNAVAILABLE": ("{url} is not available ({details})", "It may be starting, or want TLS and a key."),
+    _TOO_MANY: ("{url} has more calls than it takes at a time ({details})", "Try again in a moment."),
     "CANCELLED": ("the call to {url} was cancelled", ""),
 }
 
@@ -69,15 +72,17 @@ class Budget:
         """Seconds to wait before calling again after failed call number `attempt` (from 1), or None: do not.
 
         `left` is the seconds until the deadline. What the service asks for is the least; the rest is chance, so that
-        callers who were refused together do not come back together.
+        callers who were refused together do not come back together. To keep to a key's rate costs no token: it does
+        not hold the service down.
         """
-        if refused.retry_after is None or attempt >= self._retries.attempts or self.tokens < 1:
+        cost = 0 if isinstance(refused, AskedTooOften) else 1
+        if refused.retry_after is None or attempt >= self._retries.attempts or self.tokens < cost:
             return None
         spread = min(_FIRST_WAIT * float(2 ** (attempt - 1)), _LONGEST_WAIT)
         wait = refused.retry_after + spread * self._chance()
         if wait >= left:
             return None
-        self.tokens -= 1
+        self.tokens -= cost
         return wait
 
 
@@ -140,18 +145,31 @@ class AnotherService(RequestRefused):
     """What listens there speaks gRPC, and not fieldmark.v1."""
 
 
+class AskedTooOften(RequestRefused):
+    """The rate of the key is used up; it comes back by itself."""
+
+
 def explain_error(problem: Any, url: str) -> RequestRefused:
     """What a grpc.RpcError of either kind means: the service's own words, or a sentence for gRPC's."""
     code, words = problem.code().name, " ".join((problem.details() or "").split())[:300]
+    again = 0.0 if code == "UNAVAILABLE" else None  # it was not there, so it has done nothing
     for key, value in problem.trailing_metadata() or ():
         if key == DETAILS and isinstance(value, bytes):
             refused = read_details(value, words)
             if refused.reason:
                 return refused
+            again = again if refused.retry_after is None else refused.retry_after
     if code == "UNIMPLEMENTED":
         return AnotherService(f"what listens at {url} does not speak fieldmark.v1", hint=_START)
+    if code == "RESOURCE_EXHAUSTED" and _TOO_OFTEN in words.lower():
+        return AskedTooOften(
+            f"{url} is asked too often ({words})",
+            hint="Ask slower, or its owner for a higher rate.",
+            retry_after=_BUSY_SECONDS if again is None else again,
+        )
+    if code == "RESOURCE_EXHAUSTED" and _TOO_MANY in words.lower():
+        code, again = _TOO_MANY, _BUSY_SECONDS if again is None else again
     what, hint = _SENTENCES.get(code, ("{url} could not answer ({details})", ""))
     if code == "UNAVAILABLE" and any(each in words.lower() for each in NOBODY):
         what, hint = NOBODY_ANSWERS, _START
-    again = 0.0 if code == "UNAVAILABLE" else None  # it was not there, so it has done nothing
     return RequestRefused(what.format(url=url, details=words), hint=hint, retry_after=again)

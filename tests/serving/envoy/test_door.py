@@ -20,6 +20,7 @@ from bundle.errors import RequestRefused
 from fieldmark import main
 from serving.gateway.calls import Tls
 from serving.gateway.client import FieldmarkClient
+from serving.gateway.failures import DETAILS, read_details
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.server import Gateway
 from tests.serving.envoy.conftest import IMAGE_BYTES
@@ -205,6 +206,28 @@ def test_a_key_that_is_used_too_often_leaves_the_others_alone(gateway: Gateway, 
         assert answers[0] == ("OK", "")
         assert set(answers) == {("OK", ""), too_many}
         assert refusal(stub.Describe, metadata=metadata(BOB)) == ("OK", "")
+
+
+def test_a_key_that_is_used_too_often_is_told_when_to_come_back(gateway: Gateway, certificates: Path) -> None:
+    slept: list[float] = []
+    with before(gateway, certificates, rate=1, burst=2) as opened:
+        tls = Tls(ca=opened.folder / "ca.pem")
+        with FieldmarkClient(opened.url, key=ANN.secret, tls=tls, sleep=slept.append) as client:
+            with pytest.raises(RequestRefused, match="is asked too often") as problem:
+                for _ in range(40):
+                    client.describe()
+            assert (problem.value.retry_after, len(slept)) == (1.0, 3)
+        with opened.stub() as stub, pytest.raises(grpc.RpcError) as told:
+            for _ in range(40):
+                stub.Describe(v1.DescribeRequest(), metadata=metadata(ANN), timeout=30)
+        sent = dict(told.value.trailing_metadata())  # type: ignore[attr-defined]
+        assert read_details(sent[DETAILS], "").retry_after == 1.0
+        with opened.connect("http/1.1") as line:
+            for _ in range(40):
+                line.sendall(f"GET /v1/describe HTTP/1.1\r\nhost: x\r\nx-api-key: {BOB.secret}\r\n\r\n".encode())
+                if (answer := line.recv(100_000)).startswith(b"HTTP/1.1 429 "):
+                    break
+        assert b"retry-after: 1\r\n" in answer
 
 
 def test_mutual_tls(gateway: Gateway, certificates: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bundle.errors import EndpointError, OptionError, RequestRefused
+from serving.envoy.refusals import REFUSALS
 from serving.gateway import failures
 from serving.gateway.aio_client import AsyncFieldmarkClient
 from serving.gateway.calls import Budget, Retries, Tls
@@ -33,7 +34,7 @@ class Played:
     """A service that plays fieldmark.v1: refuses as often as it is told, then answers; remembers who called."""
 
     def __init__(self) -> None:
-        self.refusals: list[RequestRefused | grpc.StatusCode] = []
+        self.refusals: list[RequestRefused | grpc.StatusCode | str] = []  # a sentence is RESOURCE_EXHAUSTED's
         self.seen: list[dict[str, str]] = []
 
     def Classify(self, request: Any, context: Any) -> v1.ClassifyResponse:
@@ -42,6 +43,8 @@ class Played:
             refused = self.refusals.pop(0)
             if isinstance(refused, grpc.StatusCode):
                 context.abort(refused, "words of somebody else")
+            if isinstance(refused, str):
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, refused)
             context.set_trailing_metadata(((DETAILS, details(refused, {})),))
             context.abort(grpc.StatusCode[FAILURES[refused.reason].code], failures.sentence(refused))
         return v1.ClassifyResponse(network="full")
@@ -172,6 +175,28 @@ def test_statuses_of_somebody_else(
     with pytest.raises(EndpointError, match=words):
         ask(url)
     assert len(service.seen) == calls
+
+
+@both
+@pytest.mark.parametrize("words", [REFUSALS[429].sentence, "Concurrent RPC limit exceeded!"])
+def test_too_much_at_once_is_not_too_large(service: Played, url: str, ask: Ask, words: str) -> None:
+    service.refusals = [words]
+    slept: list[float] = []
+    assert ask(url, slept=slept).network == "full"
+    assert 1.0 <= slept[0] <= 1.1
+    service.refusals = [words]
+    with pytest.raises(RequestRefused, match=words[:20]) as problem:
+        ask(url, retries=Retries(attempts=1))
+    assert "is more than" not in str(problem.value)
+    assert "smaller" not in str(problem.value)
+
+
+def test_to_keep_to_a_rate_costs_no_token(service: Played, url: str) -> None:
+    with FieldmarkClient(url, sleep=lambda seconds: None) as client:
+        for _ in range(100):
+            service.refusals = [REFUSALS[429].sentence]
+            client.classify(GOOD)
+    assert len(service.seen) == 200
 
 
 @both
