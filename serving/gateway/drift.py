@@ -54,6 +54,10 @@ class DriftMeters:
         """Measure the answers of this bundle from now on; p-values by class only if it was learnt."""
         if manifest.bundle_id == self._bundle_id:
             return
+        gauges = (self._metrics.drift, self._metrics.drift_highest)
+        for network in set(self._meters) - set(manifest.networks):
+            for gauge in gauges:
+                gauge.remove(network)
         self._bundle_id, self._meters = manifest.bundle_id, {}
         learnt_id, learnt = self._learnt
         for network, info in manifest.networks.items():
@@ -67,7 +71,7 @@ class DriftMeters:
                 by_class=by_class,
             )
             self._metrics.promises_broken.labels(network)
-            for gauge in (self._metrics.drift, self._metrics.drift_highest):
+            for gauge in gauges:
                 gauge.labels(network).set(0.0 if sizes else np.nan)
 
     def see(self, answer: v1.ClassifyResponse) -> None:

@@ -79,11 +79,11 @@ class Prober:
                 await self._probe_all()
 
     async def _learn(self, learnt: ServedBundle) -> None:
-        for network in set(self._serving) - set(learnt.manifest.networks):
-            await self._set(network, False)
-            del self._serving[network]
         self._manifest = learnt.manifest
         self._on_bundle(learnt)
+        for network in set(self._serving) - set(learnt.manifest.networks):
+            del self._serving[network]  # before it is told of: whether all are ready is asked meanwhile
+            await self._on_change(network, False)
 
     async def _probe_all(self) -> None:
         if self._manifest is not None:

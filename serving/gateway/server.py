@@ -236,7 +236,10 @@ class Gateway:
         self.journal.write("bundle", bundle_id=behind.manifest.bundle_id, name=behind.manifest.name)
 
     async def _changed(self, network: str, serving: bool) -> None:
-        self.metrics.serving.labels(network).set(int(serving))
+        if network in self.manifest.networks:
+            self.metrics.serving.labels(network).set(int(serving))
+        else:  # of the bundle before: its 0 would page for ever
+            self.metrics.serving.remove(network)
         self.journal.write("network", network=network, serving=serving)
         state = self._serving if serving else self._not_serving
         everything = self._serving if self._behind.prober.ready else self._not_serving

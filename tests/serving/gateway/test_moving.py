@@ -17,10 +17,12 @@ from bundle import Bundle, tensors
 from bundle.errors import EndpointError
 from serving.gateway.asked import Asked
 from serving.gateway.generated import fieldmark_pb2 as v1
+from serving.gateway.health import networks
 from serving.gateway.server import Gateway
 from serving.gateway.shadow import MOST, Seen
 from serving.gateway.upstream import TritonAddress
 from tests.serving.gateway.gateway_thread import encode, metric, running, stub_of
+from tests.serving.gateway.test_health import NAME, NOT_SERVING, SERVING, health
 from tests.serving.triton.played import PlayedTriton, listen
 
 GOOD = v1.ClassifyRequest(image=encode(np.full((40, 40, 3), 140, np.uint8)), network=tensors.FULL)
@@ -127,6 +129,47 @@ def test_health_is_that_of_where_it_is(two: Two, other: Bundle) -> None:
     assert two.classify().bundle_id == other.bundle_id
     two.second.before = silent
     until(lambda: metric(two.gateway, "serving", network=tensors.FULL) == 0)
+
+
+def assert_full_alone(gateway: Gateway) -> None:
+    """Nothing pages for a network that is gone, and nobody who asks for health waits for it."""
+    for name in ("serving", "drift_log10", "drift_highest_log10"):
+        families = [each for each in gateway.metrics.registry.collect() if each.name == f"fieldmark_gateway_{name}"]
+        assert [each.labels["network"] for each in families[0].samples] == [tensors.FULL], name
+    assert networks(f"http://127.0.0.1:{gateway.metrics_port}/metrics", 10.0) == {tensors.FULL: True}
+    assert health(gateway, "") == health(gateway, f"{NAME}/{tensors.FULL}") == SERVING
+    assert health(gateway, f"{NAME}/{tensors.ATTENTION}") == NOT_SERVING
+
+
+@pytest.fixture(scope="module")
+def alone(make_toy_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_toy_bundle(tmp_path_factory.mktemp("alone") / "bundle", name="alone", networks=(tensors.FULL,))
+
+
+def test_a_network_that_the_next_bundle_lacks_is_forgotten(toy_bundle: Bundle, alone: Bundle) -> None:
+    first, second = PlayedTriton(toy_bundle), PlayedTriton(alone)
+    (server, address), (another, another_address) = listen(first), listen(second)
+    with running(address, bundle=toy_bundle) as gateway, stub_of(gateway) as stub:
+        both = Two(first, second, gateway, another_address, stub)
+        both.do(gateway.move(both.address, alone))
+        assert_full_alone(gateway)
+        both.do(gateway.move(TritonAddress(url=address), toy_bundle))
+        assert metric(gateway, "serving", network=tensors.ATTENTION) == 1
+        assert health(gateway, f"{NAME}/{tensors.ATTENTION}") == SERVING
+    for each in (server, another):
+        each.stop(0).wait()
+
+
+def test_a_network_that_goes_behind_the_same_address_is_forgotten(toy_bundle: Bundle, alone: Bundle) -> None:
+    played, narrower = PlayedTriton(toy_bundle), PlayedTriton(alone)
+    server, address = listen(played)
+    with running(address, probe_seconds=0.3) as gateway:
+        played.local, played.configs = narrower.local, narrower.configs
+        until(lambda: gateway.manifest.bundle_id == alone.bundle_id)
+        until(lambda: health(gateway, f"{NAME}/{tensors.ATTENTION}") == NOT_SERVING)
+        until(lambda: health(gateway, "") == SERVING)
+        assert_full_alone(gateway)
+    server.stop(0).wait()
 
 
 # In the shadow
