@@ -51,7 +51,9 @@ class Metrics:
         )
         self.quarantine_written = make(Counter, "quarantine_written", "Images put into quarantine.", ("reason",))
         self.quarantine_dropped = make(Counter, "quarantine_dropped", "Images that should be there and are not.")
-        self.quarantine_removed = make(Counter, "quarantine_removed", "Images removed to keep within its bounds.")
+        self.quarantine_removed = make(
+            Counter, "quarantine_removed", "Images removed for their age, or for the size of all.", ("why",)
+        )
         self.quarantine_bytes = make(Gauge, "quarantine_bytes", "Bytes of the quarantine.")
         self.lost_audit_lines = make(Counter, "lost_audit_lines", "Lines of the audit log that were not written.")
         self.spans = make(Counter, "spans", "Spans of traces: made, and sent to the collector.", ("outcome",))

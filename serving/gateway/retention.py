@@ -15,6 +15,7 @@ from serving.gateway.options import CLOSE_SECONDS
 from serving.gateway.rotation import RotatedFile
 from serving.quarantine.entry import FLAGGED, SAMPLE, Case, LayerEvidence
 from serving.quarantine.options import QuarantineOptions
+from serving.quarantine.pruning import AGE, SIZE
 from serving.quarantine.store import open_store
 from serving.quarantine.writer import Quarantine
 
@@ -48,6 +49,8 @@ class Retention:
         self._audit = AuditLog(options.audit, lost=self._lost) if options.audit else None
         for reason in (FLAGGED, SAMPLE):
             metrics.quarantine_written.labels(reason)  # so that a rate sees the first one
+        for why in (AGE, SIZE):
+            metrics.quarantine_removed.labels(why)
         if options.quarantine is not None:
             self._quarantine = Quarantine(options.quarantine, self)
 
@@ -76,8 +79,8 @@ class Retention:
         self._metrics.quarantine_dropped.inc(count)
         self._said("quarantine", why)
 
-    def pruned(self, removed: int) -> None:
-        self._metrics.quarantine_removed.inc(removed)
+    def pruned(self, removed: int, why: str) -> None:
+        self._metrics.quarantine_removed.labels(why).inc(removed)
 
     def holds(self, size: int) -> None:
         self._metrics.quarantine_bytes.set(size)

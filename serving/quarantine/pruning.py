@@ -1,5 +1,6 @@
 """What must go so that a quarantine keeps within its bounds: the oldest first, and only what is named like ours."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -7,12 +8,14 @@ from datetime import datetime, timedelta
 from serving.quarantine.entry import RECORD, is_day, split_name
 from serving.quarantine.store import Store
 
+AGE, SIZE = "age", "size"  # why an entry goes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """How many entries were removed, and the bytes of the files of ours that are left."""
+    """How many entries were removed, by why, and the bytes of the files of ours that are left."""
 
-    removed: int
+    removed: Counter[str]
     bytes: int
 
 
@@ -34,15 +37,16 @@ def prune(store: Store, *, most: int, now: datetime, days: float) -> Pruned:
     found = sorted(_ours(store), key=lambda each: (each.day, each.stem))
     oldest = now - timedelta(days=days)
     limit = (f"{oldest:%Y-%m-%d}", f"{oldest:%H%M%S}")
-    held, removed = sum(each.bytes for each in found), 0
+    held, removed = sum(each.bytes for each in found), Counter[str]()
     for each in found:
-        if held <= most and (each.day, each.stem) >= limit:
+        why = AGE if (each.day, each.stem) < limit else SIZE
+        if why == SIZE and held <= most:
             break
         # Its record goes first: what is half removed is no entry any more.
         for name in sorted(each.sizes, key=lambda name: not name.endswith(RECORD)):
             store.remove(each.day, name)
         held -= each.bytes
-        removed += 1
+        removed[why] += 1
     today = f"{now:%Y-%m-%d}"
     for day in filter(is_day, store.folders()):
         if day < today:

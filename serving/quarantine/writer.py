@@ -37,8 +37,8 @@ class Watcher(Protocol):
         """Some are lost; `why` is a sentence without a place."""
         ...
 
-    def pruned(self, removed: int) -> None:
-        """So many of the oldest were removed."""
+    def pruned(self, removed: int, why: str) -> None:
+        """So many of the oldest were removed, for their AGE or for all entries' SIZE."""
         ...
 
     def holds(self, size: int) -> None:
@@ -117,8 +117,8 @@ class Quarantine:
         done = prune(self._store, most=most, now=datetime.now(UTC), days=self._options.days)
         self._held = done.bytes
         self._watcher.holds(done.bytes)
-        if done.removed:
-            self._watcher.pruned(done.removed)
+        for why, removed in done.removed.items():
+            self._watcher.pruned(removed, why)
 
     def _failed(self, problem: Exception) -> None:
         """A look that failed costs no copy by itself; the next one to be written looks again."""

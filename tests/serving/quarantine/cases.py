@@ -51,7 +51,7 @@ class Told:
     def __init__(self) -> None:
         self.kept: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
-        self.removed = 0
+        self.removed: Counter[str] = Counter()
         self.bytes: int | None = None
         self.failed_looks = 0
         self._lock = threading.Lock()
@@ -64,8 +64,8 @@ class Told:
             self.lost[why] += count
             self.failed_looks += not count
 
-    def pruned(self, removed: int) -> None:
-        self.removed += removed
+    def pruned(self, removed: int, why: str) -> None:
+        self.removed[why] += removed
 
     def holds(self, size: int) -> None:
         self.bytes = size

@@ -8,6 +8,7 @@ import pytest
 
 from bundle.errors import MissingExtra, QuarantineError
 from serving.quarantine.options import QuarantineOptions
+from serving.quarantine.pruning import SIZE
 from serving.quarantine.reader import entries, read_image
 from serving.quarantine.store import open_store
 from serving.quarantine.writer import Quarantine
@@ -43,7 +44,7 @@ def test_the_store_keeps_within_its_bounds(bucket: str) -> None:
     left = held(bucket)
     assert [entry.request_id for entry in left] == [str(place) for place in range(5)][-len(left) :]
     assert 1 <= len(left) <= 3
-    assert told.removed == 5 - len(left)
+    assert told.removed == {SIZE: 5 - len(left)}
     store = open_store(bucket)
     assert sum(sum(store.files(day).values()) for day in store.folders()) == told.bytes
 

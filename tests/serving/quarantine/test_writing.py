@@ -15,6 +15,7 @@ import serving.quarantine.writer as writer
 from bundle.errors import OptionError, QuarantineError
 from serving.quarantine.entry import Entry
 from serving.quarantine.options import QuarantineOptions
+from serving.quarantine.pruning import AGE, SIZE
 from serving.quarantine.reader import entries, read_image
 from serving.quarantine.store import LEFT_SECONDS, Folder
 from serving.quarantine.writer import Quarantine
@@ -135,7 +136,7 @@ def test_the_oldest_go_when_there_is_no_room(tmp_path: Path) -> None:
     left = [entry.received for entry in held(tmp_path / "q")]
     assert left == [each.received for each, _ in offers][-len(left) :]
     assert 8 <= len(left) <= 10
-    assert told.removed == 30 - len(left)
+    assert told.removed == {SIZE: 30 - len(left)}
     assert told.bytes == size_of(tmp_path / "q") <= 10 * each
     assert not (tmp_path / "q" / "2025-11-26").exists(), "a day with nothing in it goes, too"
 
@@ -154,7 +155,7 @@ def test_what_is_too_old_goes(tmp_path: Path) -> None:
     keep(tmp_path, *((case(now - timedelta(days=age), request_id=str(age)), picture()) for age in ages))
     told = keep(tmp_path, days=30.0)
     assert [entry.request_id for entry in held(tmp_path)] == ["29", "0"]
-    assert (told.removed, told.bytes) == (2, size_of(tmp_path))
+    assert (told.removed, told.bytes) == ({AGE: 2}, size_of(tmp_path))
 
 
 def test_only_what_is_ours_is_counted_and_removed(tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_an_end_that_is_too_short_counts_what_is_lost(tmp_path: Path, monkeypatc
 
 def test_an_image_larger_than_everything_is_lost_and_nothing_else(tmp_path: Path) -> None:
     told = keep(tmp_path, (case(), picture(side=4)), (case(), picture(side=64)), bytes=5000)
-    assert (told.kept, sum(told.lost.values()), told.removed) == ({"flagged": 1}, 1, 0)
+    assert (told.kept, sum(told.lost.values()), told.removed) == ({"flagged": 1}, 1, {})
 
 
 def test_a_folder_that_is_gone_is_made_again(tmp_path: Path) -> None:
