@@ -6,10 +6,16 @@ from typing import Any
 
 
 def note_expiry(metrics: Any, files: Iterable[Path]) -> None:
-    """Have a gateway's metrics show when each certificate of the Envoy before it is over."""
+    """Have a gateway's metrics show when each certificate of the Envoy before it is over; of one name, the first end.
+
+    A whole path would tell them apart, and tell of this machine.
+    """
+    ends: dict[str, float] = {}
     for file in files:
         if (seconds := expires(file)) is not None:
-            metrics.certificate_expires.labels(file.name).set(seconds)
+            ends[file.name] = min(seconds, ends.get(file.name, seconds))
+    for name, seconds in ends.items():
+        metrics.certificate_expires.labels(name).set(seconds)
 
 
 def expires(file: Path) -> float | None:

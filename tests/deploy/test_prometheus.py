@@ -19,8 +19,9 @@ import pytest
 import yaml
 
 from bundle import Bundle
-from serving.envoy.expiry import expires
+from serving.envoy.expiry import expires, note_expiry
 from serving.gateway.generated import fieldmark_pb2 as v1
+from serving.gateway.metrics import Metrics
 from serving.gateway.retention import RetentionOptions
 from serving.gateway.server import Gateway, free_port
 from serving.gateway.tally import Tally
@@ -297,6 +298,18 @@ def test_the_certificate_and_what_was_replaced_are_shown(watched: Watched, tmp_p
     assert 999 * 3600 < float(left["value"][1]) < 1001 * 3600
     (count,) = watched.ask("query", query="fieldmark_gateway_replaced_total")["result"]
     assert (count["metric"]["who"], count["value"][1]) == ("tritonserver", "0")
+
+
+@pytest.mark.parametrize("first", ["certificate", "client_ca"])
+def test_of_two_files_of_one_name_the_first_end_counts(tmp_path: Path, first: str) -> None:
+    files = [tmp_path / place / "tls.pem" for place in ("certificate", "client_ca")]  # as the gateway is given them
+    for file in files:
+        file.parent.mkdir()
+        make_certificate(file.parent, "tls", hours=5 if file.parent.name == first else 9)
+    metrics = Metrics()
+    note_expiry(metrics, files)
+    found = metrics.registry.get_sample_value("fieldmark_gateway_certificate_expires", {"file": "tls.pem"})
+    assert found == expires(tmp_path / first / "tls.pem")
 
 
 def test_of_a_chain_the_first_end_counts(tmp_path: Path) -> None:
