@@ -57,6 +57,34 @@ def test_the_unit_starts_a_command_that_there_is(started: list[str]) -> None:
     assert started[:2] == ["/opt/fieldmark/.venv/bin/fieldmark", "serve"]
     context = command.make_context("serve", started[2:])
     assert context.params["log"]
+    assert context.params["json"], "its first line is one of JSON too"
+
+
+JOURNAL = """\
+Started Fieldmark: a bundle on Triton behind fieldmark.v1.
+{"event": "request", "flagged": true, "reason": "BUG", "bug": "KeyError", "request_id": "mine"}
+{"event": "request", "flagged": false, "reason": "", "request_id": "other"}
+fieldmark.service: Main process exited, code=killed, status=9/KILL
+{"event": "request", "flagged": true, "reason": "BUG", "bug": "KeyError", "request_id": "last"}
+"""
+
+
+@pytest.mark.parametrize("page", ["alerts.md", "observability.md"])
+def test_what_the_pages_ask_of_a_journal_is_found_among_sentences(page: str) -> None:
+    if shutil.which("jq") is None:
+        pytest.skip("no jq here")
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    ((options, asked),) = re.findall(r"\bjq (-\w+ )?'([^']*select[^']*)'", text)
+    command = ["jq", *options.split(), asked]
+    run = subprocess.run(command, input=JOURNAL, capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert [name in run.stdout for name in ("mine", "last", "other")] == [True, True, False]
+
+
+@pytest.mark.parametrize("page", ["alerts.md", "serve.md"])
+def test_the_unit_is_told_to_go_back_where_it_listens(started: list[str], page: str) -> None:
+    place = started[started.index("--control") + 1]
+    assert f"fieldmark roll back {place}" in (ROOT / "docs" / page).read_text(encoding="utf-8")
 
 
 def test_the_unit_restarts_it_and_gives_it_time_to_drain(started: list[str]) -> None:
