@@ -24,6 +24,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds
 _TOKENS, _TOKENS_PER_CALL = 10.0, 0.1  # so at most a tenth more calls than were asked for, after the first ten
 
 _TOO_OFTEN, _TOO_MANY = "too many requests", "concurrent rpc limit"  # in Envoy's words, in gRPC's
+_TOO_OLD = "max connection age"
 _BUSY_SECONDS = 1.0  # after which RESOURCE_EXHAUSTED is worth another try, where it names no time
 _START = "Start one: fieldmark serve BUNDLE"
 _SENTENCES = {
@@ -33,6 +34,10 @@ _SENTENCES = {
     "DEADLINE_EXCEEDED": ("{url} did not answer in time", "Give it longer, or try again later."),
     "UNAVAILABLE": ("{url} is not available ({details})", "It may be starting, or want TLS and a key."),
     _TOO_MANY: ("{url} has more calls than it takes at a time ({details})", "Try again in a moment."),
+    _TOO_OLD: (
+        "{url} has cut a call, since its connection has grown too old ({details})",
+        "Open a stream again, and send what has no answer yet.",
+    ),
     "CANCELLED": ("the call to {url} was cancelled", ""),
 }
 
@@ -169,6 +174,8 @@ def explain_error(problem: Any, url: str) -> RequestRefused:
         )
     if code == "RESOURCE_EXHAUSTED" and _TOO_MANY in words.lower():
         code, again = _TOO_MANY, _BUSY_SECONDS if again is None else again
+    if code == "UNAVAILABLE" and _TOO_OLD in words.lower():
+        code = _TOO_OLD
     what, hint = _SENTENCES.get(code, ("{url} could not answer ({details})", ""))
     if code == "UNAVAILABLE" and any(each in words.lower() for each in NOBODY):
         what, hint = NOBODY_ANSWERS, _START

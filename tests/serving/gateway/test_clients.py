@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,7 @@ from serving.gateway.handlers import SERVICE
 from serving.gateway.server import Gateway
 from tests.conftest import LABELS
 from tests.serving.gateway.certificates import make_certificate
-from tests.serving.gateway.gateway_thread import encode
+from tests.serving.gateway.gateway_thread import encode, running
 
 GOOD = encode(np.full((40, 40, 3), 140, np.uint8))
 Ask = Callable[..., Any]
@@ -132,6 +133,30 @@ def test_streams_of_both_clients(gateway: Gateway) -> None:
             return {each.id async for each in client.classify_stream(images(), top_k=2)}
 
     assert asyncio.run(play()) == {name for name, _ in pairs}
+
+
+def test_a_stream_that_is_cut_says_so_and_can_go_on(played_url: str) -> None:
+    waiting, answered = [f"{number}" for number in range(40)], []
+
+    def images() -> Iterator[tuple[str, bytes]]:
+        for name in list(waiting):
+            time.sleep(0.05)
+            yield name, GOOD
+
+    ends: list[str] = []
+    limits = {"connection_seconds": 0.5, "timeout": 0.5, "stall_seconds": 0.1}
+    with running(played_url, **limits) as gateway, FieldmarkClient(gateway.url) as client:
+        while waiting:
+            try:
+                for answer in client.classify_stream(images()):
+                    waiting.remove(answer.id)
+                    answered.append(answer.id)
+            except RequestRefused as problem:
+                ends.append(str(problem))
+    assert len(set(answered)) == len(answered) == 40
+    assert ends
+    assert all("has grown too old (max connection age)" in end for end in ends)
+    assert all(end.endswith("Open a stream again, and send what has no answer yet.") for end in ends)
 
 
 @both
