@@ -12,6 +12,7 @@ MIB = 1024 * 1024
 MESSAGE_MARGIN = (
     MIB  # of a message beyond its image: names, ids, and an image that is a little too large for a sentence
 )
+SPARE_CALLS = 64  # for health, reflection and descriptions, beside what may classify
 METADATA_BYTES = 8 * 1024
 CLOSE_SECONDS = 5.0  # that a drained gateway takes at most for what is still to be kept of requests
 _UNCHECKED = (
@@ -78,6 +79,11 @@ class GatewayOptions:
     def message_bytes(self) -> int:
         """The largest message that gRPC lets in."""
         return self.image_bytes + MESSAGE_MARGIN
+
+    @property
+    def calls(self) -> int:
+        """The most calls at a time; each may have a message that is still arriving."""
+        return 2 * (self.concurrency + self.queue_size) + self.streams + SPARE_CALLS
 
 
 def flag(name: str) -> str:

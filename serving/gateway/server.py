@@ -33,7 +33,6 @@ from serving.gateway.upstream import TritonAddress
 
 EVERYTHING = ""  # health's name for the server as a whole
 _EXPIRY_SECONDS = 30.0  # between two looks at certificates
-_SPARE_CALLS = 64  # for health, reflection and descriptions, beside what may classify
 _CALLS_OF_A_CONNECTION = 1024
 _NO_COMPRESSION = 1  # of gRPC's algorithms, the first bit alone: images are compressed already, and bombs are
 LINGER_SECONDS = 0.5  # calls that are on their way when it stops are refused by name; gRPC itself would cut them off
@@ -205,7 +204,7 @@ class Gateway:
                 ("grpc.keepalive_time_ms", 30_000),  # a caller that is gone without a word is noticed
                 ("grpc.keepalive_timeout_ms", 10_000),
             ],
-            maximum_concurrent_rpcs=2 * (options.concurrency + options.queue_size) + options.streams + _SPARE_CALLS,
+            maximum_concurrent_rpcs=options.calls,
         )
         self._health, self._not_serving = health.aio.HealthServicer(), health_pb2.HealthCheckResponse.NOT_SERVING
         self._serving = health_pb2.HealthCheckResponse.SERVING

@@ -15,6 +15,7 @@ import yaml
 from prometheus_client import generate_latest
 
 from serving.envoy.keys import read_keys
+from serving.envoy.limits import HEAP_BYTES
 from serving.envoy.routes import HEALTH_PATH
 from serving.gateway.handlers import SERVICE
 from serving.gateway.metrics import STAGES, Metrics
@@ -160,7 +161,10 @@ def test_memory_holds_what_the_gateway_may_hold(overlay: str) -> None:
     pixels = int(limits["cpu"]) * options.pixels * 3 * 2
     held = 2 * a_network + streams + pixels
     assert f"{held / GIB:.1f} GiB at most" in PAGE
+    arriving = f"up to {options.calls * options.message_bytes / GIB:.1f} GiB"
+    assert arriving in PAGE, "no limit holds those: the page says so"
     beside = 2 * GIB if overlay != "gpu" else 0  # Triton, with an instance of each network for four cores
+    beside += HEAP_BYTES if overlay == "strangers" else 0
     assert held + beside < quantity(limits["memory"])
 
 

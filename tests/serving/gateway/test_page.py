@@ -12,6 +12,7 @@ from serving.envoy.refusals import REFUSALS
 from serving.gateway.cli import app
 from serving.gateway.failures import FAILURES
 from serving.gateway.metrics import PREFIX, Metrics
+from serving.gateway.options import GatewayOptions
 
 PAGE = (Path(__file__).parents[3] / "docs" / "gateway.md").read_text()
 
@@ -53,6 +54,11 @@ def test_every_flag_is_on_the_page() -> None:
         if each.default not in (None, False):
             shown = f"{each.default:g}" if isinstance(each.default, float) else str(each.default)
             assert found[each.opts[0]].replace(",", "") == shown
+
+
+def test_what_still_arrives_is_on_the_page() -> None:
+    options = GatewayOptions()
+    assert f"{options.calls * options.message_bytes / 2**30:.1f} GiB by default" in PAGE
 
 
 def test_every_metric_is_on_the_page() -> None:
