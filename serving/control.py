@@ -76,7 +76,8 @@ def tell(path: Path, verb: str, /, *, seconds: float, **facts: Any) -> dict[str,
         raise EndpointError(f"no answer at {path} within {seconds:g} seconds") from None
     except OSError as problem:
         reason = (problem.strerror or str(problem)).lower()
-        raise EndpointError(f"nobody listens at {path} ({reason})", hint="Is it running? See its log.") from None
+        hint = "Is it running? See its log, or name its --control SOCKET."
+        raise EndpointError(f"nobody listens at {path} ({reason})", hint=hint) from None
     if not line.endswith(b"\n"):
         raise EndpointError(f"what listened at {path} ended before it answered", hint="See its log.")
     try:
