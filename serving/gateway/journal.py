@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import queue
 import re
 import threading
@@ -25,7 +26,7 @@ class Journal:
     """`write(event, **facts)` never blocks; `lost` is called for a line that did not fit."""
 
     def __init__(self, stream: TextIO | None, *, lost: Callable[[], object] = lambda: None) -> None:
-        self._stream, self.lost = stream, lost
+        self._given, self._stream, self.lost = stream, _own(stream), lost
         self._lines: queue.Queue[str | None] = queue.Queue(MAX_LINES)
         self._said: dict[str, tuple[float, int]] = {}  # when something was said last, and how often it was not since
         self._writer = threading.Thread(target=self._work, name="journal", daemon=True)
@@ -72,6 +73,9 @@ class Journal:
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=seconds)
         self._writer.join(timeout=seconds)
+        if self._stream is not None and self._stream is not self._given and not self._writer.is_alive():
+            with contextlib.suppress(OSError):
+                self._stream.close()
 
     def _work(self) -> None:
         while (line := self._lines.get()) is not None:
@@ -93,6 +97,18 @@ class _Libraries(logging.Handler):
         if record.exc_info and record.exc_info[0] is not None:  # its name alone: its text may be anything
             facts["exception"] = record.exc_info[0].__name__
         self._journal.write("library", **facts)
+
+
+def _own(stream: TextIO | None) -> TextIO | None:
+    """Where `stream` leads, by a file of its own: a writer that waits would hold the lock of `stream`, and so the end
+    of the process, which flushes it."""
+    if stream is None:
+        return None
+    try:
+        stream.flush()
+        return open(os.dup(stream.fileno()), "w", encoding="utf-8", errors="backslashreplace")
+    except (OSError, ValueError):  # a stream in memory
+        return stream
 
 
 def shorten(text: str) -> str:

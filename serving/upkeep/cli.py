@@ -1,10 +1,10 @@
 """`fieldmark serve`: a bundle on a real Triton, the gateway before it, and both kept up."""
 
-import contextlib
 import json as jsonlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ from serving.envoy.flags import (
     Reflection,
 )
 from serving.envoy.options import DEFAULTS
-from serving.gateway.journal import shorten
+from serving.gateway.journal import Journal, shorten
 from serving.gateway.retention_flags import AuditFile, Place
 from serving.upkeep.keeper import keep
 from serving.upkeep.notify import ALIVE, READY, STOPPING, notify
@@ -174,14 +174,14 @@ def serve(
         traces=collector_url(triton_otlp) if triton_otlp else "",
         **{name: given[name] for name in _AS_THEY_ARE},
     )
-    talk = Console(stderr=True, soft_wrap=True, highlight=False)
-    with asked(watch) as heard, private_folder() as folder:
+    # Nothing here may wait for who reads stderr: it would keep nothing up, and hear no signal.
+    with closing(Journal(sys.stderr)) as journal, asked(watch) as heard, private_folder() as folder:
         serving = Serving(
             options,
             folder,
-            lambda event, facts: _tell(event, facts, talk, log),
-            on_log=_listener("gateway", log),
-            on_triton_log=_listener("triton", log) if verbose else None,
+            lambda event, facts: journal.copy(_told(event, facts, log)),
+            on_log=_listener("gateway", journal, log),
+            on_triton_log=_listener("triton", journal, log) if verbose else None,
         )
 
         def stopped() -> bool:
@@ -191,18 +191,22 @@ def serve(
                 serving.roller.look_at_once()
             return bool(heard.signals)
 
+        def show(step: str) -> None:
+            if sys.stderr and sys.stderr.isatty():
+                journal.copy(step)
+
         try:
-            serving.start(stopped, talk.status)
+            serving.start(stopped, show)
             if heard.signals:
-                talk.print("stopped before the server was ready; nothing was left behind")
+                journal.copy("stopped before the server was ready; nothing was left behind")
                 raise typer.Exit(128 + heard.signals[0])
             _announce(serving, json)
             notify(READY)
             keep(serving.services, stopped, serving.tell)
         finally:
             notify(STOPPING)
-            with talk.status("answering what is in work, then stopping"):
-                serving.stop()
+            show("answering what is in work, then stopping")
+            serving.stop()
 
 
 _AS_THEY_ARE = (
@@ -219,7 +223,7 @@ class Heard:
     look_at_once: bool = False
 
 
-@contextlib.contextmanager
+@contextmanager
 def asked(watching: bool) -> Iterator[Heard]:
     """Collects SIGINT, SIGTERM and SIGHUP instead of dying of them, so that starting and stopping end in good order.
 
@@ -245,9 +249,9 @@ def asked(watching: bool) -> Iterator[Heard]:
             signal.signal(number, handler)
 
 
-def _listener(event: str, log: bool) -> Callable[[str], None]:
+def _listener(event: str, journal: Journal, log: bool) -> Callable[[str], None]:
     """What takes the lines of a process's log: passes them on, with `log` as JSON if they are not that already."""
-    return (lambda line: _pass_on(as_json(event, line))) if log else _pass_on
+    return (lambda line: journal.copy(as_json(event, line))) if log else journal.copy
 
 
 def as_json(event: str, line: str) -> str:
@@ -259,19 +263,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _pass_on(line: str) -> None:
-    with contextlib.suppress(OSError):  # a log that nobody reads any more must not stop the server
-        sys.stderr.write(f"{line}\n")  # at once: threads that print write the end of a line by itself
-        sys.stderr.flush()
-
-
-def _tell(event: str, facts: dict[str, object], talk: Console, log: bool) -> None:
+def _told(event: str, facts: dict[str, object], log: bool) -> str:
+    """What has happened as a line: for a person, with `log` for a machine."""
     if log:
-        _pass_on(jsonlib.dumps({"time": _now(), "event": event, **facts}))
-        return
+        return jsonlib.dumps({"time": _now(), "event": event, **facts})
     note = f" ({facts['note']})" if "note" in facts else ""
-    with contextlib.suppress(OSError):
-        talk.print(escape(printable(_SENTENCES[event].format(**facts) + note)))
+    return printable(_SENTENCES[event].format(**facts) + note)
 
 
 def _announce(serving: Serving, json: bool) -> None:

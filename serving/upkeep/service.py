@@ -56,8 +56,8 @@ class Serving:
         self.gateway: GatewayProcess | None = None
         self.services: list[Service] = []
 
-    def start(self, stopped: Stopped, show: Callable[[str], Any]) -> None:
-        """Start all of it; raises a FieldmarkError, and returns early if `stopped` says so. `show` names each step."""
+    def start(self, stopped: Stopped, show: Callable[[str], None]) -> None:
+        """Start all of it; raises a FieldmarkError, returns early if `stopped` says so. `show` hears of each step."""
         options, source = self.options, Source(self.options.path)
         if options.control is not None and options.rolls:
             check_socket(options.control)
@@ -68,15 +68,15 @@ class Serving:
         self._tally = Tally(self._folder / "replaced.json", whos)
         server = self._triton(bundle)
         self._watch = TritonWatch(server)
-        with show("starting Triton"):
-            server.start(cancelled=stopped)
+        show("starting Triton")
+        server.start(cancelled=stopped)
         if options.rolls:
             self._link(server)
             self._forward_metrics()
         self.services.append(self._watch)
         if options.gateway and not stopped():
-            with show("starting the gateway"):
-                self._start_gateway(server, stopped)
+            show("starting the gateway")
+            self._start_gateway(server, stopped)
             if not stopped():
                 self._start_envoy()
         if self.gateway is not None and store is not None and not stopped():
