@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import socketserver
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from bundle.errors import EndpointError, FieldmarkError, OptionError, ServerErro
 
 MAX_BYTES = 1 << 16  # of a line
 LONGEST_PATH = 107  # bytes of a socket's path, as the kernel takes them
+_ELSEWHERE = "Name another place for orders: --control SOCKET"
 Handle = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -27,10 +29,11 @@ class Control:
     def __init__(self, path: Path, handle: Handle) -> None:
         self.path, self._handle = path, handle
         self._server: socketserver.BaseServer | None = None
+        self._made: os.stat_result | None = None
 
     def open(self) -> None:
-        """Listen; raises OptionError where no socket can be."""
-        check_socket(self.path)
+        """Listen; raises OptionError where no socket can be, or something else is."""
+        check_free(self.path)
         handle = self._handle
 
         class Call(socketserver.StreamRequestHandler):
@@ -44,10 +47,11 @@ class Control:
             daemon_threads = True
             block_on_close = False
 
-        self.path.unlink(missing_ok=True)  # of one that was killed
         before = os.umask(0o177)
         try:
+            self.path.unlink(missing_ok=True)  # of one that was killed
             self._server = Server(str(self.path), Call)
+            self._made = self.path.lstat()
         except OSError as problem:
             raise OptionError(f"no socket can be made at {self.path} ({problem.strerror})") from None
         finally:
@@ -59,8 +63,10 @@ class Control:
         server, self._server = self._server, None
         if server is not None:
             server.shutdown()
-            server.server_close()
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if self._made is not None and os.path.samestat(self._made, self.path.lstat()):
+                    self.path.unlink()
+            server.server_close()  # last: until then no other socket has the number of this inode
 
 
 def tell(path: Path, verb: str, /, *, seconds: float, **facts: Any) -> dict[str, Any]:
@@ -100,6 +106,23 @@ def check_socket(path: Path) -> None:
             f"{path} is too long for a socket: {len(os.fsencode(path))} bytes, and the most is {LONGEST_PATH}",
             hint="Name a shorter place; TMPDIR says where temporary ones are.",
         )
+
+
+def check_free(path: Path) -> None:
+    """Raise OptionError where no socket can be made at `path`: one at which nobody listens any more is no obstacle."""
+    check_socket(path)
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise OptionError(f"{path} is there already, and is no socket", hint=_ELSEWHERE)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(1)
+            connection.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return
+    except OSError as problem:
+        reason = (problem.strerror or str(problem)).lower()
+        raise OptionError(f"no socket can be made at {path} ({reason})", hint=_ELSEWHERE) from None
+    raise OptionError(f"somebody listens at {path} already", hint=_ELSEWHERE)
 
 
 def _answer(handle: Handle, line: bytes) -> bytes:

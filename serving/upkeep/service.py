@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bundle import Bundle
 from bundle.errors import BundleError, ServerError
 from serving.client.remote import UNIX
-from serving.control import Control, check_socket
+from serving.control import Control, check_free
 from serving.gateway.tally import Tally
 from serving.triton.command import GRPC_SOCKET, METRICS_SOCKET
 from serving.triton.server import TritonServer
@@ -60,8 +60,8 @@ class Serving:
         """Start all of it; raises a FieldmarkError, returns early if `stopped` says so. `show` hears of each step."""
         options, source = self.options, Source(self.options.path)
         if options.control is not None and options.rolls:
-            check_socket(options.control)
             prepare(options.control, ours=False)
+            check_free(options.control)
         store = Store(self._folder / "bundles", options.key) if options.rolls else None
         bundle = self._first(source, store)
         whos = (SERVER, WHO, *([ENVOY] if options.door else ()), *map(network_called, bundle.manifest.networks))

@@ -97,6 +97,35 @@ def test_what_a_killed_one_left_is_no_obstacle(tmp_path: Path) -> None:
 
 
 @pytest.mark.hostile
+@pytest.mark.parametrize("kind", ["a file", "a folder", "a link"])
+def test_what_lies_at_the_place_is_left_alone(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "orders"
+    {"a file": place.touch, "a folder": place.mkdir, "a link": lambda: place.symlink_to("theirs")}[kind]()
+    with pytest.raises(OptionError, match="is there already, and is no socket"):
+        Control(place, obey).open()
+    assert place.is_symlink() or place.exists()
+
+
+def test_orders_of_another_are_not_taken_over(place: Path) -> None:
+    second = Control(place, obey)
+    with pytest.raises(OptionError, match="somebody listens"):
+        second.open()
+    second.close()
+    assert tell(place, "do", seconds=10)
+
+
+def test_who_ends_leaves_the_socket_of_another(tmp_path: Path) -> None:
+    first, second = Control(tmp_path / "orders", obey), Control(tmp_path / "orders", obey)
+    first.open()
+    first.path.unlink()
+    second.open()
+    first.close()
+    assert tell(tmp_path / "orders", "do", seconds=10)
+    second.close()
+    assert not second.path.exists()
+
+
+@pytest.mark.hostile
 def test_a_place_where_no_socket_can_be(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="too long for a socket"):
         Control(tmp_path / ("x" * LONGEST_PATH), obey).open()
