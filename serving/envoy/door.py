@@ -1,14 +1,14 @@
 """Who lets an Envoy stand before a gateway that it starts, decided by its flags: `fieldmark gateway` and `serve`."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bundle.errors import OptionError
 from serving.envoy.options import DEFAULTS, SHARED, EnvoyOptions
-from serving.gateway.options import GatewayOptions, is_loopback
+from serving.gateway.options import GatewayOptions, flag, is_loopback
 
 NEEDED = ("certificate", "certificate_key", "keys")
 FLAGS = (*NEEDED, "client_ca", "rate", "burst", "connections", "health", "reflection", "envoy")
@@ -29,13 +29,15 @@ class Door:
             raise OptionError(str(problem)) from None
 
 
-def find_door(given: Mapping[str, Any], host: str, port: int, limits: Mapping[str, Any]) -> Door | None:
+def find_door(
+    given: Mapping[str, Any], host: str, port: int, limits: Mapping[str, Any], *, kept: Collection[str] = ()
+) -> Door | None:
     """The Envoy that the flags of a command ask for, None for none. `given` has the values of `FLAGS`, and `insecure`;
-    `limits` are the gateway's, as far as they are known yet.
+    `limits` are the gateway's, as far as they are known yet, and `kept` the flags that it keeps without Envoy too.
 
     Raises OptionError where strangers would find an open door, and for everything that can be wrong with it.
     """
-    names = [f"--{name.replace('_', '-')}" for name in NEEDED]
+    names = [flag(name) for name in NEEDED]
     missing = [name for name, field in zip(names, NEEDED, strict=True) if given[field] is None]
     if missing == names:
         if not given["insecure"] and not is_loopback(host):
@@ -43,6 +45,11 @@ def find_door(given: Mapping[str, Any], host: str, port: int, limits: Mapping[st
                 f"--host {host} can be reached by others, and the gateway asks nobody who they are",
                 hint=f"Give {', '.join(names)}, and Envoy asks them; or say --insecure.",
             )
+        for name in FLAGS[len(NEEDED) :]:
+            if name not in kept and given[name] != DEFAULTS.get(name):
+                raise OptionError(
+                    f"{flag(name)} is for Envoy, and none is asked for", hint=f"Give {', '.join(names)} too."
+                )
         return None
     if missing:
         raise OptionError(f"{', '.join(missing)} is missing", hint=f"Envoy needs {', '.join(names)}.")

@@ -153,7 +153,8 @@ def gateway(
         options = GatewayOptions(**settings | {"expiry": ending})
     except ValueError as problem:
         raise OptionError(str(problem)) from None
-    door = find_door(given, options.host, options.port, limits_of(options))
+    # Behind an Envoy of somebody else the gateway counts the images of streams itself.
+    door = find_door(given, options.host, options.port, limits_of(options), kept=("rate", "burst"))
     from serving.gateway.server import require_libraries
     from serving.gateway.upstream import TritonAddress
 

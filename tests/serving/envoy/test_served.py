@@ -106,6 +106,8 @@ def test_the_gateway_is_replaced_behind_it(served: Served, certificates: Path) -
         (["--insecure"], 6, "--insecure says that there are no keys"),
         (["--certificate", "/nowhere.pem"], 6, "/nowhere.pem: no such file"),
         (["--rate", "0"], 6, "--rate 0"),
+        (["--rate", "5"], 0, "--rate is for Envoy"),
+        (["--no-gateway", "--burst", "900"], 0, "--burst is for Envoy"),
         (["--no-gateway"], 6, "--keys is for the gateway"),
         (["--", "--keys", "keys"], 0, "--keys stands behind the --"),
         (["--", "--host=0.0.0.0"], 0, "--host stands behind the --"),
@@ -114,6 +116,7 @@ def test_the_gateway_is_replaced_behind_it(served: Served, certificates: Path) -
         (["--watch", "--no-gateway"], 0, "--watch and --no-gateway do not go together"),
         (["--key", "/nowhere.pem"], 0, "there is no key at /nowhere.pem"),
         (["--control", "/nowhere/orders"], 0, "/nowhere: no such file"),
+        (["--control", str(ROOT)], 0, "is there already, and is no socket"),
     ],
     ids=str,
 )
