@@ -35,13 +35,14 @@ class Rolled:
     def __init__(self, folder: Path, bundle: Bundle) -> None:
         self.faults: dict[str, Exception] = {}
         self.told: list[str] = []
+        self.ended: list[TritonServer] = []
         self.control = Control(folder / "gateway", self._gateway)
         self.control.open()
         gateway = GatewayProcess("", bundle.path, (), control=self.control.path, ports=(0, 0), drain_seconds=0)
         means = Means(
             store=Store(folder / "bundles", None),
             make=self._make,
-            end=lambda _: self._fail("end"),
+            end=self._end,
             moved=lambda _: self._fail("moved"),
             tell=lambda event, _: self.told.append(event),
         )
@@ -69,6 +70,10 @@ class Rolled:
     def _make(self, bundle: Bundle) -> TritonServer:
         self._fail("make")
         return Unstarted(bundle)
+
+    def _end(self, server: TritonServer) -> None:
+        self._fail("end")
+        self.ended.append(server)
 
     def _gateway(self, request: dict[str, Any]) -> dict[str, Any]:
         self._fail(request["verb"])
@@ -117,3 +122,11 @@ def test_a_gateway_that_does_not_tell_of_the_shadow_refuses_nothing(rolled: Roll
         assert found["shadow"] == {"bundle_id": other.bundle_id}
         assert found["refused"] == {}
     assert rolled.told == ["shadow"]
+
+
+def test_a_shadow_ends_while_the_gateway_is_away(rolled: Rolled, other: Bundle) -> None:
+    rolled.order(SHADOW, path=str(other.path), share=0.5)
+    rolled.control.close()
+    found = rolled.order(SHADOW)
+    assert ("shadow" in found, found["refused"]) == (False, {})
+    assert [server.bundle.bundle_id for server in rolled.ended] == [other.bundle_id]
