@@ -16,7 +16,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from bundle import Manifest, tensors
-from bundle.errors import BundleCorrupt, EndpointError, InputError
+from bundle.errors import BundleCorrupt, BundleUnsupported, EndpointError, InputError
 from bundle.manifest import parse_manifest
 from bundle.tensors import TensorSpec
 from serving.client.prediction import Outputs
@@ -146,6 +146,8 @@ def served_bundle(configs: Mapping[str, Any], url: str, expect_bundle: str | Non
         manifest = parse_manifest(text, f"the manifest at {url}")
     except BundleCorrupt as problem:
         raise EndpointError(problem.what, hint="Restart the server with a verified bundle.") from None
+    except BundleUnsupported as problem:
+        raise EndpointError(problem.what, hint=problem.hint) from None
     if manifest.bundle_id != bundle_id:
         raise EndpointError(f"the manifest at {url} does not match its bundle id", hint="Do not trust it.")
     if missing := sorted(set(manifest.networks) - set(configs)):

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 
 from bundle import Bundle, Manifest
-from bundle.errors import EndpointError
+from bundle.errors import EndpointError, first_line
 from serving.client.remote import ServedBundle
 from serving.gateway.probing import Prober
 from serving.gateway.upstream import Triton, TritonAddress
@@ -50,9 +50,12 @@ class Behind:
         return self._manifest
 
     @property
-    def dead(self) -> bool:
-        """Whether the prober has ended, which it does not by itself."""
-        return self._probing is not None and self._probing.done()
+    def death(self) -> str:
+        """What has ended the prober, in words; empty while it lives, and it does not end by itself."""
+        if self._probing is None or not self._probing.done():
+            return ""
+        problem = None if self._probing.cancelled() else self._probing.exception()
+        return "cancelled" if problem is None else f"{type(problem).__name__}: {first_line(problem)}"
 
     async def start(self, *, ready: bool = False) -> None:
         """Learn the bundle and probe once; raises EndpointError, with `ready` also where a network does not answer."""

@@ -249,8 +249,8 @@ async def _serve(work: _Work, log: Any, json: bool) -> None:
                 for process in (work.server, envoy):
                     if process is not None:
                         process.check()
-                if gateway.dead:
-                    raise ServerError("the gateway's prober died", hint="Start it again; its log says why.")
+                if gateway.death:
+                    raise ServerError(f"the gateway's prober died ({gateway.death})", hint="Start it again.")
 
 
 def _announce(gateway: Any, url: str, json: bool) -> None:

@@ -92,9 +92,9 @@ class Gateway:
         return self._service.stopping.is_set()
 
     @property
-    def dead(self) -> bool:
-        """Whether the prober has ended, which it does not: then nothing tells the truth about readiness any more."""
-        return self._behind.dead
+    def death(self) -> str:
+        """What has ended the prober, empty while it lives: without it nothing tells the truth about readiness."""
+        return self._behind.death
 
     async def move(self, address: TritonAddress, bundle: Bundle) -> None:
         """Answer from another Triton from now on; raises EndpointError, and then nothing has changed.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bundle import Bundle, tensors
-from bundle.errors import BundleUnsupported, EndpointError, FieldmarkError, InputError
+from bundle.errors import EndpointError, FieldmarkError, InputError
 from serving.client.local import LocalInference
 from serving.client.remote import TritonInference, explain, parse_url
 from tests.serving.triton.played import PlayedTriton, listen
@@ -194,7 +194,7 @@ def test_a_manifest_of_a_newer_schema(played: PlayedTriton, url: str) -> None:
     text = played.configs["full"].parameters["manifest"].string_value
     for config in played.configs.values():
         config.parameters["manifest"].string_value = text.replace('"schema":2', '"schema":3')
-    with pytest.raises(BundleUnsupported, match="schema 2"):
+    with pytest.raises(EndpointError, match=r"schema 2\. Upgrade"):
         TritonInference.connect(url)
 
 

@@ -120,6 +120,19 @@ def test_a_triton_that_comes_back_with_another_bundle(
     server.stop(0).wait()
 
 
+def test_a_bundle_that_this_version_does_not_know(played: PlayedTriton, played_url: str) -> None:
+    known = {name: config.SerializeToString() for name, config in played.configs.items()}
+    with running(played_url, probe_seconds=0.2) as gateway:
+        for config in played.configs.values():
+            config.parameters["bundle_id"].string_value = "0" * 64
+            config.parameters["manifest"].string_value = '{"schema":3}'
+        until(lambda: health(gateway, "") == NOT_SERVING)
+        for name, config in played.configs.items():
+            config.ParseFromString(known[name])
+        until(lambda: health(gateway, "") == SERVING)
+        assert gateway.death == ""
+
+
 def test_another_bundle_than_the_one_insisted_on(
     toy_bundle: Bundle, make_toy_bundle: MakeToyBundle, tmp_path: Path
 ) -> None:

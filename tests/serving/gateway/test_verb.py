@@ -21,6 +21,7 @@ from bundle import Bundle
 from serving.gateway.client import FieldmarkClient
 from serving.gateway.generated import fieldmark_pb2 as v1
 from serving.gateway.options import GatewayOptions, flag, is_loopback
+from serving.gateway.probing import Prober
 from serving.quarantine.reader import entries, read_image
 from serving.triton.server import TritonServer
 from tests.conftest import LABELS
@@ -93,6 +94,20 @@ def test_a_triton_that_dies_under_its_gateway(toy_bundle: Bundle) -> None:
     assert process.returncode == 1
     assert err.startswith("error: tritonserver died")
     assert "Traceback" not in err
+
+
+@pytest.mark.triton
+def test_what_ends_the_prober_is_said(
+    played_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(_: Prober) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(Prober, "run", fail)
+    with pytest.raises(SystemExit) as ended:
+        fieldmark.main(["gateway", played_url, "--port", "0", "--metrics-port", "0", "--quiet"])
+    assert ended.value.code == 1
+    assert "prober died (RuntimeError: nobody foresaw this)" in capsys.readouterr().err
 
 
 def example(*command: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
