@@ -14,6 +14,7 @@ MESSAGE_MARGIN = (
 )
 SPARE_CALLS = 64  # for health, reflection and descriptions, beside what may classify
 METADATA_BYTES = 8 * 1024
+LONGEST_SECONDS = 2**31 // 1000  # gRPC counts milliseconds
 CLOSE_SECONDS = 5.0  # that a drained gateway takes at most for what is still to be kept of requests
 _UNCHECKED = (
     "host",
@@ -74,6 +75,13 @@ class GatewayOptions:
             raise ValueError(f"--drain-seconds {self.drain_seconds:g} is not between 0 and 3600")
         if self.image_bytes + MESSAGE_MARGIN >= 2**31:
             raise ValueError(f"--image-bytes {self.image_bytes} is more than a message of gRPC can hold")
+        longest = {
+            "--connection-seconds": self.connection_seconds,
+            "--timeout and --stall-seconds together": self.timeout + self.stall_seconds,
+        }
+        for name, seconds in longest.items():
+            if seconds > LONGEST_SECONDS:
+                raise ValueError(f"{name}: {seconds:.0f} s are more than gRPC counts, {LONGEST_SECONDS}")
 
     @property
     def message_bytes(self) -> int:

@@ -178,6 +178,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[Any
         ([*FREE, "a b"], 1, "not the address of a gRPC server"),
         (["/nowhere/bundle"], 1, "there is no bundle"),
         (["localhost:1", "--bundle", "/nowhere/bundle"], 1, "there is no bundle"),
+        ([*FREE, "localhost:1", "--connection-seconds", "2147484"], 2, "2147484 s are more than gRPC counts"),
+        ([*FREE, "localhost:1", "--timeout", "2147460"], 2, "--timeout and --stall-seconds together"),
         ([*FREE, "localhost:1", "--host", "no.such.host.invalid", "--insecure"], 1, "cannot be used on no.such.host"),
         (["localhost:1", "--port", "70000"], 2, "--port 70000"),
         (["localhost:1", "--port", "8011"], 2, "are both 8011"),
