@@ -62,6 +62,7 @@ class GatewayProcess:
         self._reader: threading.Thread | None = None
         self._errors: deque[str] = deque(maxlen=1)
         self._heard = 0.0
+        self._away = ""  # why there is no process
 
     @property
     def _everywhere(self) -> bool:
@@ -76,6 +77,7 @@ class GatewayProcess:
 
     def start(self, *, stopped: Stopped = lambda: False) -> None:
         """Start it and wait until it is ready; raises ServerError or OptionError in its words, and leaves nothing."""
+        self._away = "it could not be started"
         port, metrics_port = self._ports
         ours = ["--port", str(port), "--metrics-port", str(metrics_port), "--drain-seconds", f"{self.drain_seconds:g}"]
         # What is behind counts, so that nobody moves the gateway away from where it is looked after.
@@ -91,14 +93,14 @@ class GatewayProcess:
         self._reader = threading.Thread(target=self._read_log, args=(self._process,), daemon=True)
         self._reader.start()
         try:
-            line = self._first_line(self._process, stopped)
+            facts = self._told(self._process, stopped)
         except BaseException:
             self.stop(0)
             raise
-        if not line:
+        if not facts:
             self.stop(0)
             return
-        self.facts = json.loads(line)
+        self.facts = facts
         found = (self.facts["url"], self.facts["metrics_url"].removesuffix("/metrics"))
         self._ports = (int(found[0].rpartition(":")[2]), int(found[1].rpartition(":")[2]))
         self._heard = time.monotonic()
@@ -109,6 +111,7 @@ class GatewayProcess:
             self._tell("move", MOVE_SECONDS, triton=triton, bundle=str(bundle.path))
         except EndpointError:
             self.stop(0)  # nobody knows where it is now: the next one is where the last one was
+            self._away = "an order to move got no answer"
             raise
         self._triton, self._bundle = triton, bundle.path
 
@@ -128,7 +131,7 @@ class GatewayProcess:
     def look(self) -> list[Trouble]:
         """Whether it has ended, or does not answer its health check; what that says is not asked."""
         if self._process is None:
-            return [Trouble(who=WHO, cause="it could not be started", mend=self._replace)]
+            return [Trouble(who=WHO, cause=self._away, mend=self._replace)]
         if cause := ending(self._process.pid):
             return [Trouble(who=WHO, cause=self._last_words() or cause, mend=self._replace)]
         if self._answers():
@@ -165,19 +168,19 @@ class GatewayProcess:
             raise ServerError(f"{WHO} takes no orders")
         return tell(self._control, verb, seconds=seconds, **facts)
 
-    def _first_line(self, process: "subprocess.Popen[str]", stopped: Stopped) -> str:
+    def _told(self, process: "subprocess.Popen[str]", stopped: Stopped) -> dict[str, Any]:
         """What it prints when it is ready; empty when `stopped` says so before."""
         deadline = time.monotonic() + START_SECONDS
         while process.stdout is not None and not stopped():
             if select.select([process.stdout], [], [], STEP_SECONDS)[0]:
                 if line := process.stdout.readline():
-                    return line
+                    return _facts(line)
                 cause = self._last_words()
                 kind = OptionError if process.wait() == OptionError.exit_code else ServerError
                 raise kind(cause or f"{WHO} could not start: exit code {process.returncode}")
             if time.monotonic() > deadline:
                 raise ServerError(f"{WHO} was not ready within {START_SECONDS:g} seconds")
-        return ""
+        return {}
 
     def _read_log(self, process: "subprocess.Popen[str]") -> None:
         with process.stderr or contextlib.nullcontext(()) as lines:
@@ -203,3 +206,17 @@ class GatewayProcess:
             except grpc.RpcError as problem:
                 return problem.code() not in _SILENT  # any other word is a word
         return True
+
+
+def _facts(line: str) -> dict[str, Any]:
+    """What it has printed; raises OptionError where it was asked for something else, as by --help."""
+    try:
+        facts = json.loads(line)
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise OptionError(
+            f"{WHO} has printed something else than where it listens",
+            hint="Behind the -- stand its options alone: 'fieldmark gateway --help' names them.",
+        )
+    return facts

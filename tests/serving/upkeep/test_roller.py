@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bundle import Bundle
-from bundle.errors import ServerError
+from bundle.errors import EndpointError, ServerError
 from serving.control import Control
 from serving.triton.server import TritonServer
 from serving.upkeep.gateway import GatewayProcess
@@ -38,7 +38,9 @@ class Rolled:
         self.ended: list[TritonServer] = []
         self.control = Control(folder / "gateway", self._gateway)
         self.control.open()
-        gateway = GatewayProcess("", bundle.path, (), control=self.control.path, ports=(0, 0), drain_seconds=0)
+        self.gateway = gateway = GatewayProcess(
+            "", bundle.path, (), control=self.control.path, ports=(0, 0), drain_seconds=0
+        )
         means = Means(
             store=Store(folder / "bundles", None),
             make=self._make,
@@ -130,3 +132,11 @@ def test_a_shadow_ends_while_the_gateway_is_away(rolled: Rolled, other: Bundle) 
     found = rolled.order(SHADOW)
     assert ("shadow" in found, found["refused"]) == (False, {})
     assert [server.bundle.bundle_id for server in rolled.ended] == [other.bundle_id]
+
+
+def test_why_a_gateway_was_ended_that_did_not_say_whether_it_moved(rolled: Rolled, other: Bundle) -> None:
+    rolled.control.close()
+    with pytest.raises(EndpointError, match="nobody listens"):
+        rolled.order(OUT, path=str(other.path))
+    (trouble,) = rolled.gateway.look()
+    assert trouble.cause == "an order to move got no answer"

@@ -253,6 +253,7 @@ def test_systemd_hears_when_it_is_ready_that_it_lives_and_that_it_stops(toy_bund
     [
         (["--host", "0.0.0.0"], 2, "can be reached by others"),
         (["--", "--concurrency", "0"], 2, "--concurrency 0 is not a positive number"),
+        (["--", "--help"], 2, "the gateway has printed something else than where it listens"),
         (
             ["--no-gateway", "--", "--concurrency", "3"],
             2,
