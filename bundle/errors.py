@@ -3,6 +3,7 @@
 FieldmarkError                what was wrong, where, what to do; the CLI prints one sentence and exits non-zero
 ├── InputError                something handed in cannot be used
 │   ├── ImageError            one image: unreadable, too large, too small, animated        -> an error row, or exit 1
+│   │   └── ImageUnread       its file cannot be read now: another time it may be
 │   ├── DatasetError          a dataset folder: missing file, dangling index, empty class
 │   └── OptionError           a value on the command line: unknown preset, eps out of range
 ├── BundleError               an artifact on disk that must not be used
@@ -71,6 +72,10 @@ class InputError(FieldmarkError):
 
 class ImageError(InputError):
     """One image cannot be decoded within the limits of the image spec."""
+
+
+class ImageUnread(ImageError):
+    """The file of an image cannot be read: it is not there, or its disk or its permissions say no. They may change."""
 
 
 class DatasetError(InputError):

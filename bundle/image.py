@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from bundle.coded import coded_pixels, declared_pixels
-from bundle.errors import ImageError, first_line
+from bundle.errors import ImageError, ImageUnread, first_line
 from bundle.files import open_regular
 from bundle.formats import FORMATS as FORMATS
 from bundle.formats import JPEGS, formats, is_streamed, open_image, scans_of
@@ -58,7 +58,7 @@ LIMIT = "'fieldmark train --max-pixels' sets another limit, which the bundle kee
 
 
 def encoded_image(path: Path, max_bytes: int) -> bytes:
-    """What is in an image's file, not decoded; raises ImageError that names the path."""
+    """What is in an image's file, not decoded; raises ImageError that names the path, or ImageUnread."""
     with _naming(path):
         return _content(path, max_bytes)
 
@@ -74,15 +74,15 @@ def _content(path: Path, max_bytes: int) -> bytes:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Whatever is wrong with a file is an ImageError that names it."""
+    """Whatever is wrong with a file is an ImageError that names it; an ImageUnread, where not its bytes are wrong."""
     try:
         yield
     except ImageError as problem:
         raise ImageError(f"{path}: {problem.what}", hint=problem.hint) from None
     except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
+        raise ImageUnread(f"{path}: no such file") from None
     except OSError as problem:
-        raise ImageError(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+        raise ImageUnread(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
     except ValueError as problem:  # an embedded NUL in the name
         raise ImageError(f"{str(path)!r}: {problem}") from None
 
@@ -113,7 +113,7 @@ class ImageSpec:
             raise ValueError("image limits must be positive")
 
     def read(self, path: Path, box: Box | None = None) -> npt.NDArray[np.uint8]:
-        """Read one file; raises ImageError that names the path."""
+        """Read one file; raises ImageError that names the path, or ImageUnread."""
         with _naming(path):
             return self.decode(_content(path, self.max_bytes), box)
 

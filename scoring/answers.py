@@ -11,12 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import EndpointError, OptionError
+from bundle.errors import EndpointError, ImageError, ImageUnread, OptionError
+from bundle.image import ImageSpec
 from bundle.manifest import Manifest
 from scoring.columns import Answer
 from scoring.sources import SourceFile
@@ -29,6 +31,21 @@ Pixels = npt.NDArray[np.uint8]
 Read = Callable[[SourceFile], "Pixels | str"]
 Row = tuple[SourceFile, Answer]
 Work = TypeVar("Work")
+
+
+class Unfetched(str):
+    """Why the bytes of a file or an object did not come: the next run of the job tries it again, though it has not
+    changed."""
+
+
+def read_file(spec: ImageSpec, file: SourceFile) -> "Pixels | str":
+    """The image in a file of this machine, or the sentence why there is none."""
+    try:
+        return spec.read(Path(file.location))
+    except ImageUnread as problem:
+        return Unfetched(problem)
+    except ImageError as problem:
+        return str(problem)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,19 +51,27 @@ class SourceFile:
             status = None
         return self if status is None else replace(self, size=status.st_size, mtime_ns=status.st_mtime_ns)
 
+    def not_looked_at(self) -> "SourceFile":
+        """The same without size and time: a later run takes it for another file."""
+        return replace(self, size=None, mtime_ns=None)
+
 
 class Source:
-    """A folder of images (recursive) or a text file with one path a line. Use `Source.open`."""
+    """A folder of images (recursive) or a text file with one path a line. Use `Source.open`.
 
-    def __init__(self, path: Path, *, is_folder: bool) -> None:
+    `identity` are the device and the inode of a folder. A list has none: it may be exchanged for another.
+    """
+
+    def __init__(self, path: Path, identity: tuple[int, int] | None) -> None:
         self.path = path
-        self.is_folder = is_folder
+        self.identity = identity
+        self.is_folder = identity is not None
 
     @classmethod
     def open(cls, path: Path) -> "Source":
         """Look at `path` and decide what it is; raises InputError when it is neither a folder nor a list."""
         try:
-            mode = path.stat().st_mode
+            status = path.stat()
         except OSError as problem:
             if _PATH_OF_URL.match(str(path)):
                 raise InputError(
@@ -73,11 +81,11 @@ class Source:
                 f"there is no folder or list file at {path} ({problem.strerror})",
                 hint="Give a folder of images, or a text file with one path a line.",
             ) from None
-        if stat.S_ISDIR(mode):
+        if stat.S_ISDIR(status.st_mode):
             if not os.access(path, os.R_OK | os.X_OK):
                 raise InputError(f"the folder {path} cannot be read", hint="Check its permissions.")
-            return cls(path, is_folder=True)
-        if not stat.S_ISREG(mode):
+            return cls(path, (status.st_dev, status.st_ino))
+        if not stat.S_ISREG(status.st_mode):
             raise InputError(
                 f"{path} is neither a folder nor a regular file",
                 hint="A job reads its list more than once; save it as a file first.",
@@ -89,7 +97,7 @@ class Source:
                 f"{path} is not a list of paths in UTF-8 text",
                 hint="Give a folder of images, or a text file with one path a line.",
             )
-        return cls(path, is_folder=False)
+        return cls(path, None)
 
     def files(self, passed: Counter[str] | None = None) -> Iterator[SourceFile]:
         """Every file, in the source's order: a folder's sorted by path, a list's line by line.
@@ -121,15 +129,19 @@ class Source:
         return os.path.abspath(path if self.is_folder else os.path.join(os.path.dirname(self.path), path))
 
     def check_present(self) -> None:
-        """Raise ScoringError when the source has gone away (an unmounted disk), so that its files do not fail one by
-        one."""
+        """Raise ScoringError when the source has gone away, so that its files do not fail one by one. Where a disk was
+        unmounted there is a folder still, and it is another one."""
         try:
-            self.path.stat()
+            status = self.path.stat()
+            if self.identity in (None, (status.st_dev, status.st_ino)):
+                return
+            why = "what is there now is another folder"
         except OSError as problem:
-            raise ScoringError(
-                f"{self.path} can no longer be reached ({problem.strerror})",
-                hint="What was scored is safe. Bring it back and run the same command again to continue.",
-            ) from None
+            why = str(problem.strerror)
+        raise ScoringError(
+            f"{self.path} can no longer be reached ({why})",
+            hint="What was scored is safe. Bring it back and run the same command again to continue.",
+        )
 
 
 def _walk(root: str, passed: Counter[str]) -> Iterator[SourceFile]:

@@ -12,6 +12,7 @@ from bundle.folder import Bundle
 from bundle.manifest import MANIFEST, SIGNATURE
 from bundle.version import version
 from scoring.answers import Asking
+from scoring.sources import Source
 from scoring.table.chunks import ChunkScorer
 from scoring.table.fetching import Reader
 from scoring.table.place import Place
@@ -23,7 +24,8 @@ BUNDLES = "_fieldmark/bundles"
 
 @dataclass(frozen=True, kw_only=True)
 class Parcel:
-    """What a worker is given; `files` are the names of the bundle's, which it fetches from beside the table."""
+    """What a worker is given; `files` are the names of the bundle's, which it fetches from beside the table; `folder`
+    is the source where it is a folder, which every node has at the same place."""
 
     place: Place
     begun: Begun
@@ -31,6 +33,7 @@ class Parcel:
     asking: Asking
     threads: int
     files: tuple[str, ...]
+    folder: str | None
 
 
 def names_of(bundle: Bundle) -> tuple[str, ...]:
@@ -66,6 +69,7 @@ class Worker:
 
     def __init__(self, parcel: Parcel) -> None:
         inference = fetch(parcel)
+        folder = None if parcel.folder is None else Source.open(Path(parcel.folder))
         self._scorer = ChunkScorer(
             place=parcel.place,
             begun=parcel.begun,
@@ -73,6 +77,7 @@ class Worker:
             inference=inference,
             asking=parcel.asking,
             reader=Reader(spec=inference.manifest.image, decoders=threading.Semaphore(parcel.threads)),
+            on_failure=folder.check_present if folder is not None else lambda: None,
             cores=parcel.threads,  # and not all of its node, where others are at work
         )
 

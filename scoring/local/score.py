@@ -9,13 +9,13 @@ import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bundle.errors import EndpointError, ImageError, OptionError
+from bundle.errors import EndpointError, OptionError
 from bundle.image import ImageSpec
-from scoring.answers import Answers, Asking, Pixels
+from scoring.answers import Answers, Asking, Pixels, Row, Unfetched, read_file
 from scoring.local.jobs import Job
 from scoring.local.shards import FAILED, ScoreFolder, Taken, failures
 from scoring.local.stretches import Stretch, stretches
@@ -169,7 +169,7 @@ class _Run:
         try:
             for plan, rows in answers.of(self._plans()):
                 check()
-                self.folder.write(plan.stretch, plan.taken, rows)
+                self.folder.write(*_forgotten(plan, rows))
                 self.written += len(rows)
         except EndpointError as problem:
             raise EndpointError(problem.what, hint=f"{self.folder.state.safe_in(self.folder.path)}; {AGAIN}.") from None
@@ -196,7 +196,12 @@ class _Run:
 
 def _read(spec: ImageSpec, file: SourceFile) -> "Pixels | str":
     """Decode one file; an unreadable one gives its sentence."""
-    try:
-        return file.problem or spec.read(Path(file.location))
-    except ImageError as problem:
-        return str(problem)
+    return file.problem or read_file(spec, file)
+
+
+def _forgotten(plan: _Plan, rows: Sequence[Row]) -> tuple[Stretch, Taken, list[Row]]:
+    """What to write, without size and time of the files whose bytes did not come: so the next run tries them again."""
+    unread = {file for file, answer in rows if isinstance(answer, Unfetched)}
+    files = (file.not_looked_at() if file in unread else file for file in plan.stretch.files)
+    left = [(file.not_looked_at() if file in unread else file, answer) for file, answer in rows]
+    return replace(plan.stretch, files=tuple(files)), plan.taken, left

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from bundle.places import scheme_of
-from scoring.answers import MAX_READERS, Answers, Asking, Read, Row
+from scoring.answers import MAX_READERS, Answers, Asking, Read, Row, Unfetched
 from scoring.columns import ERROR
 from scoring.sources import SourceFile
 from scoring.table.data_file import data_file, rows_of
-from scoring.table.fetching import Unfetched
 from scoring.table.place import Place
 from scoring.table.runs import DONE, Begun, Chunk, Inventory, write_record
 from scoring.table.spans import Task, read_chunk
@@ -36,6 +35,7 @@ class ChunkScorer:
     asking: Asking
     reader: Read
     check: Callable[[], None] = lambda: None  # called before a chunk is written, and may raise
+    on_failure: Callable[[], None] = lambda: None  # called when a file gives no image, and may raise
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def score(self, numbers: Iterable[int], on_rows: Callable[[int], None] = lambda count: None) -> Iterator[Chunk]:
@@ -46,7 +46,9 @@ class ChunkScorer:
         pieces = self._pieces(numbers)
         first = tuple(itertools.islice(pieces, 1))
         asking = replace(self.asking, workers=self.asking.workers or self._readers(first))
-        answers: Answers[_Piece] = Answers(self.inference, asking, self.reader, on_rows=on_rows)
+        answers: Answers[_Piece] = Answers(
+            self.inference, asking, self.reader, on_rows=on_rows, on_failure=self.on_failure
+        )
         for piece, rows in answers.of(itertools.chain(first, pieces)):
             self.check()
             yield self._write(piece.number, piece.tasks, rows)

@@ -31,6 +31,7 @@ class CrewOfOne:
             asking=work.asking,
             reader=Reader(spec=self.inference.manifest.image, pauses=self.pauses, decoders=decoders),
             check=self.check,
+            on_failure=work.check_present,
             cores=cores,
         )
         yield from scorer.score(numbers, on_rows)

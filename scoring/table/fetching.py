@@ -7,20 +7,15 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from bundle.errors import FieldmarkError, ImageError, MissingExtra
 from bundle.image import ImageSpec
 from bundle.places import scheme_of, store_url
-from scoring.answers import Pixels
+from scoring.answers import Pixels, Unfetched, read_file
 from scoring.sources import SourceFile
 from scoring.table.place import filesystem, reached
 
 PAUSES = (0.5, 2.0, 8.0, 20.0)  # seconds before an object is asked for again
-
-
-class Unfetched(str):
-    """Why an object could not be fetched: the next run of the job tries it again, though it has not changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +34,7 @@ class Reader:
                 return file.problem
             if not scheme_of(file.location):
                 with self.decoders:
-                    return self.spec.read(Path(file.location))
+                    return read_file(self.spec, file)
             if file.size is not None and file.size > self.spec.max_bytes:
                 return f"{file.location}: the file has more than the limit of {self.spec.max_bytes:,} bytes"
             data = self._fetched(file)

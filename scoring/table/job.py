@@ -19,6 +19,7 @@ from bundle.errors import OptionError, ScoringError
 from bundle.folder import Bundle
 from scoring.answers import Asking
 from scoring.columns import ERROR, arrow, exact_paths
+from scoring.sources import Source
 from scoring.table.current import last_begun
 from scoring.table.data_file import table_schema
 from scoring.table.delta import ScoreTable
@@ -64,13 +65,19 @@ class TableOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Briefing:
-    """What whoever scores a run's chunks must know."""
+    """What whoever scores a run's chunks must know; `folder` is the source, where it is a folder."""
 
     place: Place
     begun: Begun
     inventory: Inventory
     bundle: Bundle
     asking: Asking
+    folder: Source | None
+
+    def check_present(self) -> None:
+        """Raise ScoringError when the source's folder has gone away."""
+        if self.folder is not None:
+            self.folder.check_present()
 
 
 class Crew(Protocol):
@@ -277,7 +284,12 @@ class _TableJob:
 
         on_rows(0)
         work = Briefing(
-            place=self.place, begun=begun, inventory=inventory, bundle=self.bundle, asking=self.options.asking
+            place=self.place,
+            begun=begun,
+            inventory=inventory,
+            bundle=self.bundle,
+            asking=self.options.asking,
+            folder=self.objects.folder,
         )
         for chunk in self.crew.score(work, left, on_rows):
             done[chunk.number] = chunk

@@ -38,10 +38,14 @@ CHANGED = ("LastModified", "last_modified", "mtime")  # how they call the time o
 
 
 class Objects(Protocol):
-    """`name` is what a table is pinned to: the source's place, from the root or as a URL."""
+    """`name` is what a table is pinned to: the source's place, from the root or as a URL; `folder` is it where it is a
+    folder of this machine."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def folder(self) -> Source | None: ...
 
     def after(self, path: str, passed: Counter[str]) -> Iterator[SourceFile]:
         """Every object whose path is greater, ascending, each looked at; `passed` counts what is no image."""
@@ -81,6 +85,10 @@ class Files:
     def name(self) -> str:
         return os.path.abspath(self.source.path)
 
+    @property
+    def folder(self) -> Source | None:
+        return self.source if self.source.is_folder else None
+
     def after(self, path: str, passed: Counter[str]) -> Iterator[SourceFile]:
         if not self.source.is_folder:
             files = (_unrefused(file) for file in self.source.files())
@@ -110,6 +118,7 @@ class Prefix:
     """All images below a prefix of a bucket, which is taken as a folder: `s3://bucket/a` holds no `s3://bucket/ab.png`."""
 
     url: str
+    folder: Source | None = None
 
     @property
     def name(self) -> str:
@@ -197,6 +206,7 @@ class Catalogue:
     """A catalogue that a user made; a relative path in it starts at the file's own folder."""
 
     name: str
+    folder: Source | None = None
 
     def after(self, path: str, passed: Counter[str]) -> Iterator[SourceFile]:
         return _looked_at(_once(sorted_by_path(self._rows()), self.name), path)

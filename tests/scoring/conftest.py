@@ -1,5 +1,7 @@
 """Photographs and a crew for the tests of tables: real files, the toy bundle, ONNX Runtime in this process."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,19 +9,32 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundle import Bundle
+from bundle import Bundle, image
 from scoring.answers import Asking
 from scoring.table.crew_of_one import CrewOfOne
 from scoring.table.job import TableOptions, TableSummary, score_into_table
 from serving.client.local import LocalInference
 
 Score = Callable[..., TableSummary]
+UNREADABLE = (errno.ENOENT, errno.EIO, errno.ESTALE, errno.EACCES)
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     return path
+
+
+def unreadable(patch: pytest.MonkeyPatch, number: int, *paths: Path) -> None:
+    """Let the disk refuse some files with an error's number, though it tells of their sizes and times."""
+    content = image._content
+
+    def refused(path: Path, max_bytes: int) -> bytes:
+        if path in paths:
+            raise OSError(number, os.strerror(number), str(path))
+        return content(path, max_bytes)
+
+    patch.setattr(image, "_content", refused)
 
 
 @pytest.fixture
