@@ -1,4 +1,8 @@
-"""What holds in a table now: of each object the row of the last run that wrote one, unless that says it is gone."""
+"""What holds in a table now: of each object the row of the last run that wrote one, unless that says it is gone.
+
+A catalogue may give an id to another path. Then its run has two rows of that id: the old path is gone, and the new one's
+row holds.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -63,13 +67,12 @@ class Current:
             raise ScoringError(f"{text} is a table of something else", hint="Give one that 'fieldmark score' made.")
         rows = dataset.to_table(columns=["id", "run", "status", "p_value", "is_adversarial"])
         ids, runs = rows["id"].to_numpy(), rows["run"].to_numpy()
-        order = np.lexsort((runs, ids))
+        there = arrow().compute.not_equal(rows["status"], GONE).to_numpy()
+        order = np.lexsort((there, runs, ids))
         last = order[np.flatnonzero(np.append(np.diff(ids[order]) != 0, len(order) > 0))]
-        status = rows["status"].take(last)
-        scored = last[arrow().compute.equal(status, OK).to_numpy()]
+        scored = last[arrow().compute.equal(rows["status"].take(last), OK).to_numpy()]
         if not len(scored):
             raise ScoringError(f"{text} holds no scores", hint="None of its objects has one.")
-        present = arrow().compute.not_equal(status, GONE).to_numpy()
         taken = rows.select(["p_value", "is_adversarial"]).take(scored)
         return cls(
             begun=begun,
@@ -78,17 +81,18 @@ class Current:
             runs=runs[scored],
             p_values=taken["p_value"].to_numpy(),
             flags=taken["is_adversarial"].to_numpy(),
-            errors=int(present.sum()) - len(scored),
+            errors=int(there[last].sum()) - len(scored),
         )
 
     def batches(self, columns: Sequence[str]) -> Iterator[tuple[Integers, Any]]:
         """Some columns of the rows that hold, piece by piece: their places in `ids`, and a pyarrow.Table."""
         pa = arrow()
-        for batch in self.dataset.to_batches(columns=list(dict.fromkeys(("id", "run", *columns)))):
+        for batch in self.dataset.to_batches(columns=list(dict.fromkeys(("id", "run", "status", *columns)))):
             if not batch.num_rows:
                 continue
             ids, runs = batch.column("id").to_numpy(), batch.column("run").to_numpy()
             places = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-            holds = (self.ids[places] == ids) & (self.runs[places] == runs)
+            answered = pa.compute.equal(batch.column("status"), OK).to_numpy(zero_copy_only=False)
+            holds = (self.ids[places] == ids) & (self.runs[places] == runs) & answered
             if holds.any():
                 yield places[holds], pa.Table.from_batches([batch]).filter(pa.array(holds)).select(list(columns))

@@ -3,7 +3,7 @@
 | column | type | meaning |
 |---|---|---|
 | `id` | int64 | the object, for as long as its path is in the source; a catalogue's own id where it has one |
-| `run` | int64 | the run that wrote the row, 1, 2, ...: the row of an id with the greatest run is the one that holds |
+| `run` | int64 | the run that wrote the row, 1, 2, ...: of an id the row with the greatest run holds, `gone` last |
 | `etag` | string or null | the object store's tag of it, when it was listed |
 | `day` | date | of scoring, in UTC; the table is partitioned by it and by `bundle_id` |
 

@@ -22,7 +22,7 @@ from tests.scoring.conftest import Score
 from tests.scoring.table.test_table import ROWS, rows_in
 
 ONE = ("grid",)
-HOLDS = "qualify row_number() over (partition by id order by run desc) = 1 and status <> 'gone'"
+HOLDS = "qualify row_number() over (partition by id order by run desc, status = 'gone') = 1 and status <> 'gone'"
 
 
 @pytest.fixture
