@@ -99,6 +99,10 @@ class Source:
             )
         return cls(path, None)
 
+    def from_root(self) -> "Source":
+        """The same by its path from the root, and so are its files, however it was spelt."""
+        return Source(Path(os.path.abspath(self.path)), self.identity)
+
     def files(self, passed: Counter[str] | None = None) -> Iterator[SourceFile]:
         """Every file, in the source's order: a folder's sorted by path, a list's line by line.
 

@@ -5,7 +5,6 @@ the job, which then tells the chunk. When the driver dies, its workers end, and 
 that have no record yet. What a chunk is, and why twice is harmless, stands in scoring/table/chunks.py.
 """
 
-import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -74,7 +73,7 @@ class Cluster:
             asking=replace(work.asking, workers=None),
             threads=self.threads,
             files=names_of(work.bundle),
-            folder=None if work.folder is None else os.path.abspath(work.folder.path),
+            folder=None if work.folder is None else work.folder.path,
         )
 
     def _check_versions(self, workers: Sequence[Any]) -> None:

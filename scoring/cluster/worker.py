@@ -33,7 +33,7 @@ class Parcel:
     asking: Asking
     threads: int
     files: tuple[str, ...]
-    folder: str | None
+    folder: Path | None
 
 
 def names_of(bundle: Bundle) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ class Worker:
 
     def __init__(self, parcel: Parcel) -> None:
         inference = fetch(parcel)
-        folder = None if parcel.folder is None else Source.open(Path(parcel.folder))
+        folder = None if parcel.folder is None else Source.open(parcel.folder)
         self._scorer = ChunkScorer(
             place=parcel.place,
             begun=parcel.begun,

@@ -18,7 +18,7 @@ from scoring.table.job import Crew, TableOptions, TableSummary, score_into_table
 def score_table(
     source: str, bundle: Bundle, table: str, options: TableOptions, crew: Crew, json: bool
 ) -> tuple[int, int]:
-    """Score a source into a table and tell what was done; gives how many files were scored, and errors of them."""
+    """Score a source into a table and tell what was done; gives how many files it has, and how many have no score."""
     with Work("listing", rated=True) as work, stopping() as stop_or_go_on:
 
         def on_listed(count: int) -> None:
@@ -35,7 +35,7 @@ def score_table(
         sys.stdout.write(jsonlib.dumps(_record(summary)) + "\n")
     else:
         _show(summary)
-    return summary.rows - summary.gone, summary.errors
+    return summary.objects, summary.unscored
 
 
 def _show(summary: TableSummary) -> None:
@@ -47,14 +47,16 @@ def _show(summary: TableSummary) -> None:
     if words := passed_over(summary.passed_over):
         say(console, words)
     say(console, f"table: {readable(summary.table)}")
-    if not summary.errors or summary.errors < summary.rows - summary.gone:
+    if summary.unscored < summary.objects:
         advise(console, f"fieldmark flags {readable(summary.table)}")
     errors = Console(stderr=True)
     for _, sentence in summary.failed:
         say(errors, f"error: {sentence}")
     if summary.failed_list is not None:
-        more = f" and {summary.errors - len(summary.failed):,} more" if summary.errors > len(summary.failed) else ""
-        say(errors, f"these{more} could not be scored; all are listed in {readable(summary.failed_list)}")
+        others = max(0, summary.unscored - len(summary.failed))
+        more = f" and {others:,} more" if others else ""
+        who = f"these{more}" if summary.failed else f"{others:,} of earlier runs"
+        say(errors, f"{who} could not be scored; all are listed in {readable(summary.failed_list)}")
 
 
 def _lines(summary: TableSummary) -> Table:

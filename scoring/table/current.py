@@ -1,7 +1,6 @@
 """What holds in a table now: of each object the row of the last run that wrote one, unless that says it is gone.
 
-A catalogue may give an id to another path. Then its run has two rows of that id: the old path is gone, and the new one's
-row holds.
+A catalogue may give an id to another path. Then a run has two rows of it: the old path is gone, the new one's holds.
 """
 
 from collections.abc import Iterator, Sequence

@@ -18,11 +18,12 @@ from typing import Protocol
 from bundle.errors import OptionError, ScoringError
 from bundle.folder import Bundle
 from scoring.answers import Asking
-from scoring.columns import ERROR, arrow, exact_paths
+from scoring.columns import arrow
 from scoring.sources import Source
 from scoring.table.current import last_begun
 from scoring.table.data_file import table_schema
 from scoring.table.delta import ScoreTable
+from scoring.table.failures import FAILED, count_listed, list_failed
 from scoring.table.lease import held
 from scoring.table.objects import check_any, open_objects
 from scoring.table.place import Place
@@ -44,7 +45,6 @@ from scoring.table.runs import (
 
 MAX_CHUNK_ROWS = 1_000_000  # a chunk's rows are held in memory
 NAMED = 10  # failed files in a summary; their list has all
-FAILED = "_fieldmark/failed.txt"
 
 OnProgress = Callable[[int, int, int], None]
 
@@ -92,7 +92,8 @@ class Crew(Protocol):
 class TableSummary:
     """What this command did: `objects` are in the source, `rows` were written by `runs` commits, in `seconds`.
 
-    `failed` are the first files without a score and why; `failed_list` names all of the last commit's.
+    `failed` are the first files that it could not score and why. `unscored` files have no score in the table, whichever
+    run tried them, and `failed_list` names all of them.
     """
 
     table: str
@@ -107,6 +108,7 @@ class TableSummary:
     seconds: float
     images_per_second: float
     failed: tuple[tuple[str, str], ...] = ()
+    unscored: int = 0
     failed_list: str | None = None
     passed_over: Mapping[str, int] = field(default_factory=dict)
 
@@ -145,7 +147,7 @@ class _TableJob:
         self.on_progress, self.on_listed = on_progress, on_listed
         self.passed: Counter[str] = Counter()
         self.chunks: list[Chunk] = []
-        self.runs = self.scored = self.number = 0
+        self.runs = self.scored = 0
         arrow()
         self.objects = open_objects(source)
         self.place = Place(table)
@@ -174,6 +176,9 @@ class _TableJob:
         for chunk in self.chunks:
             total.update({name: getattr(chunk, name) for name in ("rows", "errors", "gone", "flagged")})
         failed = tuple(itertools.islice((each for chunk in self.chunks for each in chunk.failed), NAMED))
+        unscored = count_listed(self.place)
+        if self.runs and (failed or unscored):
+            unscored = list_failed(self.table, self.objects)
         return TableSummary(
             table=self.place.url,
             runs=self.runs,
@@ -184,7 +189,8 @@ class _TableJob:
             seconds=seconds,
             images_per_second=self.scored / seconds,
             failed=failed,
-            failed_list=self._list_failed() if failed else None,
+            unscored=unscored,
+            failed_list=f"{self.place.url}/{FAILED}" if unscored else None,
             passed_over=dict(self.passed),
         )
 
@@ -237,7 +243,7 @@ class _TableJob:
         }
         self.table.commit(begun.number, key_of(begun, inventory), done, facts)
         self.chunks += done
-        self.runs, self.number = self.runs + 1, begun.number
+        self.runs += 1
         for name in self.place.names(RUNS):  # what came before is not looked at any more
             if (number := run_number(name)) is not None and number < begun.number:
                 self.place.remove(f"{RUNS}/{name}")
@@ -296,15 +302,6 @@ class _TableJob:
             self.scored += chunk.rows - chunk.gone
             on_rows(0)
         return [done[number] for number in sorted(done)]
-
-    def _list_failed(self) -> str:
-        """Write down the files without a score of the last commit, a path a line, as a list that `score` takes."""
-        pc = arrow().compute
-        wanted = (pc.field("run") == self.number) & (pc.field("status") == ERROR)
-        rows = self.table.dataset().to_table(columns=["path", "path_bytes"], filter=wanted)
-        lines = [path for path in exact_paths(rows) if "\n" not in path and "\r" not in path]
-        self.place.write(FAILED, "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
-        return f"{self.place.url}/{FAILED}"
 
 
 @dataclass(frozen=True)

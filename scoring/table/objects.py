@@ -47,6 +47,10 @@ class Objects(Protocol):
     @property
     def folder(self) -> Source | None: ...
 
+    def place_of(self, path: str) -> str:
+        """Where an object is, from the root or as a URL, by its `path`."""
+        ...
+
     def after(self, path: str, passed: Counter[str]) -> Iterator[SourceFile]:
         """Every object whose path is greater, ascending, each looked at; `passed` counts what is no image."""
         ...
@@ -59,7 +63,7 @@ def open_objects(text: str) -> Objects:
         return Catalogue(store_url(text)) if text.lower().endswith(CATALOGUES) else Prefix(text)
     if local.lower().endswith(CATALOGUES) and os.path.isfile(local):
         return Catalogue(os.path.abspath(local))
-    return Files(Source.open(Path(local)))
+    return Files(Source.open(Path(local)).from_root())
 
 
 def check_any(objects: Objects) -> None:
@@ -77,17 +81,20 @@ def check_any(objects: Objects) -> None:
 
 @dataclass(frozen=True)
 class Files:
-    """A folder, or the lines of a list."""
+    """A folder, or the lines of a list, by its path from the root: a folder spelt otherwise is the same."""
 
     source: Source
 
     @property
     def name(self) -> str:
-        return os.path.abspath(self.source.path)
+        return os.fspath(self.source.path)
 
     @property
     def folder(self) -> Source | None:
         return self.source if self.source.is_folder else None
+
+    def place_of(self, path: str) -> str:
+        return self.source.place_of(path)
 
     def after(self, path: str, passed: Counter[str]) -> Iterator[SourceFile]:
         if not self.source.is_folder:
@@ -123,6 +130,9 @@ class Prefix:
     @property
     def name(self) -> str:
         return store_url(self.url).rstrip("/")
+
+    def place_of(self, path: str) -> str:
+        return path
 
     def after(self, path: str, passed: Counter[str]) -> Iterator[SourceFile]:
         scheme, root = scheme_of(self.url), below(self.name)
@@ -208,17 +218,17 @@ class Catalogue:
     name: str
     folder: Source | None = None
 
+    def place_of(self, path: str) -> str:
+        return _location(path, os.path.dirname(self.name))
+
     def after(self, path: str, passed: Counter[str]) -> Iterator[SourceFile]:
         return _looked_at(_once(sorted_by_path(self._rows()), self.name), path)
 
     def _rows(self) -> Iterator[SourceFile]:
-        folder = os.path.dirname(self.name)
         for row in catalogue_rows(self.name):
             path = str(row["path"])
-            location = _location(path, folder)
-            yield SourceFile(
-                path, location, size=row.get("size"), mtime_ns=row.get("mtime_ns"), etag=row.get("etag"), id=row["id"]
-            )
+            place, size, etag = self.place_of(path), row.get("size"), row.get("etag")
+            yield SourceFile(path, place, size=size, mtime_ns=row.get("mtime_ns"), etag=etag, id=row["id"])
 
 
 def _looked_at(files: Iterable[SourceFile], after: str) -> Iterator[SourceFile]:

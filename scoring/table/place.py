@@ -121,9 +121,12 @@ class Place:
             return []
         return listed
 
-    def remove(self, folder: str) -> None:
-        """Remove a folder with all it holds."""
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all it holds."""
         if self.local is not None:
-            shutil.rmtree(self.local / folder, ignore_errors=True)
-        elif self.names(folder):
-            reached(self.url, lambda: self._store.rm(f"{self._root}/{folder}", recursive=True))
+            try:
+                (self.local / name).unlink()
+            except OSError:  # a folder, or nothing
+                shutil.rmtree(self.local / name, ignore_errors=True)
+        elif self.names(name):
+            reached(self.url, lambda: self._store.rm(f"{self._root}/{name}", recursive=True))

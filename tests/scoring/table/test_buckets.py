@@ -86,6 +86,9 @@ def test_a_bucket_scores_as_a_folder_does(
     client = boto3.client("s3")
     listed = client.get_object(Bucket="lake", Key="scores/_fieldmark/failed.txt")["Body"].read()
     assert listed == b"s3://archive/2026/photos/b/broken.png\n"
+    client.put_object(Bucket="archive", Key="2026/photos/b/broken.png", Body=(photos / "noise.png").read_bytes())
+    assert score(SOURCE, TABLE).unscored == 0
+    assert "failed.txt" not in Place(TABLE).names("_fieldmark")
 
 
 def test_changed_and_deleted_objects(score: Score, store: ObjectStore, photos: Path) -> None:

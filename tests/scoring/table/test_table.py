@@ -21,7 +21,8 @@ from scoring import sources
 from scoring.local.score import ScoreOptions, score_source
 from scoring.local.shards import read_scores
 from scoring.table.delta import ScoreTable
-from scoring.table.job import FAILED, TableSummary
+from scoring.table.failures import FAILED
+from scoring.table.job import TableSummary
 from scoring.table.lease import held
 from scoring.table.place import Place
 from scoring.table.runs import RUNS, done_chunks, key_of, read_inventory, runs_of
