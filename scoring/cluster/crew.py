@@ -125,6 +125,11 @@ def _gathered(promises: list[Any], where: str = "") -> list[Any]:
             hint="What was finished is safe; run the same command again to continue.",
         ) from None
     except ray.exceptions.RayError as problem:
+        if getattr(problem, "actor_init_failed", False):  # no line of ours ran: its node has another package, or none
+            raise ScoringError(
+                f"a worker cannot be started ({str(problem).strip().splitlines()[-1][:300]})",
+                hint="Start the job from the image that the cluster runs.",
+            ) from None
         raise ScoringError(
             f"the cluster lost a worker{where} more often than {DEATHS} times, or is gone ({type(problem).__name__})",
             hint="What was finished is safe; run the same command again to continue, with less --batch or fewer "

@@ -1,5 +1,6 @@
 """What runs in a worker of a cluster: one bundle, one session, one chunk at a time."""
 
+import functools
 import platform
 import tempfile
 import threading
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bundle.errors import ScoringError
 from bundle.folder import Bundle
 from bundle.manifest import MANIFEST, SIGNATURE
 from bundle.version import version
@@ -20,6 +22,7 @@ from scoring.table.runs import Begun, Chunk, Inventory
 from serving.client.local import LocalInference
 
 BUNDLES = "_fieldmark/bundles"
+LEAVE_AGAIN = "Run the same command again, which leaves the bundle there anew."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,40 +40,54 @@ class Parcel:
 
 
 def names_of(bundle: Bundle) -> tuple[str, ...]:
-    """All files of a bundle, its manifest last, which makes it whole."""
+    """All files of a bundle."""
     return (*bundle.manifest.files, *([SIGNATURE] if bundle.signed else []), MANIFEST)
 
 
 def leave(bundle: Bundle, place: Place) -> None:
-    """Leave a bundle's files beside the table, where every worker finds them, whenever and wherever it starts."""
-    folder = f"{BUNDLES}/{bundle.bundle_id}"
-    if MANIFEST in place.names(folder):
-        return
+    """Leave a bundle's files beside the table, where every worker finds them, whenever and wherever it starts.
+
+    Over older ones too: they may be damaged, and a bundle that is signed later, or anew, keeps its id.
+    """
     for name in names_of(bundle):
-        place.write(f"{folder}/{name}", (bundle.path / name).read_bytes())
+        place.write(f"{BUNDLES}/{bundle.bundle_id}/{name}", (bundle.path / name).read_bytes())
 
 
 def fetch(parcel: Parcel) -> LocalInference:
-    """One session of the bundle that was left; it is verified in a folder that is not needed afterwards."""
+    """One session of the bundle that was left; it is verified in a folder that is not needed afterwards.
+
+    Raises ScoringError where a file of it is missing, or it is another bundle.
+    """
+    left = f"{BUNDLES}/{parcel.begun.bundle_id}"
     with tempfile.TemporaryDirectory(prefix="fieldmark-worker-") as folder:
         path = Path(folder) / "bundle"
         for name in parcel.files:
             target = path / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(parcel.place.read(f"{BUNDLES}/{parcel.begun.bundle_id}/{name}"))
-        inference = LocalInference(Bundle.open(path), threads=parcel.threads)
+            try:
+                target.write_bytes(parcel.place.read(f"{left}/{name}"))
+            except FileNotFoundError:
+                raise ScoringError(f"{parcel.place.url}/{left} has no {name}", hint=LEAVE_AGAIN) from None
+        bundle = Bundle.open(path)
+        if bundle.bundle_id != parcel.begun.bundle_id:
+            raise ScoringError(f"{parcel.place.url}/{left} is bundle {bundle.bundle_id[:12]}", hint=LEAVE_AGAIN)
+        inference = LocalInference(bundle, threads=parcel.threads)
         spec = inference.manifest.image
         inference.infer(np.zeros((1, spec.height, spec.width, 3), np.uint8), parcel.asking.network)
     return inference
 
 
 class Worker:
-    """An actor of Ray."""
+    """An actor of Ray. Nothing that can fail is done when it is made: Ray would take that for its death."""
 
     def __init__(self, parcel: Parcel) -> None:
-        inference = fetch(parcel)
+        self.parcel = parcel
+
+    @functools.cached_property
+    def _scorer(self) -> ChunkScorer:
+        parcel, inference = self.parcel, fetch(self.parcel)
         folder = None if parcel.folder is None else Source.open(parcel.folder)
-        self._scorer = ChunkScorer(
+        return ChunkScorer(
             place=parcel.place,
             begun=parcel.begun,
             inventory=parcel.inventory,

@@ -7,8 +7,8 @@
 | `etag` | string or null | the object store's tag of it, when it was listed |
 | `day` | date | of scoring, in UTC; the table is partitioned by it and by `bundle_id` |
 
-`path` is from the root where the source is a folder. `status` may also be `gone`: the object is no longer in the source.
-Columns are added, never changed or removed.
+`path` is from the root where the source is a folder. `status` may also be `gone`: the object is not in the source any
+more. Columns are added, never changed or removed.
 """
 
 import datetime

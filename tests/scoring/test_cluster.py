@@ -22,10 +22,12 @@ from bundle import Bundle
 from bundle.errors import ScoringError
 from scoring.answers import Asking
 from scoring.cluster import connection
+from scoring.cluster.crew import _gathered
 from scoring.table.crew_of_one import CrewOfOne
 from scoring.table.job import TableOptions, score_into_table
 from scoring.table.runs import RUNS
 from serving.client.local import LocalInference
+from tests.keys import write_keys
 from tests.scoring.cluster_process import RayProcess, free_port, ray_cluster
 from tests.scoring.table.object_store import object_store
 
@@ -230,6 +232,30 @@ def test_from_bucket_to_bucket(
     rows.sort(key=lambda row: row["id"])
     names = ("id", "run", "status", "label", "probability", "instance_score", "p_value", "layer_scores", "size")
     assert [[row[name] for name in names] for row in rows] == [[row[name] for name in names] for row in undisturbed]
+
+
+def test_what_a_worker_cannot_begin_with_is_told(start: Start, tmp_path: Path) -> None:
+    """Its nodes trust a key, and the bundle is not signed."""
+    table, (_, public) = tmp_path / "table", write_keys(tmp_path)
+    with ray_cluster(FIELDMARK_PUBLIC_KEY=str(public)) as strict:
+        _, errors = ended(start(table, strict), 1)
+    assert f"is not signed, and a signature by the key {public} is required" in " ".join(errors.split())
+    assert not (table / "_delta_log").exists()
+
+
+def test_a_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node without this package: what Ray says of it is played."""
+    ray = connection.ray_library()
+    problem = ray.exceptions.ActorDiedError()
+    problem._actor_init_failed = True
+    problem.error_msg = "The actor died because of an error raised in its creation task\nModuleNotFoundError: scoring\n"
+
+    def get(_: Any) -> Any:
+        raise problem
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(ScoringError, match=r"^a worker cannot be started \(ModuleNotFoundError: scoring\)\. Start the"):
+        _gathered([])
 
 
 @pytest.mark.hostile

@@ -1,8 +1,6 @@
 """How many threads decode, and how many fetch: a worker of a cluster has its cores, and waits for stores with more."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -10,28 +8,11 @@ import pytest
 from bundle import Bundle
 from bundle.image import Box, ImageSpec
 from scoring.answers import Asking, Pixels
-from scoring.cluster.crew import Cluster
-from scoring.cluster.worker import Worker, leave
 from scoring.sources import SourceFile
 from scoring.table.chunks import FETCHING
 from scoring.table.fetching import Reader
-from scoring.table.job import Briefing, TableOptions, score_into_table
-from scoring.table.runs import Chunk
-
-
-@dataclass
-class InThisProcess:
-    """A worker as a cluster makes it, without the cluster; `work` is what it was given."""
-
-    threads: int
-    work: list[Briefing] = field(default_factory=list)
-
-    def score(self, work: Briefing, numbers: Sequence[int], on_rows: Callable[[int], None]) -> Iterator[Chunk]:
-        self.work.append(work)
-        leave(work.bundle, work.place)
-        worker = Worker(Cluster(address="local", threads=self.threads).parcel(work))
-        for number in numbers:
-            yield worker.score(number)
+from scoring.table.job import TableOptions, score_into_table
+from tests.scoring.conftest import InThisProcess
 
 
 @pytest.fixture
