@@ -49,11 +49,16 @@ class SourceFile:
             status = None if self.problem else os.stat(self.location)
         except (OSError, ValueError):  # it is gone, or no file can have such a name
             status = None
-        return self if status is None else replace(self, size=status.st_size, mtime_ns=status.st_mtime_ns)
+        return self if status is None else replace(self, size=status.st_size, mtime_ns=in_range(status.st_mtime_ns))
 
     def not_looked_at(self) -> "SourceFile":
         """The same without size and time: a later run takes it for another file."""
         return replace(self, size=None, mtime_ns=None)
+
+
+def in_range(nanoseconds: int) -> int:
+    """A time since 1970 as an int64 holds it: one before 1677 or beyond 2262 becomes the first or the last."""
+    return max(-(2**63), min(nanoseconds, 2**63 - 1))
 
 
 class Source:

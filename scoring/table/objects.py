@@ -25,7 +25,7 @@ from typing import IO, Any, Protocol
 from bundle.errors import InputError, ScoringError
 from bundle.formats import count_passed_over, is_image, passed_over, suffixes
 from bundle.places import below, local_path, scheme_of, store_url
-from scoring.sources import Source, SourceFile
+from scoring.sources import Source, SourceFile, in_range
 from scoring.table.catalogue import catalogue_rows
 from scoring.table.place import filesystem, reached
 
@@ -208,7 +208,7 @@ def _stamped(file: SourceFile, facts: dict[str, Any]) -> SourceFile:
 
 def _nanoseconds(moment: Any) -> int | None:
     """A store's time as nanoseconds since 1970."""
-    return int(moment.timestamp() * 1e9) if isinstance(moment, datetime.datetime) else None
+    return in_range(int(moment.timestamp() * 1e9)) if isinstance(moment, datetime.datetime) else None
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,19 @@
-"""Disks that go away and come back: what was not read is scored then, into shards and into tables."""
+"""Disks that go away and come back, and what they tell of their files: into shards, and into tables."""
 
+import os
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bundle.errors import ScoringError
+from scoring import sources
 from scoring.local.jobs import read_state
 from scoring.local.score import ScoreOptions, Summary, score_source
 from scoring.local.shards import read_scores
+from scoring.table.current import Current
+from scoring.table.objects import _nanoseconds
 from serving.client.local import LocalInference
 from tests.scoring.conftest import UNREADABLE, Score, unreadable
 
@@ -85,3 +91,32 @@ def test_shards_try_again_what_was_not_read(
     assert len(rows) == ROWS
     assert all(row["size"] and row["mtime_ns"] for row in rows)
     assert into_shards(photos, inference).scored == 0
+
+
+@pytest.mark.parametrize(("told", "kept"), [(10**19, 2**63 - 1), (-(10**19), -(2**63))])
+def test_a_time_of_change_that_no_row_can_hold(
+    score: Score,
+    photos: Path,
+    inference: LocalInference,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: int,
+    kept: int,
+) -> None:
+    """Of the years 2286 and 1653. Not every disk holds such times, so what this one says is played."""
+    odd, stat = photos / "a" / "03.png", os.stat
+
+    def stat_of(path: object, *arguments: object, **more: object) -> object:
+        found = stat(path, *arguments, **more)  # type: ignore[arg-type]
+        return SimpleNamespace(st_size=found.st_size, st_mtime_ns=told) if path == str(odd) else found
+
+    monkeypatch.setattr(sources, "os", SimpleNamespace(**{**vars(os), "stat": stat_of}))
+    assert into_shards(photos, inference).errors == score(photos, tmp_path / "table").errors == 1
+    assert into_shards(photos, inference).scored == score(photos, tmp_path / "table").rows == 0
+    for rows in (read_scores(tmp_path / "out"), Current.read(str(tmp_path / "table")).dataset.to_table()):
+        assert [row["mtime_ns"] for row in rows.to_pylist() if row["path"] == str(odd)] == [kept]
+
+
+def test_a_time_of_a_store_that_no_row_can_hold() -> None:
+    assert _nanoseconds(datetime(9999, 1, 1, tzinfo=UTC)) == 2**63 - 1
+    assert _nanoseconds(datetime(1, 1, 1, tzinfo=UTC)) == -(2**63)
