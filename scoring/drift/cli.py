@@ -18,7 +18,9 @@ from bundle.files import check_place
 from bundle.folder import Bundle
 
 if TYPE_CHECKING:
-    from scoring.drift.comparison import Drift
+    from collections.abc import Sequence
+
+    from scoring.drift.comparison import ClassDrift, Drift
     from scoring.drift.scored import Calibration, ScoredSet
 
 DRIFTED = 4  # 1 to 3 are errors: see bundle/errors.py
@@ -161,7 +163,7 @@ def _show_classes(result: "Drift", facts: dict[str, Any], console: Console) -> N
     table.add_column("predicted", overflow="fold")
     for column in ("rows", "flagged", "95 % interval", "KS distance", *(["p (Holm)"] if tested else [])):
         table.add_column(column, justify="right", no_wrap=True)
-    ranked = sorted(result.classes, key=lambda each: (each.p_value or 1.0, -each.interval[0], -each.rows))
+    ranked = _ranked(result.classes)
     for each in ranked[:MOST_CLASSES]:
         table.add_row(
             escape(printable(each.label)),
@@ -181,6 +183,15 @@ def _show_classes(result: "Drift", facts: dict[str, Any], console: Console) -> N
         "from the whole without drift."
     )
     lay_out(console, f"[dim]{note}[/]")
+
+
+def _ranked(classes: "Sequence[ClassDrift]") -> "list[ClassDrift]":
+    """The most conspicuous first. A class that is not tested has no p-value; 0.0 is one, of the most drifted."""
+
+    def key(each: "ClassDrift") -> tuple[float, float, int]:
+        return 1.0 if each.p_value is None else each.p_value, -each.interval[0], -each.rows
+
+    return sorted(classes, key=key)
 
 
 def _probability(value: float | None) -> str:

@@ -21,8 +21,9 @@ import fieldmark
 from bundle import Bundle, write_bundle
 from bundle.errors import BundleCorrupt, FieldmarkError
 from bundle.manifest import MANIFEST
-from scoring.drift.cli import DRIFTED, power
+from scoring.drift.cli import DRIFTED, _ranked, power
 from scoring.drift.comparison import (
+    ClassDrift,
     clean_share,
     earlier_greater,
     flagging_ranks,
@@ -450,6 +451,15 @@ def test_the_picture(sets: Path, toy_bundle: Bundle, tmp_path: Path) -> None:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or ()}
     assert {(0x5B, 0x7F, 0xA6), (0xD8, 0xE6, 0xD9)} <= colours, "the martingale's path and the bands"
     assert [path.name for path in tmp_path.iterdir()] == ["drift.png"]
+
+
+def test_the_most_drifted_class_comes_first() -> None:
+    """Its p-value is too small for a number and is 0.0; one that is not tested has none."""
+    found = [
+        ClassDrift(label=label, rows=9, flagged=1, interval=(0, 1), calibration_n=9, distance=None, p_value=p_value)
+        for label, p_value in (("untested", None), ("clean", 0.9), ("drifted", 1e-9), ("most", 0.0))
+    ]
+    assert [each.label for each in _ranked(found)] == ["most", "drifted", "clean", "untested"]
 
 
 def test_a_bundle_with_calibrated_classes(
