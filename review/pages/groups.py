@@ -11,9 +11,9 @@ from starlette.responses import Response
 from bundle.errors import OptionError
 from review.pages.page import console_of, render
 from review.sources.source import CALLERS, Words
-from review.store.decisions import STATES, WAITING
+from review.store.decisions import STATES, WAITING, newest
 from review.store.groups import CAMPAIGNS, KINDS, groups
-from review.store.queue import ANY, Filter, window
+from review.store.queue import ANY, Filter, latest, window
 
 MOST = 100
 SHOWN = 24  # pictures on an incident's page
@@ -25,8 +25,11 @@ def groups_page(request: Request) -> Response:
     kind, state = request.query_params.get("kind", CAMPAIGNS), request.query_params.get("state", WAITING)
     if kind not in KINDS or state not in STATES:
         raise OptionError("there are no such groups", hint=f"Choose from: {', '.join(KINDS)}.")
-    found = groups(console_of(request).database, kind, state=state, most=MOST)
-    return render(request, "groups.html.j2", kind=kind, kinds=KINDS, state=state, groups=found)
+    database = console_of(request).database
+    with database.reading() as connection:  # of one moment, so that what is decided is what was shown
+        found = groups(database, kind, state=state, most=MOST)
+        known, seen = latest(connection), newest(connection)
+    return render(request, "groups.html.j2", kind=kind, kinds=KINDS, state=state, groups=found, known=known, seen=seen)
 
 
 def incident(request: Request) -> Response:

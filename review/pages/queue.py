@@ -10,9 +10,9 @@ from starlette.responses import Response
 from bundle.errors import OptionError
 from review.pages.access import clean_name, reviewer_of
 from review.pages.page import WORDS, NotFound, back, console_of, is_part, render
-from review.store.decisions import WAITING, Stroke, decide, undo
+from review.store.decisions import Stroke, decide, undo
 from review.store.groups import members
-from review.store.queue import MOST_NUMBER, Filter, after, choices, get, window, windows
+from review.store.queue import ANY, MOST_NUMBER, Filter, after, choices, get, window, windows
 
 YEAR = 365 * 24 * 3600  # seconds
 
@@ -73,18 +73,19 @@ def decide_item(request: Request, form: FormData) -> Response:
 
 
 def decide_group(request: Request, form: FormData) -> Response:
-    """Everything that waits in a group, in one stroke."""
-    console = console_of(request)
-    wanted = Filter.of({**dict(_texts(form)), "state": WAITING})
-    items = members(console.database, wanted)
+    """Everything that the page has shown as waiting in a group, in one stroke."""
+    console, place = console_of(request), str(form.get("back", "/groups"))
+    wanted = Filter.of({**dict(_texts(form)), "state": ANY})
+    known, seen, waiting = (_number(form, name) or 0 for name in ("known", "seen", "waiting"))
+    items = members(console.database, wanted, known=known, seen=seen, waiting=waiting)
+    if items is None:
+        return back(saying(place, "Nothing was recorded: images have joined this group meanwhile. Look at it again"))
     verdict, note = str(form.get("verdict", "")), str(form.get("note", "")).strip()
-    done = decide(
-        console.database, items, verdict, reviewer_of(request, console.door), note=note, seen=_number(form, "seen")
-    )
+    done = decide(console.database, items, verdict, reviewer_of(request, console.door), note=note, seen=seen)
     said = f"Recorded: {len(done.items):,} images, {WORDS[verdict]}"
     if not items:
         said = "Somebody else has decided all of this group meanwhile"
-    return back(saying(str(form.get("back", "/groups")), said, done.stroke))
+    return back(saying(place, said, done.stroke))
 
 
 def undo_stroke(request: Request, form: FormData) -> Response:

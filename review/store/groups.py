@@ -5,11 +5,11 @@ are conspicuous in one layer: the features that an attack moves are those that i
 """
 
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from review.store.database import Database
 from review.store.decisions import WAITING
-from review.store.queue import Filter
+from review.store.queue import ANY, Filter
 from serving.quarantine.entry import FLAGGED
 
 CAMPAIGNS, BY_LABEL, COPIES = "campaigns", "by-label", "copies"
@@ -58,12 +58,21 @@ def filter_of(kind: str, values: dict[str, object], *, state: str) -> Filter:
     return Filter(state=state, reason=reason, **values)  # type: ignore[arg-type]
 
 
-def members(database: Database, wanted: Filter) -> list[int]:
-    """The numbers of all items that are wanted, most suspicious first."""
-    condition, values = wanted.where()
+def members(database: Database, wanted: Filter, *, known: int, seen: int, waiting: int) -> list[int] | None:
+    """The numbers of the items that a page has shown as waiting in a group, and that wait still.
+
+    The page said that `waiting` of them wait; it knew of items up to number `known` and of decisions up to `seen`. What
+    came in later is left out. None where others have joined the group since: they cannot be told from those shown.
+    """
+    condition, values = replace(wanted, state=ANY).where()
     with database.reading() as connection:
-        rows = connection.execute(f"SELECT id FROM items WHERE {condition} ORDER BY p_value, calm, id", values)
-        return [row["id"] for row in rows]
+        rows = connection.execute(
+            f"SELECT id, state FROM items WHERE {condition} AND id <= ? AND (state = ? OR EXISTS"
+            " (SELECT 1 FROM decisions WHERE item = items.id AND decisions.id > ?)) ORDER BY p_value, calm, id",
+            [*values, known, WAITING, seen],
+        ).fetchall()
+    # Each of those shown waits still or was decided since, so they are among these rows, and are all if no more.
+    return None if len(rows) > waiting else [row["id"] for row in rows if row["state"] == WAITING]
 
 
 def _group(connection: sqlite3.Connection, kind: str, values: dict[str, object], row: sqlite3.Row, shown: int) -> Group:

@@ -179,6 +179,11 @@ def get(database: Database, number: int) -> sqlite3.Row | None:
     return found
 
 
+def latest(connection: sqlite3.Connection) -> int:
+    """The number of the newest item, 0 where there is none: what a page knows of."""
+    return int(connection.execute("SELECT coalesce(max(id), 0) FROM items").fetchone()[0])
+
+
 def count(connection: sqlite3.Connection, wanted: Filter) -> int:
     """How many items are wanted."""
     condition, values = wanted.where()

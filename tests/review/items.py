@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from review.store.database import Database
 from review.store.item import Item
+from review.store.queue import Filter
 
 
 def make_item(number: int, **changes: Any) -> Item:
@@ -28,3 +30,11 @@ def make_item(number: int, **changes: Any) -> Item:
 
 def make_items(count: int, **changes: Any) -> list[Item]:
     return [make_item(number, **changes) for number in range(1, count + 1)]
+
+
+def members(database: Database, wanted: Filter) -> list[int]:
+    """The numbers of all items that are wanted, most suspicious first."""
+    condition, values = wanted.where()
+    with database.reading() as connection:
+        rows = connection.execute(f"SELECT id FROM items WHERE {condition} ORDER BY p_value, calm, id", values)
+        return [row["id"] for row in rows]

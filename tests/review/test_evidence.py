@@ -17,12 +17,13 @@ from review.evidence.neighbours import neighbours
 from review.evidence.pictures import as_sent, boxed, difference, jpeg, png
 from review.store.database import Database
 from review.store.decisions import decide
-from review.store.groups import COPIES, groups, members
+from review.store.groups import COPIES, groups
 from review.store.queue import Filter, get
 from serving.client.local import LocalInference
 from serving.client.prediction import predictions
 from tests.conftest import LAYERS, draw_toy
 from tests.review.conftest import encoded
+from tests.review.items import members
 
 SPEC = ImageSpec(height=32, width=32)
 SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'

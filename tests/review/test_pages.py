@@ -167,19 +167,6 @@ def test_whoever_comes_second_is_told_and_may_still_say_his(client: Any, console
     assert state(console, 41) == "disputed"
 
 
-def test_a_group_is_decided_in_one_stroke_but_for_what_others_said(client: Any, console: Console) -> None:
-    decide(console.database, [41], "clean", "bob")
-    form = {"verdict": "attack", "csrf": csrf(client), "seen": "0", "origin": "partner-x", "hour": "2026-11-25T12",
-            "reason": "flagged", "back": "/groups?kind=campaigns"}  # fmt: skip
-    answer = client.post("/groups/decide", data=form)
-    flagged = counts(console.database)
-    assert f"Recorded: {flagged.by_state['attack']} images, attack" in answer.text
-    assert flagged.by_state["attack"] >= 10
-    assert state(console, 41) == "clean"
-    again = client.post("/groups/decide", data=form)
-    assert "Somebody else has decided all of this group" in again.text
-
-
 @pytest.mark.parametrize("back", ["https://evil.example/", "//evil.example/", "/\\evil.example", "javascript:alert(1)"])
 def test_no_form_leads_to_a_foreign_page(client: Any, back: str) -> None:
     answer = client.post("/reviewer", data={"csrf": csrf(client), "name": "bob", "back": back}, follow_redirects=False)

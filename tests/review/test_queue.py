@@ -11,10 +11,10 @@ import pytest
 from bundle.errors import OptionError
 from review.store.database import Database
 from review.store.decisions import decide
-from review.store.groups import BY_LABEL, CAMPAIGNS, COPIES, groups, members
+from review.store.groups import BY_LABEL, CAMPAIGNS, COPIES, groups
 from review.store.item import Item
 from review.store.queue import Filter, add, after, choices, counts, get, window, windows
-from tests.review.items import make_item, make_items
+from tests.review.items import make_item, make_items, members
 
 
 @pytest.fixture
