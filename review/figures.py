@@ -106,7 +106,7 @@ def rows(database: Database, bundle: Bundle, network: str, total: int | None = N
     with database.reading() as connection:
         found = connection.execute(
             "SELECT received, label, p_value, score, reason, drawn, state FROM items"
-            " WHERE network = ? AND bundle_id = ? ORDER BY received, id",
+            " WHERE network = ? AND bundle_id = ? AND told ORDER BY received, id",
             [network, bundle.bundle_id],
         ).fetchall()
     return Rows(

@@ -14,9 +14,9 @@ from bundle import Bundle
 from bundle.errors import FieldmarkError, ImageError, ImageGone, first_line, printable
 from review.evidence.fingerprint import Likeness, fingerprint
 from review.evidence.layers import Reference, calibrated, unflagged
-from review.sources.source import Source
+from review.sources.source import CHANGED, Source, Stamp
 from review.store.database import Database
-from review.store.queue import add
+from review.store.queue import add, retire
 from serving.quarantine.entry import FLAGGED
 
 T = TypeVar("T")
@@ -49,11 +49,15 @@ class Follower:
     def turn(self) -> None:
         """Read what is new, and work out what the pages need of it; raises what the source or the database raise."""
         self.busy = "reading the source"
+        keys, tellings = set[str](), self.source.tellings
         try:
             for items in _chunks(self.source.news(), CHUNK):
                 if self._stop.is_set():
                     return
                 add(self.database, items)
+                keys.update(item.key for item in items)
+            if self.source.tellings > tellings:
+                retire(self.database, keys)
         except Exception:  # of what was told, some is not in the database
             self.source.forget()
             raise
@@ -112,7 +116,7 @@ class Follower:
         while not self._stop.is_set():
             with self.database.reading() as connection:
                 rows = connection.execute(
-                    "SELECT id, image, sha256 FROM items WHERE print IS NULL AND problem = ''"
+                    "SELECT id, image, sha256, size, mtime_ns FROM items WHERE print IS NULL AND problem = ''"
                     " ORDER BY reason <> ?, p_value, id LIMIT ?",
                     [FLAGGED, PICTURES],
                 ).fetchall()
@@ -153,9 +157,9 @@ def image_of(row: sqlite3.Row) -> str:
 
 def bytes_of(source: Source, row: sqlite3.Row, most: int) -> bytes:
     """An item's image as it was sent; raises ImageGone where it is not there any more, or another one."""
-    data = source.read(image_of(row), most)
+    data = source.read(image_of(row), most, Stamp(size=row["size"], mtime_ns=row["mtime_ns"]))
     if row["sha256"] and hashlib.sha256(data).hexdigest() != row["sha256"]:
-        raise ImageGone("the image is not the one that was answered: somebody changed the file")
+        raise ImageGone(CHANGED)
     return data
 
 

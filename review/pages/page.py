@@ -22,7 +22,7 @@ from review.follower import Follower
 from review.pages.access import CSRF, Door, is_foreign, reviewer_of
 from review.sources.source import Source
 from review.store.database import Database
-from review.store.decisions import ATTACK, CLEAN, DISPUTED, FAULT, UNSURE, WAITING, newest
+from review.store.decisions import ATTACK, CLEAN, DISPUTED, FAULT, OUTDATED, UNSURE, WAITING, newest
 from review.store.queue import Filter, counts
 
 FOLDER = Path(__file__).parent
@@ -34,6 +34,7 @@ WORDS = {
     FAULT: "camera fault",
     UNSURE: "unsure",
     DISPUTED: "disputed",
+    OUTDATED: "outdated",
 }
 TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # the direction of text
 KEYS = {ATTACK: "a", CLEAN: "c", FAULT: "f", UNSURE: "u"}

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 from bundle.errors import FieldmarkError, ImageGone, QuarantineError, ReviewError
-from review.sources.source import CALLERS
+from review.sources.source import CALLERS, Stamp
 from review.store.item import Item
 from serving.quarantine.entry import Entry, is_day, split_name
 from serving.quarantine.reader import entries
@@ -16,7 +16,7 @@ MOST_NOTICES = 20
 class QuarantineSource:
     """Tells of each entry once; of what is none, until it is one, there is a notice."""
 
-    words, whole = CALLERS, False
+    words, whole, tellings = CALLERS, False, 0
 
     def __init__(self, given: str) -> None:
         self.given = given
@@ -54,8 +54,8 @@ class QuarantineSource:
         """Tell of every entry again."""
         self._told.clear()
 
-    def read(self, image: str, most: int) -> bytes:
-        """The bytes as they were sent."""
+    def read(self, image: str, most: int, was: Stamp) -> bytes:
+        """The bytes as they were sent; a digest tells whether they are."""
         day, _, name = image.partition("/")
         if not is_day(day) or split_name(name) is None:
             raise ImageGone("the entry names an image outside the quarantine, so it is not opened")

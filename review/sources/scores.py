@@ -10,7 +10,7 @@ from typing import Any
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ImageGone, ReviewError
 from bundle.places import local_path, scheme_of, store_url
-from review.sources.source import FOLDERS, read_file
+from review.sources.source import FOLDERS, Stamp, read_file
 from review.store.item import Item, chance
 from scoring.columns import OK, Scored, arrow, exact_paths
 from scoring.local.jobs import STATE, Job, read_state
@@ -37,6 +37,7 @@ class ScoreSource:
         self.path = Path(self.place)
         self.totals: dict[str, int] = {}
         self.notices: list[str] = []
+        self.tellings = 0
         self._seen: tuple[int, int] | None = None
         self.job = self._checked()
         self._files = ScoredFiles(self.job.source_at, images)
@@ -52,14 +53,15 @@ class ScoreSource:
         rows = rows.filter(arrow().compute.equal(rows["status"], OK))
         self.totals, self.whole = {self.job.network: rows.num_rows}, rows.num_rows <= DRAWN
         yield from kept(rows, self.job, self._files)
+        self.tellings += 1
 
     def forget(self) -> None:
         """Tell of every row again."""
         self._seen = None
 
-    def read(self, image: str, most: int) -> bytes:
-        """The file's bytes as they are now."""
-        return self._files.read(image, most)
+    def read(self, image: str, most: int, was: Stamp) -> bytes:
+        """The file's bytes, if they are what was scored."""
+        return self._files.read(image, most, was)
 
     def _checked(self) -> Job:
         state = read_state(self.path)
@@ -90,17 +92,21 @@ class ScoredFiles:
         self._is_list = not is_far and os.path.isfile(source)
         self.source = os.path.dirname(source) if self._is_catalogue else source.rstrip("/")
 
-    def read(self, image: str, most: int) -> bytes:
-        """The bytes of a scored file, at most one more than `most`; raises ImageGone."""
+    def read(self, image: str, most: int, was: Stamp) -> bytes:
+        """The bytes of a scored file, at most one more than `most`; raises ImageGone.
+
+        Of an object in a bucket, and of a file that was moved, only the size is compared with what it was.
+        """
         local = local_path(image)
         if self.moved is None and local is None:
-            return self._fetched(image, most)
+            return self._fetched(image, most, was)
         if self.moved is None and self._is_catalogue:
-            return self._fetched(os.path.join(self.source, image), most)
+            return self._fetched(os.path.join(self.source, image), most, was)
         if self._is_list and self.moved is None:
-            return read_file(Path(os.path.join(os.path.dirname(self.source), local or image)), most)
-        root = self.moved or Path(self.source)
-        return read_file(root / self._inner(image), most, inside=root)
+            return read_file(Path(os.path.join(os.path.dirname(self.source), local or image)), most, was)
+        if self.moved is None:
+            return read_file(Path(self.source) / self._inner(image), most, was, inside=Path(self.source))
+        return read_file(self.moved / self._inner(image), most, Stamp(size=was.size), inside=self.moved)
 
     def folder(self, image: str) -> str:
         """The folder of a scored file, without that of the source."""
@@ -116,7 +122,7 @@ class ScoredFiles:
                 return os.path.join(*parts[count:])
         return image.lstrip("/")
 
-    def _fetched(self, image: str, most: int) -> bytes:
+    def _fetched(self, image: str, most: int, was: Stamp) -> bytes:
         named = self._is_list or (self._is_catalogue and scheme_of(image))  # no path of this machine from a bucket
         if not named and not image.startswith(f"{self.source}/"):
             raise ImageGone("the image lies outside its source, so it is not fetched")
@@ -125,29 +131,36 @@ class ScoredFiles:
             data: bytes = reached(image, lambda: store.cat_file(store_url(image), start=0, end=most + 1))
         except FieldmarkError as problem:
             raise ImageGone(f"the image cannot be fetched ({problem.what})") from None
+        if len(data) <= most:
+            was.check(len(data))
         return data
 
 
 def kept(rows: Any, job: Scored, files: ScoredFiles) -> Iterator[Item]:
-    """Items of a table of rows that have a score: those flagged, and of all about DRAWN, by their names."""
-    flags = rows["is_adversarial"]
-    flagged = arrow().compute.sum(flags).as_py() or 0
-    share = min(1.0, DRAWN / max(1, rows.num_rows))
-    worst = rows.filter(flags)
-    if flagged > MOST_FLAGGED:
-        worst = worst.take(arrow().compute.sort_indices(worst["p_value"])[:MOST_FLAGGED])
+    """Items of a table of rows that have a score: of those flagged, the MOST_FLAGGED most suspicious; and of all rows,
+    whatever their p-values, about DRAWN, by their names.
+    """
+    compute, share = arrow().compute, min(1.0, DRAWN / max(1, rows.num_rows))
+    worst = rows.filter(rows["is_adversarial"])
+    if worst.num_rows > MOST_FLAGGED:
+        order = compute.sort_indices(worst["p_value"])
+        yield from _items(worst.take(order[MOST_FLAGGED:]), FLAGGED, share, job, files, drawn_alone=True)
+        worst = worst.take(order[:MOST_FLAGGED])
     yield from _items(worst, FLAGGED, share, job, files)
-    yield from _items(rows.filter(arrow().compute.invert(flags)), SAMPLE, share, job, files)
+    others = rows.filter(compute.invert(rows["is_adversarial"]))
+    yield from _items(others, SAMPLE, share, job, files, drawn_alone=True)
 
 
-def _items(rows: Any, reason: str, share: float, job: Scored, files: ScoredFiles) -> Iterator[Item]:
+def _items(
+    rows: Any, reason: str, share: float, job: Scored, files: ScoredFiles, *, drawn_alone: bool = False
+) -> Iterator[Item]:
     for batch in rows.to_batches(4096):
         plain = batch.to_pylist()
         paths = exact_paths(arrow().Table.from_batches([batch]))
         for row, path in zip(plain, paths, strict=True):
             key = _key(path, row, job)
             drawn = chance(key, "drawn") < share
-            if reason == SAMPLE and not drawn:
+            if drawn_alone and not drawn:
                 continue
             yield Item(
                 key=key,
@@ -164,6 +177,8 @@ def _items(rows: Any, reason: str, share: float, job: Scored, files: ScoredFiles
                 network=job.network,
                 bundle_id=job.bundle_id,
                 layers=tuple(row["layer_scores"]),
+                size=row["size"],
+                mtime_ns=row["mtime_ns"],
             )
 
 

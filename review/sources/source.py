@@ -14,6 +14,20 @@ from bundle.places import scheme_of
 from review.store.item import Item
 
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
+CHANGED = "the image is not the one that was answered: somebody changed the file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """A file's `size` in bytes and `mtime_ns` when it was answered; None is not known, or means nothing here."""
+
+    size: int | None = None
+    mtime_ns: int | None = None
+
+    def check(self, size: int, mtime_ns: int | None = None) -> None:
+        """Raise ImageGone where a file is another one by now."""
+        if self.size not in (None, size) or (mtime_ns is not None and self.mtime_ns not in (None, mtime_ns)):
+            raise ImageGone(CHANGED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +64,7 @@ class Source(Protocol):
     words: Words
     totals: dict[str, int]  # images that each network answered in all, where the source knows
     whole: bool  # it tells of every image, flagged or not: none was drawn at random
+    tellings: int  # how often it has told of all that it has; 0 where news are only what is new
 
     @property
     def notices(self) -> list[str]:
@@ -64,8 +79,9 @@ class Source(Protocol):
         """Tell of everything again: what was told last has not been stored."""
         ...
 
-    def read(self, image: str, most: int) -> bytes:
-        """The bytes of an image as they were sent, at most one more than `most`; raises ImageGone."""
+    def read(self, image: str, most: int, was: Stamp) -> bytes:
+        """The bytes of an image as they were sent, at most one more than `most`; raises ImageGone, also for a file that
+        is not what it was."""
         ...
 
 
@@ -107,12 +123,14 @@ def open_source(given: str, bundle: Bundle, *, images: Path | None = None) -> So
     return QuarantineSource(given)
 
 
-def read_file(path: Path, most: int, *, inside: Path | None = None) -> bytes:
-    """The bytes of a regular file; raises ImageGone for what is not there, or not below `inside` in the end."""
+def read_file(path: Path, most: int, was: Stamp, *, inside: Path | None = None) -> bytes:
+    """The bytes of a regular file; raises ImageGone for what is not there, has changed, or is not below `inside`."""
     try:
         if inside is not None and not path.resolve().is_relative_to(inside.resolve()):
             raise ImageGone("the image lies outside its source's folder, so it is not opened")
         with open_regular(path) as stream:
+            status = os.fstat(stream.fileno())
+            was.check(status.st_size, status.st_mtime_ns)
             return stream.read(most + 1)
     except FileNotFoundError:
         raise ImageGone("the image is gone: it was deleted, or moved") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ReviewError
 from review.sources.scores import COLUMNS, DRAWN, ScoredFiles, kept
-from review.sources.source import FOLDERS
+from review.sources.source import FOLDERS, Stamp
 from review.store.item import Item
 from scoring.columns import arrow
 from scoring.table.current import Current, last_begun
@@ -25,7 +25,7 @@ class TableSource:
         self.place = Place(given).url
         self.totals: dict[str, int] = {}
         self.notices: list[str] = []
-        self._run = 0
+        self._run = self.tellings = 0
         self._files = ScoredFiles(self._last().source, images)
 
     def news(self) -> Iterator[Item]:
@@ -38,14 +38,15 @@ class TableSource:
         found = [table for _, table in current.batches(COLUMNS)]
         yield from kept(arrow().concat_tables(found), current.begun, self._files)
         self._run = last.number
+        self.tellings += 1
 
     def forget(self) -> None:
         """Tell of every row again."""
         self._run = 0
 
-    def read(self, image: str, most: int) -> bytes:
-        """The file's bytes as they are now."""
-        return self._files.read(image, most)
+    def read(self, image: str, most: int, was: Stamp) -> bytes:
+        """The file's bytes, if they are what was scored."""
+        return self._files.read(image, most, was)
 
     def _last(self) -> Begun:
         """The last run; raises ReviewError for a table of another bundle, or that cannot be reached."""

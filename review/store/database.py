@@ -1,6 +1,7 @@
 """One SQLite file: the items, what was decided of them, the samples that were drawn. It survives kill -9.
 
-    items       what the source has told; only what is worked out here (fingerprint, loudest layer, state) ever changes
+    items       what the source has told. What is worked out here (fingerprint, loudest layer, state) changes; so does,
+                where a source tells all that it has again, what of it is drawn, and what is `told` no more
     decisions   who decided what, and when. Rows are added and never changed: an undo is a row, too
     standing    for each item and reviewer the decision that counts; worked out from `decisions`, in one transaction
     samples     random samples for recalibration, and `sampled`, their items in the order in which they are shown
@@ -20,7 +21,7 @@ from pathlib import Path
 from bundle.errors import DiskFull, ReviewError
 from bundle.files import check_place
 
-FORMAT = 1
+FORMAT = 2
 PATIENCE = 5.0  # seconds that a writer waits for another
 TRY_AGAIN = "Nothing is lost but this one: do it again."
 
@@ -31,6 +32,7 @@ CREATE TABLE items (
     label TEXT NOT NULL, probability REAL NOT NULL, score REAL NOT NULL, p_value REAL NOT NULL, alpha REAL NOT NULL,
     reason TEXT NOT NULL, drawn INTEGER NOT NULL, origin TEXT NOT NULL, network TEXT NOT NULL, bundle_id TEXT NOT NULL,
     layers TEXT NOT NULL, sha256 TEXT NOT NULL, request_id TEXT NOT NULL,
+    size INTEGER, mtime_ns INTEGER, told INTEGER NOT NULL DEFAULT 1,
     day TEXT GENERATED ALWAYS AS (substr(received, 1, 10)) VIRTUAL,
     hour TEXT GENERATED ALWAYS AS (substr(received, 1, 13)) VIRTUAL,
     calm REAL GENERATED ALWAYS AS (-score) VIRTUAL,
@@ -69,6 +71,19 @@ CREATE TABLE uses (
     made TEXT NOT NULL, at TEXT NOT NULL
 );
 """
+# An item's state: what of its decisions stands, or whether it waits for one.
+STATE = """(
+    SELECT CASE count(DISTINCT verdict) WHEN 0 THEN iif(items.told, 'waiting', 'outdated') WHEN 1 THEN max(verdict)
+    ELSE 'disputed' END
+    FROM standing JOIN decisions ON decisions.id = standing.decision WHERE standing.item = items.id
+)"""
+# From format 1, which knew of no item that its source tells no more.
+UPGRADE = (
+    "ALTER TABLE items ADD COLUMN size INTEGER",
+    "ALTER TABLE items ADD COLUMN mtime_ns INTEGER",
+    "ALTER TABLE items ADD COLUMN told INTEGER NOT NULL DEFAULT 1",
+    f"UPDATE facts SET value = '{FORMAT}' WHERE name = 'format'",
+)
 
 
 class Database:
@@ -178,7 +193,7 @@ class Database:
             raise ReviewError(
                 f"{self.path} is a database, and no review", hint="Name another file with --db."
             ) from None
-        if found != FORMAT:
+        if not 1 <= found <= FORMAT:
             raise ReviewError(
                 f"{self.path} has format {found}, and this version reads {FORMAT}",
                 hint="Upgrade fieldmark." if found > FORMAT else "Name another file with --db.",
@@ -188,6 +203,8 @@ class Database:
                 f"{self.path} is the review of {facts['source']}, and this is {source}",
                 hint="Give that source, or another file with --db.",
             )
+        for statement in UPGRADE if found < FORMAT else ():
+            connection.execute(statement)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from bundle.errors import OptionError
-from review.store.database import Database
+from review.store.database import STATE, Database
 
 ATTACK, CLEAN, FAULT, UNSURE = "attack", "clean", "fault", "unsure"
 VERDICTS = (ATTACK, CLEAN, FAULT, UNSURE)
 UNDONE = "undone"
 WAITING, DISPUTED = "waiting", "disputed"
-STATES = (WAITING, *VERDICTS, DISPUTED)
+OUTDATED = "outdated"  # nobody has decided it, and the source tells of it no more
+OPEN = (WAITING, OUTDATED)
+STATES = (WAITING, *VERDICTS, DISPUTED, OUTDATED)
 LONGEST_NOTE = 2000
 
 # The latest of a reviewer's decisions of an item that he has not undone.
@@ -25,12 +27,7 @@ _STANDING = """
 SELECT max(id) FROM decisions WHERE item = ? AND reviewer = ? AND verdict <> 'undone'
     AND id NOT IN (SELECT undoes FROM decisions WHERE item = ? AND reviewer = ? AND undoes IS NOT NULL)
 """
-_STATE = """
-UPDATE items SET state = (
-    SELECT CASE count(DISTINCT verdict) WHEN 0 THEN 'waiting' WHEN 1 THEN max(verdict) ELSE 'disputed' END
-    FROM standing JOIN decisions ON decisions.id = standing.decision WHERE standing.item = items.id
-) WHERE id = ?
-"""
+_STATE = f"UPDATE items SET state = {STATE} WHERE id = ?"
 
 
 @dataclass(frozen=True, kw_only=True)

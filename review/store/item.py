@@ -15,7 +15,7 @@ class Item:
     `received` is a time in UTC (ISO 8601, milliseconds). `reason` says why it is here: it was flagged, or it was not
     and was drawn at random. `drawn` says that it is of the random sample of all that came in, flagged or not. `origin`
     is the name of its caller's key, or the folder of a scored file. `layers` are squared distances, one a column of the
-    detector.
+    detector. `size` in bytes and `mtime_ns` are the file's when it was answered, where the source knows them.
     """
 
     key: str
@@ -34,6 +34,8 @@ class Item:
     layers: tuple[float, ...]
     sha256: str = ""
     request_id: str = ""
+    size: int | None = None
+    mtime_ns: int | None = None
 
     def __post_init__(self) -> None:
         if self.reason not in REASONS:

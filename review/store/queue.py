@@ -4,14 +4,14 @@ import json
 import math
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from urllib.parse import urlencode
 
 from bundle.errors import OptionError
 from bundle.records import to_plain
-from review.store.database import Database
-from review.store.decisions import STATES, WAITING
+from review.store.database import STATE, Database
+from review.store.decisions import OPEN, OUTDATED, STATES, WAITING
 from review.store.item import REASONS, Item
 from serving.quarantine.entry import FLAGGED, SAMPLE
 
@@ -20,6 +20,7 @@ MOST_NUMBER = 2**63 - 1  # that SQLite counts to
 ANY, DECIDED = "any", "decided"
 ORDER = "p_value, calm, id"
 _COLUMNS = tuple(field.name for field in fields(Item))
+_RETOLD = ("alpha", "reason", "drawn", "size", "mtime_ns")  # what a source may tell otherwise the next time
 # Choices of a filter: the query's name and the column that it compares.
 CHOICES = {"day": "day", "label": "label", "layer": "layer", "origin": "origin", "reason": "reason"}
 
@@ -93,7 +94,7 @@ class Filter:
                 ("items.id NOT IN (SELECT item FROM standing WHERE reviewer = ?)", self.second),
             )
         if self.state == DECIDED:
-            terms.append(("items.state <> ?", WAITING))
+            terms += [("items.state <> ?", state) for state in OPEN]
         elif self.state != ANY:
             terms.append(("items.state = ?", self.state))
         return " AND ".join(term for term, _ in terms) or "1", [value for _, value in terms]
@@ -109,7 +110,7 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many items stand where, by state; and how many of all were flagged, and kept at random."""
+    """How many items stand where, by state; and how many that the source tells of were flagged, and kept at random."""
 
     by_state: dict[str, int]
     flagged: int
@@ -123,19 +124,41 @@ class Counts:
     @property
     def decided(self) -> int:
         """Those that somebody has decided."""
-        return self.total - self.by_state.get(WAITING, 0)
+        return self.total - sum(self.by_state.get(state, 0) for state in OPEN)
 
 
 def add(database: Database, items: Iterable[Item]) -> int:
-    """Put items into the database, those that it knows left as they are; returns how many were new."""
+    """Put items into the database; of those that it knows, why they are here is told anew, and their answers stay.
+
+    Returns how many were new, or told otherwise.
+    """
     names = ", ".join(_COLUMNS)
     marks = ", ".join("?" for _ in _COLUMNS)
+    old, new = ", ".join(_RETOLD), ", ".join(f"excluded.{name}" for name in _RETOLD)
     with database.writing() as connection:
         before = connection.total_changes
         connection.executemany(
-            f"INSERT INTO items ({names}) VALUES ({marks}) ON CONFLICT (key) DO NOTHING", map(_row, items)
+            f"INSERT INTO items ({names}) VALUES ({marks}) ON CONFLICT (key) DO UPDATE SET ({old}, told) = ({new}, 1)"
+            f" WHERE ({old}, told) IS NOT ({new}, 1)",
+            map(_row, items),
         )
         return connection.total_changes - before
+
+
+def retire(database: Database, keys: Set[str]) -> None:
+    """Note that these are the keys of all that the source has now.
+
+    Other items leave its random sample, and those that nobody has decided are outdated. They stay for what was said of
+    them, and for the samples that were drawn with them; where the source tells of them again, they wait again.
+    """
+    with database.writing() as connection:
+        rows = connection.execute("SELECT id, key FROM items WHERE told").fetchall()
+        gone = [(row["id"],) for row in rows if row["key"] not in keys]
+        connection.executemany("UPDATE items SET told = 0, drawn = 0 WHERE id = ?", gone)
+        connection.execute(
+            f"UPDATE items SET state = {STATE} WHERE (state = ? AND NOT told) OR (state = ? AND told)",
+            [WAITING, OUTDATED],
+        )
 
 
 def windows(database: Database, wanted: Filter) -> list[Window]:
@@ -194,7 +217,7 @@ def counts(database: Database) -> Counts:
     """How many items stand where."""
     with database.reading() as connection:
         by_state = dict(connection.execute("SELECT state, count(*) FROM items GROUP BY state").fetchall())
-        by_reason = dict(connection.execute("SELECT reason, count(*) FROM items GROUP BY reason").fetchall())
+        by_reason = dict(connection.execute("SELECT reason, count(*) FROM items WHERE told GROUP BY reason").fetchall())
     return Counts(by_state=by_state, flagged=by_reason.get(FLAGGED, 0), sampled=by_reason.get(SAMPLE, 0))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bundle.errors import ReviewError
 from review.store.database import Database
-from review.store.decisions import ATTACK, CLEAN, DISPUTED, FAULT, UNSURE, WAITING, now
+from review.store.decisions import ATTACK, CLEAN, DISPUTED, FAULT, OPEN, UNSURE, now
 from review.store.item import chance
 
 DEFAULT, LARGEST = 200, 5000
@@ -36,7 +36,7 @@ class Sample:
     @property
     def open(self) -> int:
         """How many of them nobody has decided for sure."""
-        return sum(self.by_state.get(state, 0) for state in (WAITING, UNSURE, DISPUTED))
+        return sum(self.by_state.get(state, 0) for state in (*OPEN, UNSURE, DISPUTED))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def next_open(
         found = connection.execute(
             "SELECT item FROM sampled JOIN items ON items.id = sampled.item WHERE sample = ?1 AND place >"
             " coalesce((SELECT place FROM sampled WHERE sample = ?1 AND item = ?3), -1)"
-            " AND (state = 'waiting' OR (state IN ('unsure', 'disputed') AND (?4 OR item NOT IN"
+            " AND (state IN ('waiting', 'outdated') OR (state IN ('unsure', 'disputed') AND (?4 OR item NOT IN"
             " (SELECT item FROM standing WHERE reviewer = ?2)))) ORDER BY item IN"
             " (SELECT item FROM standing WHERE reviewer = ?2), place LIMIT 1",
             [number, reviewer, past, again],
@@ -128,13 +128,13 @@ def clean_images(database: Database) -> CleanImages:
         with database.reading() as connection:
             states = dict(connection.execute("SELECT state, count(*) FROM items GROUP BY state").fetchall())
         raise ReviewError(
-            _without_sample(sum(states.values()) - states.get(WAITING, 0), states.get(CLEAN, 0)),
+            _without_sample(sum(count for state, count in states.items() if state not in OPEN), states.get(CLEAN, 0)),
             hint="In 'fieldmark review', draw a random sample on the page 'Sample' and decide all of it.",
         )
     whole = [sample for sample in drawn if not sample.open]
     if not whole:
         latest = drawn[0]
-        if latest.by_state.get(WAITING, 0) == latest.size:
+        if sum(latest.by_state.get(state, 0) for state in OPEN) == latest.size:
             raise ReviewError(
                 f"of the random sample of {latest.size:,} images nothing is decided yet",
                 hint="In 'fieldmark review', decide all of it on the page 'Sample'.",

@@ -256,8 +256,8 @@ def test_files_that_are_no_review_are_refused_in_a_sentence(tmp_path: Path, revi
     with pytest.raises(ReviewError, match="is a folder"):
         Database.open(tmp_path, source="here")
     with review.writing() as connection:
-        connection.execute("UPDATE facts SET value = '2' WHERE name = 'format'")
-    with pytest.raises(ReviewError, match=r"format 2.*Upgrade fieldmark"):
+        connection.execute("UPDATE facts SET value = '3' WHERE name = 'format'")
+    with pytest.raises(ReviewError, match=r"format 3.*Upgrade fieldmark"):
         Database.open(review.path, source="here")
 
 

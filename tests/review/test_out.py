@@ -15,6 +15,7 @@ from bundle.errors import OptionError
 from review.out.export import FORMATS, Exported, export
 from review.out.records import COLUMNS
 from review.sources.quarantine import QuarantineSource
+from review.sources.source import Stamp
 from review.store.database import Database
 from review.store.decisions import decide
 from review.store.queue import Filter, get
@@ -154,7 +155,7 @@ def test_decided_attacks_are_a_family_as_the_attack_verb_writes_one(
     for row in rows:
         item = next(each for number in (41, 42) if (each := get(reviewed, number)) and each["key"] == row["source"])
         source = QuarantineSource(str(quarantine))
-        assert (out / row["path"]).read_bytes() == source.read(item["image"].decode(), 10**6)
+        assert (out / row["path"]).read_bytes() == source.read(item["image"].decode(), 10**6, Stamp())
 
 
 def test_clean_images_of_a_random_sample_go_beside_them_and_no_others(

@@ -17,7 +17,7 @@ from bundle.errors import FieldmarkError, ImageGone, ReviewError
 from review.follower import Follower
 from review.sources.quarantine import QuarantineSource
 from review.sources.scores import ScoredFiles, ScoreSource
-from review.sources.source import open_source
+from review.sources.source import Stamp, open_source
 from review.store.database import Database
 from review.store.queue import add, counts
 from review.store.sample import drawable
@@ -40,7 +40,7 @@ def test_an_entry_is_told_once_and_as_it_stands(quarantine: Path, answered: Answ
     noisy = next(item for item in items if item.origin == "partner-x")
     assert noisy.reason == "flagged"
     assert noisy.received.startswith("2026-11-25T12:")
-    said = dict(answered)[source.read(noisy.image, 10**6)]
+    said = dict(answered)[source.read(noisy.image, 10**6, Stamp())]
     assert (noisy.label, noisy.layers) == (said.label, said.layer_scores)
     write_entry(quarantine, answered[0][0], answered[0][1], START + timedelta(days=9))
     assert [item.received[:10] for item in source.news()] == ["2026-12-03"]
@@ -65,7 +65,7 @@ def test_what_was_removed_by_age_is_told_no_more_and_its_image_is_gone(quarantin
     items = list(source.news())
     (quarantine / items[0].image).unlink()
     with pytest.raises(ImageGone, match="the image is gone"):
-        source.read(items[0].image, 10**6)
+        source.read(items[0].image, 10**6, Stamp())
     review = Database.open(quarantine.parent / "r.db", source="x", bundle_id="b")
     add(review, items)
     Follower(review, source, toy_bundle).turn()
@@ -126,7 +126,7 @@ def test_no_link_and_no_dots_lead_out_of_the_quarantine(tmp_path: Path, answered
     linked = f"{image.parent.name}/{image.name}"
     for name in (linked, "../secret.png", str(secret), "2026-11-24/../../secret.png"):
         with pytest.raises(ImageGone):
-            source.read(name, 10**6)
+            source.read(name, 10**6, Stamp())
 
 
 def test_a_pipe_in_the_place_of_an_image_makes_nobody_wait(tmp_path: Path, answered: Answered) -> None:
@@ -136,7 +136,7 @@ def test_a_pipe_in_the_place_of_an_image_makes_nobody_wait(tmp_path: Path, answe
     path.with_suffix(".png").unlink()
     os.mkfifo(path.with_suffix(".png"))
     with pytest.raises(ImageGone):
-        source.read(item.image, 10**6)
+        source.read(item.image, 10**6, Stamp())
 
 
 def test_a_quarantine_that_went_away_is_a_sentence_and_comes_back(quarantine: Path, toy_bundle: Bundle) -> None:
@@ -176,7 +176,7 @@ def test_scores_tell_all_that_was_flagged_and_some_of_the_others(scored: Path, t
         assert (item.p_value, item.label) == (told[path]["p_value"], told[path]["label"])
         assert item.origin == Path(path).parent.name
         assert item.drawn
-        assert source.read(path, 10**6) == Path(path).read_bytes()
+        assert source.read(path, 10**6, Stamp()) == Path(path).read_bytes()
     assert list(source.news()) == []
 
 
@@ -218,12 +218,12 @@ def test_scored_images_are_found_where_they_moved_to_and_nowhere_else(
     source = open_source(str(scored), toy_bundle)
     item = next(iter(source.news()))
     with pytest.raises(ImageGone):
-        source.read(item.image, 10**6)
+        source.read(item.image, 10**6, Stamp())
     moved = open_source(str(scored), toy_bundle, images=tmp_path / "moved")
     assert isinstance(moved, ScoreSource)
-    assert moved.read(item.image, 10**6)
+    assert moved.read(item.image, 10**6, Stamp())
     with pytest.raises(ImageGone, match="outside"):
-        moved.read("../../etc/passwd", 10**6)
+        moved.read("../../etc/passwd", 10**6, Stamp())
     with pytest.raises(ReviewError, match="no folder of images"):
         open_source(str(scored), toy_bundle, images=tmp_path / "nowhere")
 
@@ -248,7 +248,9 @@ def test_a_delta_table_tells_the_rows_that_hold(
     assert source.totals == {"full": 24}
     assert source.whole
     assert {item.origin for item in items} == {"clean", "noisy"}
-    assert source.read(items[0].image, 10**6) in {path.read_bytes() for path in (tmp_path / "photos").rglob("*.png")}
+    assert source.read(items[0].image, 10**6, Stamp()) in {
+        path.read_bytes() for path in (tmp_path / "photos").rglob("*.png")
+    }
     assert list(source.news()) == []
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos" / "clean" / "0.png").unlink()
@@ -286,7 +288,7 @@ def test_a_scored_file_is_found_below_its_source(source: str, image: str, inner:
 
 def test_of_a_bucket_nothing_else_is_fetched() -> None:
     with pytest.raises(ImageGone, match="outside"):
-        ScoredFiles("s3://bucket/photos").read("s3://other/secret.png", 100)
+        ScoredFiles("s3://bucket/photos").read("s3://other/secret.png", 100, Stamp())
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("x"), lambda path: _other(path)])

@@ -15,6 +15,7 @@ import fieldmark
 from bundle import Bundle
 from review.handover import clean_files
 from review.sources.quarantine import QuarantineSource
+from review.sources.source import Stamp
 from review.store.database import Database
 from review.store.decisions import decide
 from review.store.sample import draw
@@ -136,7 +137,7 @@ def test_clean_ones_of_a_sample_are_handed_over_byte_for_byte(
         rows = connection.execute("SELECT id, image FROM items WHERE state = 'clean'").fetchall()
     assert place == str(quarantine)
     gone = quarantine / rows[0]["image"].decode()
-    wanted = sorted(source.read(row["image"].decode(), 10**6) for row in rows[1:])
+    wanted = sorted(source.read(row["image"].decode(), 10**6, Stamp()) for row in rows[1:])
     gone.unlink()
     with clean_files(decided.path, toy_bundle) as handed:
         assert sorted(path.read_bytes() for path in handed.paths) == wanted
