@@ -71,17 +71,19 @@ CREATE TABLE uses (
     made TEXT NOT NULL, at TEXT NOT NULL
 );
 """
-# An item's state: what of its decisions stands, or whether it waits for one.
+# An item's state: what of its decisions stands, or whether it waits for one. Who is unsure differs from nobody.
 STATE = """(
-    SELECT CASE count(DISTINCT verdict) WHEN 0 THEN iif(items.told, 'waiting', 'outdated') WHEN 1 THEN max(verdict)
-    ELSE 'disputed' END
+    SELECT CASE count(DISTINCT nullif(verdict, 'unsure'))
+        WHEN 0 THEN CASE WHEN count(*) THEN 'unsure' WHEN items.told THEN 'waiting' ELSE 'outdated' END
+        WHEN 1 THEN max(nullif(verdict, 'unsure')) ELSE 'disputed' END
     FROM standing JOIN decisions ON decisions.id = standing.decision WHERE standing.item = items.id
 )"""
-# From format 1, which knew of no item that its source tells no more.
+# From format 1, which knew of no item that its source tells no more, and took the unsure for others who differ.
 UPGRADE = (
     "ALTER TABLE items ADD COLUMN size INTEGER",
     "ALTER TABLE items ADD COLUMN mtime_ns INTEGER",
     "ALTER TABLE items ADD COLUMN told INTEGER NOT NULL DEFAULT 1",
+    f"UPDATE items SET state = {STATE} WHERE state = 'disputed'",
     f"UPDATE facts SET value = '{FORMAT}' WHERE name = 'format'",
 )
 

@@ -78,6 +78,17 @@ def test_two_who_differ_leave_it_disputed_until_they_agree(review: Database) -> 
     assert state(review, 5) == "attack"
 
 
+def test_who_is_unsure_leaves_it_to_the_others(review: Database) -> None:
+    decide(review, [5], "unsure", "ada")
+    decide(review, [5], "clean", "bob")
+    assert state(review, 5) == "clean"
+    decide(review, [5], "attack", "cyd")
+    assert state(review, 5) == "disputed"
+    undo(review, "cyd")
+    undo(review, "bob")
+    assert state(review, 5) == "unsure"
+
+
 def test_the_second_sees_that_it_was_decided_and_nothing_is_overwritten(review: Database) -> None:
     with review.reading() as connection:
         seen = newest(connection)
@@ -134,7 +145,8 @@ def test_what_stands_is_what_a_naive_reader_of_all_rows_would_say(acts: list[tup
         for item in (1, 2, 3):
             said = {who: [verdict for each, verdict in stack if each == item][-1:] for who, stack in stacks.items()}
             found = {verdict for last in said.values() for verdict in last}
-            expected = "waiting" if not found else found.pop() if len(found) == 1 else "disputed"
+            sure = found - {"unsure"}
+            expected = "disputed" if len(sure) > 1 else sure.pop() if sure else "unsure" if found else "waiting"
             assert state(review, item) == expected
         review.close()
 

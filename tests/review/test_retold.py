@@ -137,11 +137,13 @@ def test_another_alpha_flags_anew(tmp_path: Path) -> None:
 def test_a_review_of_the_first_format_goes_on(tmp_path: Path) -> None:
     review = Database.open(tmp_path / "review.db", source="here", bundle_id="b")
     add(review, make_items(3))
-    decide(review, [2], "attack", "ada")
+    decide(review, [2], "unsure", "ada")
+    decide(review, [2], "attack", "bob")
     with review.writing() as connection:
         for name in ("size", "mtime_ns", "told"):
             connection.execute(f"ALTER TABLE items DROP COLUMN {name}")
         connection.execute("UPDATE facts SET value = '1' WHERE name = 'format'")
+        connection.execute("UPDATE items SET state = 'disputed' WHERE id = 2")
     review.close()
     for _ in range(2):
         again = Database.open(tmp_path / "review.db", source="here")

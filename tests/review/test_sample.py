@@ -132,6 +132,16 @@ def test_a_sample_that_is_not_decided_whole_is_refused(review: Database, left: s
     assert samples(review)[0].open == 1
 
 
+def test_a_second_reviewer_decides_what_the_first_is_unsure_of(review: Database) -> None:
+    drawn = draw(review, 100, "ada")
+    items = decided(review, drawn.number)
+    decide(review, items[:3], "unsure", "ada")
+    assert next_open(review, drawn.number, "bob") == items[0]
+    decide(review, items[:3], "clean", "bob")
+    assert next_open(review, drawn.number, "bob") is None
+    assert len(clean_images(review).items) == 100
+
+
 def test_its_clean_images_are_taken_once_and_none_that_taught_anything_else(review: Database) -> None:
     drawn = draw(review, 200, "ada")
     items = decided(review, drawn.number)
