@@ -13,27 +13,16 @@ from bundle import Bundle
 from bundle.false_alarms import smallest_p_value, wilson
 from review.store.database import Database
 from review.store.decisions import ATTACK, CLEAN, FAULT
-from scoring.drift.comparison import Drift, measure
+from scoring.drift import comparison
+from scoring.drift.comparison import Drift, Histogram
 from scoring.drift.scored import ScoredSet, read_calibration
 from serving.quarantine.entry import FLAGGED
 
-BINS, MOST_TIMES, MOST_POINTS = 20, 48, 400
+MOST_TIMES, MOST_POINTS = 48, 400
 FDR = 0.1
 MOST_DRIFT = 50_000  # latest images of the sample that drift is measured on
 FEWEST_DRAWN = 10  # flagged images of the sample from which it is told how many came in
-Z95 = 1.96
 Float64 = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Histogram:
-    """p-values of `images` in BINS equal bins: heights : (BINS,), as multiples of what uniform ones would give; each
-    between bounds : (BINS, 2) in 95 % of clean samples.
-    """
-
-    heights: Float64
-    bounds: Float64
-    images: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +110,10 @@ def rows(database: Database, bundle: Bundle, network: str, total: int | None = N
     )
 
 
-def histogram(found: Rows) -> Histogram | None:
-    """p-values of the sample against uniform; None where there is none."""
-    p_values = found.p_values[found.drawn]
-    if not len(p_values):
-        return None
-    place = np.minimum((np.ceil(p_values * BINS) - 1).astype(np.int64).clip(0), BINS - 1)
-    expected = len(p_values) / BINS
-    heights = np.bincount(place, minlength=BINS) / expected
-    half = Z95 * np.sqrt(expected * (1 - 1 / BINS)) / expected
-    bounds = np.tile([max(0.0, 1 - half), 1 + half], (BINS, 1))
-    return Histogram(heights=heights, bounds=bounds, images=len(p_values))
+def histogram(found: Rows, bundle: Bundle, network: str) -> Histogram | None:
+    """p-values of the sample beside those of clean images; None where there is none."""
+    sample = _sample(found, bundle, network)
+    return None if sample is None else comparison.histogram(sample, read_calibration(bundle, network))
 
 
 def shares(found: Rows) -> Shares | None:
@@ -156,24 +138,10 @@ def shares(found: Rows) -> Shares | None:
 
 def stream(found: Rows, bundle: Bundle, network: str) -> Stream | None:
     """Drift of the sample against the calibration, in the order in which it came; None where there is none."""
-    drawn = np.flatnonzero(found.drawn)[-MOST_DRIFT:]
-    if not len(drawn):
+    sample = _sample(found, bundle, network, most=MOST_DRIFT)
+    if sample is None:
         return None
-    named = [found.labels[index] for index in drawn]
-    labels = [*bundle.manifest.labels, *sorted(set(named) - set(bundle.manifest.labels))]  # whatever a record says
-    place_of = {label: labels.index(label) for label in set(named)}
-    sample = ScoredSet(
-        scores=found.scores[drawn].astype(np.float32),
-        flags=found.flags[drawn],
-        classes=np.array([place_of[label] for label in named]),
-        positions=drawn,
-        paths=named,
-        labels=labels,
-        network=network,
-        alpha=bundle.manifest.networks[network].detector.alpha,
-        total=len(drawn),
-    )
-    drift = measure(sample, read_calibration(bundle, network))
+    drift = comparison.measure(sample, read_calibration(bundle, network))
     path = drift.martingale.path
     places = np.unique(np.append(np.linspace(0, len(path) - 1, MOST_POINTS).astype(np.int64), path.argmax()))
     return Stream(drift=drift, places=places)
@@ -200,4 +168,25 @@ def discoveries(found: Rows, bundle: Bundle, network: str) -> Discoveries | None
         decided=sum(state in (ATTACK, CLEAN, FAULT) for state in states),
         attacks=states.count(ATTACK),
         smallest=smallest_p_value(bundle.manifest.networks[network].detector.calibration_n),
+    )
+
+
+def _sample(found: Rows, bundle: Bundle, network: str, most: int = 0) -> ScoredSet | None:
+    """The sample as a scored set, or the latest `most` of it where that is not 0, in the order in which it came."""
+    drawn = np.flatnonzero(found.drawn)[-most:]
+    if not len(drawn):
+        return None
+    named = [found.labels[index] for index in drawn]
+    labels = [*bundle.manifest.labels, *sorted(set(named) - set(bundle.manifest.labels))]  # whatever a record says
+    place_of = {label: labels.index(label) for label in set(named)}
+    return ScoredSet(
+        scores=found.scores[drawn].astype(np.float32),
+        flags=found.flags[drawn],
+        classes=np.array([place_of[label] for label in named]),
+        positions=drawn,
+        paths=named,
+        labels=labels,
+        network=network,
+        alpha=bundle.manifest.networks[network].detector.alpha,
+        total=len(drawn),
     )

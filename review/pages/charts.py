@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from markupsafe import Markup, escape
 
-from review.figures import BINS, FDR, Discoveries, Histogram, Shares, Stream
+from review.figures import FDR, Discoveries, Shares, Stream
 from review.store.agreement import Precision
-from scoring.drift.comparison import CAPITALS
+from scoring.drift.comparison import CAPITALS, Histogram
 
 WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 14, 40
@@ -91,20 +91,21 @@ class Chart:
 
 
 def p_values(found: Histogram, alpha: float) -> Markup:
-    """The histogram of p-values against uniform."""
+    """The histogram of p-values beside what clean images give."""
+    bins = len(found.heights)
     top = max(2.0, float(found.heights.max()) * 1.08, float(found.bounds.max()) * 1.02)
     outside = int(((found.heights < found.bounds[:, 0]) | (found.heights > found.bounds[:, 1])).sum())
     says = (
-        f"Of {found.images:,} p-values, the smallest twentieth holds {found.heights[0]:.1f} times what clean "
-        f"images give; {outside} of {BINS} bins lie outside what 95 % of clean samples give."
+        f"Of {found.rows:,} p-values, the lowest of {bins} bins holds {found.heights[0]:.1f} times what clean "
+        f"images give; {outside} of {bins} bins lie outside what 95 % of clean samples give."
     )
     chart = Chart(x=(0, 1), y=(0, top), says=says)
     for index, (low, high) in enumerate(found.bounds):
-        chart.box((index / BINS, float(low)), ((index + 1) / BINS, float(high)), "band")
+        chart.box((index / bins, float(low)), ((index + 1) / bins, float(high)), "band")
     chart.ticks([(x / 5, f"{x / 5:g}") for x in range(6)], [(y, f"{y:g}×") for y in _steps(top)])
     for index, height in enumerate(found.heights):
-        kind = "bar alarm" if index / BINS < alpha - 1e-9 else "bar"
-        chart.box(((index + 0.14) / BINS, 0), ((index + 0.86) / BINS, float(height)), kind)
+        kind = "bar alarm" if index / bins < alpha - 1e-9 else "bar"
+        chart.box(((index + 0.14) / bins, 0), ((index + 0.86) / bins, float(height)), kind)
     chart.level(1, "promise", "clean images: 1×")
     chart.words("p-value; what is flagged stands in red")
     return chart.svg()

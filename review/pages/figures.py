@@ -27,7 +27,7 @@ def figures_page(request: Request) -> Response:
         )
     alpha = manifest.networks[network].detector.alpha
     found = figures.rows(console.database, console.bundle, network, console.source.totals.get(network))
-    histogram, shares = figures.histogram(found), figures.shares(found)
+    histogram, shares = figures.histogram(found, console.bundle, network), figures.shares(found)
     stream = figures.stream(found, console.bundle, network)
     listed = figures.discoveries(found, console.bundle, network)
     days = precisions(console.database)

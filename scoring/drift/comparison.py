@@ -22,6 +22,7 @@ KS_LEVEL = 0.001
 CAPITALS = (20.0, CAPITAL)
 KS_MULTIPLIER = 1.9494746  # where Kolmogorov's distribution leaves KS_LEVEL above it
 DRAWS = 20_000  # of clean sets, where their flagged share has no simple distribution
+BINS, SEEN_DRAWS = 20, 2000  # of a histogram; draws for each of the many bands that are seen and not read
 
 Numbers = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.integer]
@@ -103,6 +104,18 @@ class Drift:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             found.append(f"predicted classes changed: {', '.join(changed[:3])}{more}")
         return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """p-values of `rows` rows in b equal bins, heights : (b,) as multiples of what clean data put there on average.
+
+    Each is between bounds : (b, 2) in 95 % of clean sets.
+    """
+
+    heights: Numbers
+    bounds: Numbers
+    rows: int
 
 
 def measure(found: ScoredSet, calibration: Calibration, *, seed: int = 0, shuffle: bool = False) -> Drift:
@@ -200,6 +213,28 @@ def clean_share(parts: Sequence[tuple[int, int, int]], draws: int = DRAWS) -> tu
         total += random.binomial(m, random.beta(k, n + 1 - k, draws)) if 0 < k <= n else m * (k > n)
     low, high = np.quantile(total, (0.025, 0.975), method="inverted_cdf") / sum(m for m, *_ in parts)
     return float(low), float(high)
+
+
+def histogram(found: ScoredSet, calibration: Calibration) -> Histogram:
+    """The set's p-values in bins. A bin is worth as many of the n + 1 possible p-values as lie in it.
+
+    There are no more bins than p-values that the rows with the most calibration scores can have.
+    """
+    pairs = groups(found.classes, calibration)
+    bins = min(BINS, max(len(own) for _, own in pairs) + 1)
+    counts, expected, parts = np.zeros(bins, np.int64), np.zeros(bins), []
+    for rows, own in pairs:
+        m, n = len(rows), len(own)
+        bin_of = (np.arange(1, n + 2) * bins - 1) // (n + 1)  # of p = 1 / (n + 1), ..., 1
+        ranks = n - np.searchsorted(own, found.scores[rows], side="left")  # (n + 1) p - 1
+        counts += np.bincount(bin_of[ranks], minlength=bins)
+        sizes = np.bincount(bin_of, minlength=bins)
+        expected += m * sizes / (n + 1)
+        parts.append([(m, n, size) for size in sizes.tolist()])
+    columns = list(zip(*parts, strict=True))
+    shares = {column: clean_share(column, SEEN_DRAWS) for column in set(columns)}
+    bounds = np.array([shares[column] for column in columns]) * len(found.scores) / expected[:, None]
+    return Histogram(heights=counts / expected, bounds=bounds, rows=len(found.scores))
 
 
 def online_p_values(calibration: Numbers, scores: Numbers, random: np.random.Generator) -> npt.NDArray[np.float64]:

@@ -7,14 +7,13 @@ import numpy as np
 
 from bundle.errors import MissingExtra
 from bundle.files import atomic_file
-from scoring.drift.comparison import CAPITALS, Drift, clean_share, flagging_groups, groups
+from scoring.drift.comparison import CAPITALS, SEEN_DRAWS, Drift, clean_share, flagging_groups, histogram
 from scoring.drift.scored import Calibration, ScoredSet
 from serving.client.explain import ALARM, CLEAN, INK, SOFT
 
 BAND, BAR = "#d8e6d9", "#5b7fa6"
-BINS, BLOCKS, SMALLEST_BLOCK, POINTS = 20, 40, 20, 4000
+BLOCKS, SMALLEST_BLOCK, POINTS = 40, 20, 4000
 DPI = 130
-DRAWS = 2000  # for each of up to 60 bands, which are seen and not read
 
 
 def require() -> None:
@@ -60,28 +59,12 @@ def draw(path: Path, result: Drift, found: ScoredSet, calibration: Calibration, 
 
 
 def _histogram(axes: Any, found: ScoredSet, calibration: Calibration) -> None:
-    """p-values in bins, each divided by the share that clean data put there on average.
-
-    There are no more bins than p-values that the rows with the most calibration scores can have.
-    """
-    pairs = groups(found.classes, calibration)
-    bins = min(BINS, max(len(own) for _, own in pairs) + 1)
-    counts, expected, parts = np.zeros(bins, np.int64), np.zeros(bins), []
-    for rows, own in pairs:
-        m, n = len(rows), len(own)
-        bin_of = (np.arange(1, n + 2) * bins - 1) // (n + 1)  # of p = 1 / (n + 1), ..., 1
-        ranks = n - np.searchsorted(own, found.scores[rows], side="left")  # (n + 1) p - 1
-        counts += np.bincount(bin_of[ranks], minlength=bins)
-        sizes = np.bincount(bin_of, minlength=bins)
-        expected += m * sizes / (n + 1)
-        parts.append([(m, n, size) for size in sizes.tolist()])
-    heights = counts / expected
-    columns = list(zip(*parts, strict=True))
-    shares = {column: clean_share(column, DRAWS) for column in set(columns)}
-    bounds = np.array([shares[column] for column in columns]) * len(found.scores) / expected[:, None]  # (bins, 2)
+    """p-values in bins, each divided by the share that clean data put there on average."""
+    binned = histogram(found, calibration)
+    bins, bounds = len(binned.heights), binned.bounds
     middle, width = (np.arange(bins) + 0.5) / bins, 1 / bins
     axes.bar(middle, bounds[:, 1] - bounds[:, 0], width, bottom=bounds[:, 0], color=BAND, label="95 % of clean sets")
-    axes.bar(middle, heights, 0.72 * width, color=BAR, alpha=0.85, label="this set")
+    axes.bar(middle, binned.heights, 0.72 * width, color=BAR, alpha=0.85, label="this set")
     axes.axhline(1, color=CLEAN, linewidth=1)
     axes.axvline(found.alpha, color=ALARM, linewidth=1, linestyle="--", label=f"alpha {found.alpha:g}: flagged below")
     axes.set(xlim=(0, 1), ylim=(0, None), xlabel="p-value", ylabel="share of rows / that of clean data")
@@ -115,7 +98,7 @@ def _share(axes: Any, found: ScoredSet, calibration: Calibration) -> None:
     edges = np.concatenate([[0], np.cumsum(sizes)])
     classes = np.array_split(found.classes, parts)
     sources = [flagging_groups(each, calibration, found.alpha) for each in classes]
-    bounds = {each: clean_share(each, DRAWS) for each in set(sources)}
+    bounds = {each: clean_share(each, SEEN_DRAWS) for each in set(sources)}
     low, high = (np.array([100 * bounds[each][side] for each in sources]) for side in (0, 1))
     axes.stairs(high, edges, baseline=low, fill=True, color=BAND)
     share = [100 * float(block.mean()) for block in blocks]

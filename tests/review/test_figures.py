@@ -12,7 +12,7 @@ import scipy.stats
 from bundle import Bundle
 from bundle.false_alarms import wilson
 from review import figures
-from review.figures import BINS, FDR, Shares
+from review.figures import FDR, Rows, Shares
 from review.pages import charts
 from review.pages.page import Console
 from review.store.agreement import precisions
@@ -20,7 +20,7 @@ from review.store.database import Database
 from review.store.decisions import decide
 from review.store.item import Item
 from review.store.queue import add
-from scoring.drift.scored import read_calibration
+from scoring.drift.scored import Calibration, read_calibration
 from tests.conftest import LABELS
 from tests.review.items import make_item
 from tests.scoring.test_drift import with_classes
@@ -61,13 +61,13 @@ def fill(tmp_path: Path, bundle: Bundle, *, attacks: int = 0, share: float = SHA
 def test_clean_images_look_clean(tmp_path: Path, toy_bundle: Bundle) -> None:
     database = fill(tmp_path, toy_bundle)
     found = figures.rows(database, toy_bundle, "full")
-    histogram, shares = figures.histogram(found), figures.shares(found)
+    histogram, shares = figures.histogram(found, toy_bundle, "full"), figures.shares(found)
     stream, listed = figures.stream(found, toy_bundle, "full"), figures.discoveries(found, toy_bundle, "full")
     assert histogram is not None
     assert shares is not None
     assert stream is not None
     assert listed is not None
-    assert histogram.images == found.drawn.sum()
+    assert histogram.rows == found.drawn.sum()
     assert found.images == pytest.approx(4000, rel=0.3)
     assert figures.rows(database, toy_bundle, "full", 4000).images == 4000
     outside = (histogram.heights < histogram.bounds[:, 0]) | (histogram.heights > histogram.bounds[:, 1])
@@ -83,13 +83,13 @@ def test_an_attack_stands_out_everywhere(tmp_path: Path, toy_bundle: Bundle) -> 
     review = fill(tmp_path, toy_bundle, attacks=600)
     decide(review, list(range(1, 20)), "clean", "ada")
     found = figures.rows(review, toy_bundle, "full")
-    histogram, shares = figures.histogram(found), figures.shares(found)
+    histogram, shares = figures.histogram(found, toy_bundle, "full"), figures.shares(found)
     stream, listed = figures.stream(found, toy_bundle, "full"), figures.discoveries(found, toy_bundle, "full")
     assert histogram is not None
     assert shares is not None
     assert stream is not None
     assert listed is not None
-    assert histogram.heights[0] > histogram.bounds[0, 1] * 2
+    assert histogram.heights[0] > histogram.bounds[0, 1] * 1.5
     assert shares.times[-1] == "2026-11-24T13"
     assert shares.shares[-1] == 1
     assert stream.drift.reasons == ("the rows are not exchangeable with the calibration's",)
@@ -174,20 +174,53 @@ def test_the_list_is_that_of_benjamini_and_hochberg(tmp_path: Path, toy_bundle: 
 
 def test_without_a_sample_nothing_is_said_of_what_came_in(tmp_path: Path, toy_bundle: Bundle) -> None:
     found = figures.rows(fill(tmp_path, toy_bundle, share=0.0), toy_bundle, "full")
-    assert figures.histogram(found) is figures.shares(found) is None
+    assert figures.histogram(found, toy_bundle, "full") is figures.shares(found) is None
     assert figures.stream(found, toy_bundle, "full") is figures.discoveries(found, toy_bundle, "full") is None
 
 
 def test_nothing_came_in(tmp_path: Path, toy_bundle: Bundle) -> None:
     review = Database.open(tmp_path / "review.db", source="here", bundle_id="b")
     found = figures.rows(review, toy_bundle, "full")
-    assert figures.histogram(found) is figures.shares(found) is None
+    assert figures.histogram(found, toy_bundle, "full") is figures.shares(found) is None
 
 
-def test_a_p_value_on_a_border_falls_below_it(tmp_path: Path, toy_bundle: Bundle) -> None:
-    review = Database.open(tmp_path / "review.db", source="here", bundle_id="b")
-    add(review, [make_item(1, p_value=0.05, bundle_id=toy_bundle.bundle_id)])
-    add(review, [make_item(2, p_value=1.0, reason="sample", bundle_id=toy_bundle.bundle_id)])
-    histogram = figures.histogram(figures.rows(review, toy_bundle, "full"))
-    assert histogram is not None
-    assert np.flatnonzero(histogram.heights).tolist() == [0, BINS - 1]
+def all_drawn(scores: Any, calibration: Calibration) -> Rows:
+    """Images of one source that tells of all, their p-values as the graph gives them."""
+    n = len(calibration.scores)
+    p_values = ((1 + n - np.searchsorted(calibration.scores, scores)) / (n + 1)).astype(np.float32)
+    many = (str(LABELS[0]),) * len(scores)
+    return Rows(
+        received=("2026-11-24T06",) * len(scores),
+        labels=many,
+        p_values=p_values.astype(float),
+        scores=scores.astype(float),
+        flags=p_values <= np.float32(ALPHA),
+        drawn=np.ones(len(scores), bool),
+        states=("waiting",) * len(scores),
+        total=len(scores),
+    )
+
+
+@pytest.mark.parametrize(("n", "m"), [(199, 4000), (250, 4000), (99, 300), (7, 1000)])
+def test_a_band_holds_95_percent_of_clean_samples(
+    toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, n: int, m: int
+) -> None:
+    """Each sample against a calibration of its own: all its p-values lean on these n scores."""
+    random, inside = np.random.default_rng(n), []
+    for _ in range(100):
+        calibration = Calibration(scores=np.sort(random.random(n).astype(np.float32)))
+        monkeypatch.setattr(figures, "read_calibration", lambda bundle, network, drawn=calibration: drawn)
+        found = figures.histogram(all_drawn(random.random(m).astype(np.float32), calibration), toy_bundle, "full")
+        assert found is not None
+        inside += list((found.bounds[:, 0] <= found.heights) & (found.heights <= found.bounds[:, 1]))
+    assert len(inside) == 100 * min(20, n + 1)
+    assert float(np.mean(inside)) == pytest.approx(0.955, abs=0.02)
+
+
+def test_each_p_value_there_can_be_falls_into_its_own_bin(toy_bundle: Bundle) -> None:
+    """Also those that float32 puts just beyond a border."""
+    calibration = read_calibration(toy_bundle, "full")
+    scores = np.append(calibration.scores, np.float32(np.inf))
+    found = figures.histogram(all_drawn(scores, calibration), toy_bundle, "full")
+    assert found is not None
+    assert found.heights == pytest.approx(np.ones(20))
