@@ -70,6 +70,9 @@ class Discoveries:
 class Rows:
     """Everything of one network's items that figures need, oldest first : (n,) each; `total` images were answered in
     all, where that is known.
+
+    `flags` are those of whoever answered, who may have been asked for any alpha: all of them are here. `alarms` are at
+    the bundle's alpha, which is what is promised.
     """
 
     received: tuple[str, ...]
@@ -77,6 +80,7 @@ class Rows:
     p_values: Float64
     scores: Float64
     flags: npt.NDArray[np.bool_]
+    alarms: npt.NDArray[np.bool_]
     drawn: npt.NDArray[np.bool_]
     states: tuple[str, ...]
     total: int | None
@@ -98,12 +102,15 @@ def rows(database: Database, bundle: Bundle, network: str, total: int | None = N
             " WHERE network = ? AND bundle_id = ? AND told ORDER BY received, id",
             [network, bundle.bundle_id],
         ).fetchall()
+    p_values = np.array([row["p_value"] for row in found], float)
+    alpha = np.float32(bundle.manifest.networks[network].detector.alpha)
     return Rows(
         received=tuple(row["received"] for row in found),
         labels=tuple(row["label"] for row in found),
-        p_values=np.array([row["p_value"] for row in found], float),
+        p_values=p_values,
         scores=np.array([row["score"] for row in found], float),
         flags=np.array([row["reason"] == FLAGGED for row in found], bool),
+        alarms=p_values.astype(np.float32) <= alpha,  # as the graph compares them
         drawn=np.array([row["drawn"] for row in found], bool),
         states=tuple(row["state"] for row in found),
         total=total,
@@ -130,7 +137,7 @@ def shares(found: Rows) -> Shares | None:
     index = {time: place for place, time in enumerate(times)}
     place = np.array([index.get(time, -1) for time in named])
     own = place >= 0
-    flagged = np.bincount(place[own & found.flags[drawn]], minlength=len(times))
+    flagged = np.bincount(place[own & found.alarms[drawn]], minlength=len(times))
     images = np.bincount(place[own], minlength=len(times))
     intervals = [wilson(int(count), int(total)) for count, total in zip(flagged, images, strict=True)]
     return Shares(times=tuple(times), shares=flagged / images, intervals=np.array(intervals))
@@ -181,7 +188,7 @@ def _sample(found: Rows, bundle: Bundle, network: str, most: int = 0) -> ScoredS
     place_of = {label: labels.index(label) for label in set(named)}
     return ScoredSet(
         scores=found.scores[drawn].astype(np.float32),
-        flags=found.flags[drawn],
+        flags=found.alarms[drawn],
         classes=np.array([place_of[label] for label in named]),
         positions=drawn,
         paths=named,

@@ -172,6 +172,30 @@ def test_the_list_is_that_of_benjamini_and_hochberg(tmp_path: Path, toy_bundle: 
     assert listed.listed == int(expected.sum()) > 0
 
 
+@pytest.mark.parametrize("asked", [0.01, 0.2])
+def test_the_share_that_is_held_against_alpha_is_flagged_at_alpha(
+    tmp_path: Path, toy_bundle: Bundle, asked: float
+) -> None:
+    """Whoever scored asked for another one; p-values on the border count as the graph counts them."""
+    review = Database.open(tmp_path / "review.db", source="here", bundle_id="b")
+    p_values = np.float32(np.arange(1, 101) / 100).tolist()
+    told = {"bundle_id": toy_bundle.bundle_id, "alpha": asked}
+    add(
+        review,
+        [
+            make_item(number, p_value=p, reason="flagged" if p <= np.float32(asked) else "sample", **told)
+            for number, p in enumerate(p_values)
+        ],
+    )
+    found = figures.rows(review, toy_bundle, "full")
+    shares, stream = figures.shares(found), figures.stream(found, toy_bundle, "full")
+    assert shares is not None
+    assert stream is not None
+    assert shares.shares.tolist() == [ALPHA]
+    assert stream.drift.flagged == 5
+    assert found.flags.sum() == round(100 * asked)
+
+
 def test_without_a_sample_nothing_is_said_of_what_came_in(tmp_path: Path, toy_bundle: Bundle) -> None:
     found = figures.rows(fill(tmp_path, toy_bundle, share=0.0), toy_bundle, "full")
     assert figures.histogram(found, toy_bundle, "full") is figures.shares(found) is None
@@ -195,6 +219,7 @@ def all_drawn(scores: Any, calibration: Calibration) -> Rows:
         p_values=p_values.astype(float),
         scores=scores.astype(float),
         flags=p_values <= np.float32(ALPHA),
+        alarms=p_values <= np.float32(ALPHA),
         drawn=np.ones(len(scores), bool),
         states=("waiting",) * len(scores),
         total=len(scores),
