@@ -183,6 +183,27 @@ def test_the_queue_is_decided_by_keys_alone(served: Console, open_page: Open) ->
     page.wait_for_url("**/items/**")
 
 
+def test_the_last_one_is_undone_wherever_the_focus_is(served: Console, open_page: Open) -> None:
+    page = open_page("/")
+    first, second, third = (int(row.get_attribute("data-id")) for row in page.locator(".row").all()[:3])
+    page.keyboard.press("j")
+    for key, number, after in (("a", first, second), ("c", second, third)):
+        page.keyboard.press(key)
+        page.wait_for_selector(f"#item-{number}:not(.waiting)")
+        page.wait_for_function(f"() => document.activeElement.closest('#item-{after}')")
+    page.keyboard.press("z")
+    page.wait_for_selector(f"#item-{second}.waiting")
+    assert (state(served, first), state(served, second)) == ("attack", "waiting")
+    page.wait_for_function(f"() => document.activeElement.closest('#item-{second}')")
+    page.keyboard.press("f")  # what was meant
+    page.wait_for_selector(f"#item-{second}.fault")
+    page.keyboard.press("z")
+    page.wait_for_selector(f"#item-{second}.waiting")
+    page.keyboard.press("z")
+    page.wait_for_selector(f"#item-{first}.waiting")
+    assert counts(served.database).decided == 0
+
+
 def test_an_image_is_decided_by_keys_alone_and_undone(served: Console, open_page: Open) -> None:
     page = open_page("/items/41")
     page.keyboard.press("f")

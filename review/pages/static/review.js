@@ -63,6 +63,13 @@
     return true;
   }
 
+  // The undo of the row that has the focus, or else of that which was decided last on this page.
+  function undoing() {
+    const all = [...document.querySelectorAll('.row [data-key="z"]')];
+    const own = all.find((each) => each.closest(".row") === current());
+    return own || all.sort((one, other) => other.dataset.seen - one.dataset.seen)[0];
+  }
+
   document.addEventListener("keydown", (event) => {
     if (!on() || event.ctrlKey || event.metaKey || event.altKey) return;
     const target = event.target;
@@ -80,9 +87,11 @@
     const row = current();
     const place = row && row.querySelector(`[data-key="${CSS.escape(key)}"]`) ? row : document;
     const several = place === document && rows().length && "acfu".includes(key);
-    const found = several ? null : place.querySelector(`[data-key="${CSS.escape(key)}"]`);
+    const undo = key === "z" ? undoing() : null;
+    const found = several ? null : undo || place.querySelector(`[data-key="${CSS.escape(key)}"]`);
     if (found) {
       event.preventDefault();
+      if (undo) undo.focus(); // so that its row is the next to be decided
       found.click();
     }
   });
