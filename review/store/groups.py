@@ -36,6 +36,28 @@ class Group:
     shown: tuple[int, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """What all items of a group have in common, and what not: how many there are, from when to when, the largest
+    p-value, the mean alpha; how many have each label, origin, loudest layer and state, the most frequent first.
+
+    `said` counts what each reviewer said, (reviewer, verdict); `notes` are (reviewer, note), the oldest first.
+    """
+
+    items: int
+    first: str
+    last: str
+    largest: float
+    alpha: float
+    labels: dict[str, int]
+    origins: dict[str, int]
+    layers: dict[str, int]
+    states: dict[str, int]
+    bundles: tuple[str, ...]
+    said: dict[tuple[str, str], int]
+    notes: tuple[tuple[str, str], ...]
+
+
 def groups(database: Database, kind: str, *, state: str = WAITING, most: int = 100, shown: int = 8) -> list[Group]:
     """The groups of two and more flagged items of which some are in this state, the largest first."""
     keys = _KEYS[kind]
@@ -73,6 +95,44 @@ def members(database: Database, wanted: Filter, *, known: int, seen: int, waitin
         ).fetchall()
     # Each of those shown waits still or was decided since, so they are among these rows, and are all if no more.
     return None if len(rows) > waiting else [row["id"] for row in rows if row["state"] == WAITING]
+
+
+def totals(database: Database, wanted: Filter) -> Totals | None:
+    """Of all items that are wanted, however many; None where there are none."""
+    condition, values = wanted.where()
+    decided = (
+        "FROM standing JOIN decisions ON decisions.id = standing.decision JOIN items ON items.id = standing.item"
+        f" WHERE {condition}"
+    )
+    with database.reading() as connection:
+
+        def counted(column: str) -> dict[str, int]:
+            rows = connection.execute(
+                f"SELECT {column}, count(*) FROM items WHERE {condition} GROUP BY 1 ORDER BY 2 DESC, 1", values
+            )
+            return dict(map(tuple, rows))
+
+        found = connection.execute(
+            "SELECT count(*) AS items, min(received) AS first, max(received) AS last, max(p_value) AS largest,"
+            f" avg(alpha) AS alpha FROM items WHERE {condition}",
+            values,
+        ).fetchone()
+        if not found["items"]:
+            return None
+        said = connection.execute(f"SELECT decisions.reviewer, verdict, count(*) {decided} GROUP BY 1, 2", values)
+        notes = connection.execute(
+            f"SELECT decisions.reviewer, note {decided} AND note <> '' GROUP BY 1, 2 ORDER BY min(decisions.id)", values
+        )
+        return Totals(
+            **dict(found),
+            labels=counted("label"),
+            origins=counted("origin"),
+            layers={layer: count for layer, count in counted("layer").items() if layer not in ("", "?")},
+            states=counted("state"),
+            bundles=tuple(sorted(counted("bundle_id"))),
+            said={(reviewer, verdict): count for reviewer, verdict, count in map(tuple, said)},
+            notes=tuple(map(tuple, notes)),
+        )
 
 
 def _group(connection: sqlite3.Connection, kind: str, values: dict[str, object], row: sqlite3.Row, shown: int) -> Group:

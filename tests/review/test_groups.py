@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from review.store.decisions import decide, newest, undo
 from review.store.groups import members
 from review.store.queue import Filter, add, counts, get, latest
 from tests.review.items import make_item, make_items
+from tests.review.items import members as every_member
 
 CAMPAIGN = Filter(state="any", origin="shop", reason="flagged")
 
@@ -22,6 +24,11 @@ def state(database: Database, number: int) -> str:
     item = get(database, number)
     assert item is not None
     return str(item["state"])
+
+
+def words_of(page: str) -> str:
+    """What a page shows."""
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
 
 
 def form_of(client: Any, kind: str = "campaigns") -> dict[str, str]:
@@ -63,6 +70,27 @@ def test_a_group_that_older_images_have_joined_is_not_decided(client: Any, conso
     answer = client.post("/groups/decide", data=form)
     assert "Nothing was recorded: images have joined this group" in answer.text
     assert counts(console.database).decided == 0
+
+
+def test_an_incidents_page_counts_all_of_it_and_shows_some(client: Any, console: Console) -> None:
+    later = {"received": "2026-11-24T06:59:00.000+00:00", "label": "Last", "alpha": 0.01}
+    items = [*make_items(5999, origin="x", alpha=0.01), make_item(6000, origin="x", **later)]
+    add(console.database, [replace(item, key=f"k-{item.key}", layers=(), bundle_id="b") for item in items])
+    ids = every_member(console.database, Filter(state="any", origin="x"))
+    decide(console.database, ids[-500:], "attack", "ada", note="stripes")
+    decide(console.database, ids[-300:], "clean", "bob", note="none")
+    text = words_of(client.get("/incident?origin=x").text)
+    for words in (
+        "Incident: 6,000 images",
+        "When 24 Nov 2026, 06:00 to 24 Nov 2026, 06:59 UTC",
+        "From caller x (6,000) Answered Dusky Lark (5,999) , Last (1) Loudest layers –",
+        "p-values 1e-05 to 0.06; flagged at 0.01",
+        "Decided waiting (5,500) , disputed (300) , attack (200)",
+        "By ada: attack (500) , bob: clean (300)",
+        "Notes ada: stripes ; bob: none Bundle b",
+        "The 200 most suspicious",
+    ):
+        assert words.replace(" ,", ",").replace(" ;", ";") in text.replace(" ,", ",").replace(" ;", ";")
 
 
 @pytest.fixture
