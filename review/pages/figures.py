@@ -71,7 +71,7 @@ def _busiest(request: Request) -> str:
     console = console_of(request)
     with console.database.reading() as connection:
         found = connection.execute(
-            "SELECT network FROM items WHERE bundle_id = ? GROUP BY network ORDER BY count(*) DESC LIMIT 1",
+            "SELECT network FROM items WHERE bundle_id = ? AND told GROUP BY network ORDER BY count(*) DESC LIMIT 1",
             [console.bundle.bundle_id],
         ).fetchone()
     known = console.bundle.manifest.networks
