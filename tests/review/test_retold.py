@@ -56,7 +56,7 @@ class Archive:
 @pytest.fixture
 def archive(tmp_path: Path, quarantine: Path, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Archive:
     monkeypatch.setattr("review.sources.scores.DRAWN", 16)
-    return Archive(tmp_path, toy_bundle, sorted(quarantine.rglob("*.png")))
+    return Archive(tmp_path, toy_bundle, sorted(quarantine.rglob("*.png"), reverse=True))  # those with noise first
 
 
 def test_of_a_set_that_grew_the_sample_is_what_a_new_review_would_have(archive: Archive) -> None:
