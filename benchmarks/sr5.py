@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks.page import put, table_head, table_row
 from benchmarks.record import save
+from benchmarks.study.place import Place
 from benchmarks.study.tables import ORDER
 from bundle import tensors
 from bundle.canonical import canonical_json
@@ -63,12 +64,18 @@ def bench(
     attacks: Annotated[str, typer.Option(help="Comma-separated beginnings of their names.")] = ",".join(Effort.attacks),
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say how long it would take.")] = False,
     name: Annotated[
-        str, typer.Option(help="benchmarks/results/NAME.json, and the mark in docs/results.md.")
-    ] = "sr5_small",
+        str | None,
+        typer.Option(
+            help="benchmarks/results/NAME.json, and the mark in docs/results.md; else as their study is called."
+        ),
+    ] = None,
     write: Annotated[bool, typer.Option("--page/--no-page", help="Put the table into docs/results.md.")] = True,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where what is measured of a run is kept, and how far another has come; build/sr5/NAME."),
+        typer.Option(
+            help="Where what is measured of a run is kept, and how far another has come; else STUDY/sr5, or "
+            "build/sr5/NAME."
+        ),
     ] = None,
 ) -> None:
     """Measure SR@5 of every run and head, and write the table."""
@@ -77,9 +84,14 @@ def bench(
     if estimate:
         forecast(runs, data, effort)
         return
-    measure(
-        runs, data, effort, out or Path("build/sr5") / Path(name).name, name, name.replace("_", " ") if write else None
-    )
+    if name is None:
+        folders = {run.resolve().parent for run in runs}
+        if len(folders) > 1:
+            raise OptionError("the runs are of several studies", hint="Name their table: --name.")
+        place = Place.of(folders.pop())
+        name, out = place.name("sr5"), out or place.folder / "sr5"
+    mark = name.replace("_", " ") if write else None
+    measure(runs, data, effort, out or Path("build/sr5") / Path(name).name, name, mark)
 
 
 def forecast(runs: Sequence[Path], data: Path | None, effort: Effort) -> None:
@@ -103,6 +115,12 @@ def measure(
     kept = {run: out / f"{run.resolve().name}-{tried}.json" for run in runs}
     if len(set(kept.values())) < len(runs):
         raise OptionError("two of the runs have the same name", hint="Give each the name ROW-SEED of its own.")
+    datasets = {Run(run).read_record().dataset.name for run in runs} | {row["dataset"] for row in _rows(out)}
+    if len(datasets) > 1:
+        raise OptionError(
+            f"one table cannot be of {' and '.join(sorted(datasets))}",
+            hint=f"{out} has runs of both; choose another --out.",
+        )
     out.mkdir(parents=True, exist_ok=True)
     asked = {run: {"weights_sha256": sha256_of(run / "model.pt")} | to_plain(effort) for run in runs}
     todo = [run for run in runs if not _is_of(kept[run], asked[run])]
@@ -120,18 +138,23 @@ def measure(
 
 
 def _save(out: Path, name: str, mark: str | None) -> tuple[list[dict[str, Any]], Path]:
-    """Collect what is there of every run, in the order of the paper's tables; returns the rows and the file."""
-    rows = []
-    for file in out.glob("*.json"):
-        told = json.loads(file.read_text(encoding="utf-8"))
-        if "of" in told:  # and not how far another has come
-            rows += [{**row, "steps": told["of"]["steps"]} for row in told["rows"]]
-    rows.sort(key=lambda row: (*_rank(row["row"], row["head"]), row["row"], row["seed"], row["steps"]))
+    """Collect what is there of every run; returns the rows and the file."""
+    rows = _rows(out)
     result = {"alpha": ALPHA, "eps": EPS, "rows": rows}
     path = save(name, result)
     if mark is not None:
         put(mark, page(result))
     return rows, path
+
+
+def _rows(out: Path) -> list[dict[str, Any]]:
+    """What is there of every run, in the order of the paper's tables."""
+    rows = []
+    for file in out.glob("*.json"):
+        told = json.loads(file.read_text(encoding="utf-8"))
+        if "of" in told:  # and not how far another has come
+            rows += [{**row, "steps": told["of"]["steps"]} for row in told["rows"]]
+    return sorted(rows, key=lambda row: (*_rank(row["row"], row["head"]), row["row"], row["seed"], row["steps"]))
 
 
 def _is_of(kept: Path, asked: Mapping[str, Any]) -> bool:

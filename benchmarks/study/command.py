@@ -19,7 +19,7 @@ from benchmarks.record import RESULTS, environment, same_options
 from benchmarks.study.pictures import draw_pictures
 from benchmarks.study.place import Place
 from benchmarks.study.plan import TRANSFERRED, Row, jobs, rows
-from benchmarks.study.tables import write_page
+from benchmarks.study.tables import PAIRED, write_page
 from bundle.errors import OptionError
 from bundle.false_alarms import wilson
 from bundle.files import write_text
@@ -46,6 +46,7 @@ SHORT = (
     "augmentation.scale=0.1",
 )
 WORST_THERE = "worst-there"  # of the columns before it, on AutoAttack's images
+WORST_WEAK = "worst-2"  # of the white-box columns at 2/255
 RESAMPLES = 2000
 
 
@@ -200,6 +201,11 @@ def _save(place: Place, seeds: int) -> Path:
                     "head": head,
                     "command": " ".join(("fieldmark train DATA --out RUN --preset", row.preset, *row.options)),
                     "seeds": [each["seed"] for each in found],
+                    "right": {
+                        column: [each["right"][head][column] for each in found]
+                        for column in PAIRED
+                        if column in found[0]["right"][head]
+                    },
                     "run": _run_facts(place.run(row.name, found[0]["seed"])),
                     "accuracy": {
                         column: _summary([each["right"][head][column] for each in found])
@@ -231,9 +237,14 @@ def _same_images(row: str, evaluations: list[dict[str, Any]]) -> None:
 
 
 def _told_apart(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """With the worst of the other attacks on AutoAttack's own images, which alone may be compared with it."""
+    """With the worst of the attacks at 2/255, and with that of all on AutoAttack's own images, which alone may be
+    compared with it.
+    """
     places = [evaluation["images"].index(key) for key in evaluation["autoattack_images"]]
     for answers in evaluation["right"].values():
+        weak = [bits for name, bits in answers.items() if name.endswith("-2")]
+        if weak:
+            answers[WORST_WEAK] = "".join("01"[set(each) == {"1"}] for each in zip(*weak, strict=True))
         if places:
             answers[WORST_THERE] = "".join(answers[WORST][place] for place in places)
     return evaluation

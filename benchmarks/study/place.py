@@ -1,5 +1,6 @@
 """Where a study keeps its runs and what its figures are called: every dataset and backbone has a place of its own."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,11 @@ class Place:
         """Of a study of `data`, or of the built-in birds, whose folders are in `out`."""
         name = "" if data is None else data.stem if data.is_file() else data.resolve().name
         dataset = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        return cls(folder=out / "-".join(filter(None, (dataset, backbone))), backbone=backbone, dataset=dataset)
+        folder = out / "-".join(filter(None, (dataset, backbone)))
+        begun = out / backbone / "options.json"  # an earlier version had no folder for every dataset
+        if begun.is_file() and data is not None and json.loads(begun.read_text(encoding="utf-8"))["data"] == str(data):
+            folder = begun.parent
+        return cls(folder=folder, backbone=backbone, dataset=dataset)
 
     @classmethod
     def of(cls, folder: Path) -> "Place":

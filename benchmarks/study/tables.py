@@ -21,11 +21,13 @@ TITLES = {
     "pgd10-8@bb-d": "BB-D 8",
     "apgd-2": "APGD 2",
     "apgd-8": "APGD 8",
+    "worst-2": "worst at 2",
     "worst": "worst",
     "worst-there": "worst there",
     "autoattack-8": "AutoAttack 8",
 }
-TOLD = ("clean", "pgd10-8", "worst", "worst-there", "autoattack-8")  # columns that get intervals
+TOLD = ("clean", "worst-2", "pgd10-8", "worst", "worst-there", "autoattack-8")  # columns that get intervals
+PAIRED = ("clean", "worst-2", "worst")  # and those in which ours is held against the others image by image
 FULL, ATTENTION = tensors.FULL, tensors.ATTENTION_ONLY
 ORDER = (
     ("ap", ATTENTION, "AP"),
@@ -57,6 +59,7 @@ def tables(study: dict[str, Any]) -> str:
     """Tables 1 to 3 and the recipes, in Markdown; rows that are not measured yet are left out."""
     backbone = study["backbone"]
     found = {(row["row"], row["head"]): row["accuracy"] for row in study["rows"]}
+    answers = {(row["row"], row["head"]): row["right"] for row in study["rows"] if "right" in row}
     of_row = {row["row"]: row for row in study["rows"]}
     lines = [_origin(study), ""]
     for suffix, title in BLOCKS.items():
@@ -74,6 +77,13 @@ def tables(study: dict[str, Any]) -> str:
         told = [column for column in TOLD if column in columns]
         lines += table_head(["system", *(TITLES[column] for column in told)])
         lines += [table_row(label, [_interval(accuracy, column) for column in told]) for label, accuracy in rows] + [""]
+        lines += _pairs(
+            {
+                label: answers[f"{system}-{backbone}{suffix}", head]
+                for system, head, label in ORDER
+                if (f"{system}-{backbone}{suffix}", head) in answers
+            }
+        )
     for suffix, (title, variants) in ABLATED.items():
         names = (f"maxsep-{'' if variant is None else variant + '-'}{backbone}{suffix}" for variant in variants)
         there = [name for name in names if name in of_row]
@@ -102,13 +112,39 @@ def _origin(study: dict[str, Any]) -> str:
     accuracy = rows[0]["accuracy"]
     auto = accuracy["autoattack-8"]["images"] if "autoattack-8" in accuracy else 0
     seeds = sorted({len(row["seeds"]) for row in rows})
+    fast = next((row["run"]["config"]["epochs"] for row in rows if row["row"].endswith("-fast")), None)
+    longer = "" if fast is None else f", {fast} with adversarial training"
     return (
         f"Dataset: {study['dataset']}; backbone `{study['backbone']}` at {config['image_size']} px; {config['epochs']} "
-        f"epochs, {next((row['run']['config']['epochs'] for row in rows if row['row'].endswith('-fast')), '?')} with "
-        f"adversarial training; {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds; "
+        f"epochs{longer}; {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} "
+        f"seed{'s' * (seeds[-1] > 1)}; "
         f"{accuracy['clean']['images']} test images a seed, {auto} under AutoAttack. {where['cpu']}, {where['cores']} "
         f"cores, torch {where['packages']['torch']}, commit {where['commit'][:12]}. Percent of images answered rightly."
     )
+
+
+def _pairs(right: dict[str, dict[str, list[str]]]) -> list[str]:
+    """Ours against AP and ProtoPNet on the same images: how many only one of them gets right, and how likely so uneven
+    a division is by chance (McNemar's test, exact; seeds pooled).
+    """
+    from scipy.stats import binomtest
+
+    pairs = [(ours, other) for _, ours in HEADS for other in ("AP", "ProtoPNet")]
+    there = [(ours, other) for ours, other in pairs if f"**{ours}**" in right and other in right]
+    if not there:
+        return []
+    lines = ["Image by image, right in ours alone : in the other alone (McNemar, exact):", ""]
+    lines += table_head(["", *(TITLES[column] for column in PAIRED)])
+    for ours, other in there:
+        cells = []
+        for column in PAIRED:
+            both = zip("".join(right[f"**{ours}**"][column]), "".join(right[other][column]), strict=True)
+            split = [pair for pair in both if pair[0] != pair[1]]
+            mine = split.count(("1", "0"))
+            chance = f", p = {binomtest(mine, len(split)).pvalue:.2g}" if split else ""
+            cells.append(f"{mine} : {len(split) - mine}{chance}")
+        lines.append(table_row(f"{ours}, {other}", cells))
+    return [*lines, ""]
 
 
 Found = dict[tuple[str, str], dict[str, Any]]  # by row and head: accuracy by column

@@ -164,6 +164,24 @@ def test_the_page_gets_every_table_and_keeps_the_prose_around_them(
     assert page.PAGE.read_text() == second
 
 
+def test_ours_is_held_against_the_others_image_by_image() -> None:
+    """On the same images an exact test sees what two intervals do not."""
+    ours, other = ["1" * 12 + "0" * 4, "1" * 4 + "0" * 12], ["0" * 12 + "1" * 2 + "0" * 2, "1" * 4 + "0" * 12]
+    right = {"**Ours-A**": dict.fromkeys(tables.PAIRED, ours), "AP": dict.fromkeys(tables.PAIRED, other)}
+    lines = tables._pairs(right)
+    assert lines[-2] == "| Ours-A, AP | 12 : 2, p = 0.013 | 12 : 2, p = 0.013 | 12 : 2, p = 0.013 |"
+    assert len(lines) == 2 + 2 + 1 + 1  # Ours-FR and ProtoPNet are not there
+    right["AP"] = right["**Ours-A**"]
+    assert tables._pairs(right)[-2].endswith("| 0 : 0 | 0 : 0 | 0 : 0 |")
+    assert tables._pairs({"AP": right["AP"]}) == []
+
+
+def test_the_worst_at_two_is_of_every_attack_there() -> None:
+    answers = {"clean": "111", "fgsm-2": "110", "pgd10-2": "100", "pgd10-8": "000"}
+    found = study._told_apart({"images": [1, 2, 3], "autoattack_images": [], "right": {"full": answers}})
+    assert found["right"]["full"][study.WORST_WEAK] == "100"
+
+
 def test_another_dataset_has_a_folder_files_and_marks_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +200,11 @@ def test_another_dataset_has_a_folder_files_and_marks_of_its_own(
         assert place.name("sr5") == f"sr5_{mark.replace(' ', '_')}"
     with pytest.raises(OptionError, match="not named as a study names its folder"):
         Place.of(out / "runs")
+    (out / "vgg16").mkdir(parents=True)
+    (out / "vgg16" / "options.json").write_text(json.dumps({"data": str(tmp_path / "CUB_200_2011")}))  # begun before
+    place = Place.under(out, "vgg16", tmp_path / "CUB_200_2011")
+    assert (place.folder, place.mark) == (out / "vgg16", "cub-200-2011 vgg16")
+    assert Place.under(out, "vgg16", tmp_path / "Cars").folder == out / "cars-vgg16"
     monkeypatch.setattr(page, "PAGE", tmp_path / "results.md")
     for mark, accuracy in (("small", 0.5), ("cars small", 0.25)):
         tables.write_page(write_result(tmp_path / "tables.json", accuracy), mark)

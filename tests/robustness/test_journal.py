@@ -206,6 +206,10 @@ def test_what_sr5_has_of_a_run_is_kept_and_another_effort_measures_it_anew(tiny_
     steps = [(row["row"], row["steps"]) for row in saved["x"]["rows"] if row["head"] == "full"]
     assert sorted(steps) == [("ap-tiny", 1), ("tiny", 1), ("tiny", 2)]  # one effort costs another nothing
     assert "| tiny, seed 3 | full | 4 | 2 |" in sr5.page(saved["x"])
+    (strange,) = [path for path in out.iterdir() if path.name.startswith("ap-tiny-1")]
+    strange.write_text(strange.read_text().replace('"dataset": "tiny"', '"dataset": "cars"'))
+    with pytest.raises(OptionError, match="one table cannot be of cars and tiny"):
+        sr5.measure([tiny_run], tiny_birds, effort, out, "x")
     with pytest.raises(OptionError, match=r"no finished run\. Name runs"):
         sr5.measure([tmp_path], tiny_birds, effort, out, "x")
     with pytest.raises(OptionError, match="two of the runs have the same name"):
