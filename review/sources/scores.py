@@ -90,14 +90,18 @@ class ScoredFiles:
         is_far, self.moved = bool(scheme_of(source)), moved
         self._is_catalogue = is_far and source.lower().endswith(CATALOGUES)
         self._is_list = not is_far and os.path.isfile(source)
+        self._is_told = source.lower().endswith(CATALOGUES)  # the times are the catalogue's, who knows how precise
         self.source = os.path.dirname(source) if self._is_catalogue else source.rstrip("/")
 
     def read(self, image: str, most: int, was: Stamp) -> bytes:
         """The bytes of a scored file, at most one more than `most`; raises ImageGone.
 
-        Of an object in a bucket, and of a file that was moved, only the size is compared with what it was.
+        Of an object in a bucket, of a file that was moved, and of one whose time a catalogue gave, only the size is
+        compared with what it was.
         """
         local = local_path(image)
+        if self._is_told:
+            was = Stamp(size=was.size)
         if self.moved is None and local is None:
             return self._fetched(image, most, was)
         if self.moved is None and self._is_catalogue:

@@ -12,6 +12,7 @@ from bundle.errors import ImageGone, ReviewError
 from bundle.files import open_regular
 from bundle.places import scheme_of
 from review.store.item import Item
+from scoring.sources import in_range
 
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
 CHANGED = "the image is not the one that was answered: somebody changed the file"
@@ -130,7 +131,7 @@ def read_file(path: Path, most: int, was: Stamp, *, inside: Path | None = None) 
             raise ImageGone("the image lies outside its source's folder, so it is not opened")
         with open_regular(path) as stream:
             status = os.fstat(stream.fileno())
-            was.check(status.st_size, status.st_mtime_ns)
+            was.check(status.st_size, in_range(status.st_mtime_ns))
             return stream.read(most + 1)
     except FileNotFoundError:
         raise ImageGone("the image is gone: it was deleted, or moved") from None

@@ -111,7 +111,7 @@ def next_open(
         found = connection.execute(
             "SELECT item FROM sampled JOIN items ON items.id = sampled.item WHERE sample = ?1 AND place >"
             " coalesce((SELECT place FROM sampled WHERE sample = ?1 AND item = ?3), -1)"
-            " AND (state IN ('waiting', 'outdated') OR (state IN ('unsure', 'disputed') AND (?4 OR item NOT IN"
+            f" AND (state IN {OPEN} OR (state IN ('unsure', 'disputed') AND (?4 OR item NOT IN"
             " (SELECT item FROM standing WHERE reviewer = ?2)))) ORDER BY item IN"
             " (SELECT item FROM standing WHERE reviewer = ?2), place LIMIT 1",
             [number, reviewer, past, again],

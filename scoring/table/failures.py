@@ -3,17 +3,8 @@
 from scoring.columns import ERROR, arrow, exact_paths
 from scoring.table.delta import ScoreTable
 from scoring.table.objects import Objects
-from scoring.table.place import Place
 
 FAILED = "_fieldmark/failed.txt"
-
-
-def count_listed(place: Place) -> int:
-    """How many objects the list has; one with a line break in its name has no line, and a list of such counts one."""
-    try:
-        return max(1, place.read(FAILED).count(b"\n"))
-    except FileNotFoundError:
-        return 0
 
 
 def list_failed(table: ScoreTable, objects: Objects) -> int:
@@ -21,6 +12,9 @@ def list_failed(table: ScoreTable, objects: Objects) -> int:
     many have none. What is held are the rows of those that ever had none."""
     pc, rows = arrow().compute, table.dataset()
     failed = rows.to_table(columns=["id", "run", "path", "path_bytes"], filter=pc.field("status") == ERROR)
+    if not len(failed):
+        table.place.remove(FAILED)
+        return 0
     runs = rows.to_table(columns=["id", "run"], filter=pc.field("id").isin(failed["id"].unique()))
     last = runs.group_by("id").aggregate([("run", "max")])
     newest = dict(zip(last["id"].to_pylist(), last["run_max"].to_pylist(), strict=True))

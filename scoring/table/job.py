@@ -23,7 +23,7 @@ from scoring.sources import Source
 from scoring.table.current import last_begun
 from scoring.table.data_file import table_schema
 from scoring.table.delta import ScoreTable
-from scoring.table.failures import FAILED, count_listed, list_failed
+from scoring.table.failures import FAILED, list_failed
 from scoring.table.lease import held
 from scoring.table.objects import check_any, open_objects
 from scoring.table.place import Place
@@ -176,9 +176,7 @@ class _TableJob:
         for chunk in self.chunks:
             total.update({name: getattr(chunk, name) for name in ("rows", "errors", "gone", "flagged")})
         failed = tuple(itertools.islice((each for chunk in self.chunks for each in chunk.failed), NAMED))
-        unscored = count_listed(self.place)
-        if self.runs and (failed or unscored):
-            unscored = list_failed(self.table, self.objects)
+        unscored = list_failed(self.table, self.objects)  # whatever a run before has left, or not come to
         return TableSummary(
             table=self.place.url,
             runs=self.runs,

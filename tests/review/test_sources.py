@@ -286,6 +286,23 @@ def test_a_scored_file_is_found_below_its_source(source: str, image: str, inner:
     assert ScoredFiles(source)._inner(image) == inner
 
 
+def test_times_of_a_catalogue_are_as_exact_as_it_likes(tmp_path: Path) -> None:
+    """Its time is told, not looked up: whole seconds, or what a float makes of them, are no change of the file."""
+    (tmp_path / "a.png").write_bytes(b"picture")
+    for name in ("all.csv", "all.txt"):
+        (tmp_path / name).write_text("path\na.png\n")
+    status = (tmp_path / "a.png").stat()
+    files, told = ScoredFiles(str(tmp_path / "all.csv")), int(status.st_mtime) * 10**9 - 1
+    assert files.read("a.png", 10**6, Stamp(size=7, mtime_ns=told)) == b"picture"
+    with pytest.raises(ImageGone, match="somebody changed the file"):
+        files.read("a.png", 10**6, Stamp(size=8, mtime_ns=told))
+    looked_at = ScoredFiles(str(tmp_path / "all.txt"))
+    with pytest.raises(ImageGone, match="somebody changed the file"):
+        looked_at.read("a.png", 10**6, Stamp(size=7, mtime_ns=told))
+    os.utime(tmp_path / "a.png", ns=(10**19, 10**19))  # and what no int64 holds was clamped when it was scored
+    assert looked_at.read("a.png", 10**6, Stamp(size=7, mtime_ns=2**63 - 1)) == b"picture"
+
+
 def test_of_a_bucket_nothing_else_is_fetched() -> None:
     with pytest.raises(ImageGone, match="outside"):
         ScoredFiles("s3://bucket/photos").read("s3://other/secret.png", 100, Stamp())

@@ -65,6 +65,23 @@ def test_the_list_is_of_all_runs_and_goes_with_the_last(score: Score, here: Path
     assert not Path("table", FAILED).exists()
 
 
+def test_the_list_is_true_whatever_a_run_before_has_left(
+    score: Score, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died behind its commit; or it was of a version that never took a list away."""
+    with monkeypatch.context() as patch:
+        patch.setattr("scoring.table.job.list_failed", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            score("photos", "table")
+    assert not Path("table", FAILED).exists()
+    assert score("photos", "table").unscored == 1
+    shutil.copy("photos/noise.png", "photos/b/broken.png")
+    score("photos", "table")
+    Path("table", FAILED).write_text("photos/b/broken.png\n")
+    assert score("photos", "table").unscored == 0
+    assert not Path("table", FAILED).exists()
+
+
 def test_the_exit_code_tells_of_files_that_failed_before(toy_bundle: Bundle, here: Path) -> None:
     command = [sys.executable, "-m", "fieldmark", "score", "photos", "--bundle", toy_bundle.path, "--table", "table"]
     first, second = (subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(2))
