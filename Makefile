@@ -48,7 +48,7 @@ check: .venv/.ready ## Lint, formatting, strict types, locks and the Dockerfile
 	.venv/bin/python requirements/check.py
 	.venv/bin/hadolint Dockerfile
 
-bench: setup ## Measure again what needs a bundle or nothing; python -m benchmarks --help lists everything
+bench: setup ## Measure again what has no options of its own; python -m benchmarks --help lists everything
 	.venv/bin/python -m benchmarks
 
 study: setup ## Tables 1-3 of the paper, detectors, SR@5; goes on where it stopped. DATA=FOLDER BACKBONE=vgg16-96 WEIGHTS=FILE take your own
