@@ -15,7 +15,7 @@ from deltalake.transaction import CommitProperties, Transaction
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ImageGone, InputError, ScoringError
 from bundle.places import Patience
-from review.sources.source import open_source
+from review.sources.source import Stamp, open_source
 from scoring.table import lease, objects, place
 from scoring.table.delta import ScoreTable
 from scoring.table.place import Place
@@ -141,23 +141,26 @@ def test_what_a_catalogue_in_a_bucket_names_can_be_reviewed(
     client.put_object(Bucket="archive", Key="2026/night.csv", Body=lines.encode())
     assert score(catalogue, TABLE).errors == 0
     source = open_source(TABLE, toy_bundle)
-    found = {item.image: source.read(item.image, 10**6) for item in source.news()}
+    found = {
+        item.image: source.read(item.image, 10**6, Stamp(size=item.size, mtime_ns=item.mtime_ns))
+        for item in source.news()
+    }
     assert found == {
         "photos/a/00.png": (photos / "a/00.png").read_bytes(),
         f"{SOURCE}/a/01.png": (photos / "a/01.png").read_bytes(),
         other: (photos / "noise.png").read_bytes(),
     }
-    assert all(len(source.read(image, 99)) == 100 for image in found)
+    assert all(len(source.read(image, 99, Stamp())) == 100 for image in found)
     for outside in ("/etc/passwd", "file:///etc/passwd"):
         with pytest.raises(ImageGone):
-            source.read(outside, 10**6)
+            source.read(outside, 10**6, Stamp())
 
 
 def test_a_scheme_in_capitals_is_the_same(score: Score, store: ObjectStore, toy_bundle: Bundle) -> None:
     score(SOURCE.replace("s3", "S3"), TABLE.replace("s3", "S3"))
     assert score(SOURCE, TABLE).rows == 0
     source = open_source(TABLE.replace("s3", "S3"), toy_bundle)
-    assert [len(source.read(item.image, 99)) for item in source.news()] == [100] * 21
+    assert [len(source.read(item.image, 99, Stamp(size=item.size))) for item in source.news()] == [100] * 21
 
 
 @pytest.mark.parametrize("scheme", ["S3", "s3a"])
@@ -168,13 +171,13 @@ def test_another_spelling_in_lists_and_catalogues(
     (tmp_path / "list.txt").write_text(f"{source}/a/00.png\nfile://{photos}/a/01.png\n")
     assert score(tmp_path / "list.txt", tmp_path / "table").errors == 0
     listed = open_source(str(tmp_path / "table"), toy_bundle)
-    assert [len(listed.read(item.image, 99)) for item in listed.news()] == [100] * 2
+    assert [len(listed.read(item.image, 99, Stamp(size=item.size))) for item in listed.news()] == [100] * 2
     body = f"id,path\n7,{source}/a/00.png\n3,a/01.png\n".encode()
     boto3.client("s3").put_object(Bucket="archive", Key="2026/photos/all.csv", Body=body)
     assert score(f"{source}/all.csv", TABLE).errors == 0
     assert score(f"{SOURCE}/all.csv", TABLE.replace("s3", scheme)).rows == 0
     named = open_source(TABLE, toy_bundle)
-    assert [len(named.read(item.image, 99)) for item in named.news()] == [100] * 2
+    assert [len(named.read(item.image, 99, Stamp(size=item.size))) for item in named.news()] == [100] * 2
 
 
 def test_a_table_is_asked_for_with_what_holds_now(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from deltalake.transaction import CommitProperties, Transaction
 
 from bundle import Bundle
 from bundle.errors import FieldmarkError, ImageGone, InputError
-from review.sources.source import open_source
+from review.sources.source import Stamp, open_source
 from scoring.table import lease
 from scoring.table.current import Current
 from scoring.table.place import Place, filesystem
@@ -116,12 +116,15 @@ def test_its_table_is_read_back(score: Score, store: Store, photos: Path, toy_bu
     score(store.source, store.table)
     assert len(Current.read(store.table).ids) == 21
     source = open_source(store.table, toy_bundle)
-    found = {item.image: source.read(item.image, 10**6) for item in source.news()}
+    found = {
+        item.image: source.read(item.image, 10**6, Stamp(size=item.size, mtime_ns=item.mtime_ns))
+        for item in source.news()
+    }
     assert found[f"{store.source}/noise.png"] == (photos / "noise.png").read_bytes()
     assert len(found) == 21
-    assert all(len(source.read(image, 99)) == 100 for image in found)
+    assert all(len(source.read(image, 99, Stamp())) == 100 for image in found)
     with pytest.raises(ImageGone, match="cannot be fetched"):
-        source.read(f"{store.source}/never.png", 10**6)
+        source.read(f"{store.source}/never.png", 10**6, Stamp())
 
 
 def test_a_catalogue_in_it(score: Score, store: Store) -> None:
