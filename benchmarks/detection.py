@@ -194,4 +194,4 @@ def _share(share: dict[str, Any]) -> str:
     if share["mean"] is None:
         return "–"
     low, high = wilson(share["mean"] * share["of"], share["of"]) if share["of"] else (share["mean"], share["mean"])
-    return interval({"mean": share["mean"], "interval": (min(low, *share["by_seed"]), max(high, *share["by_seed"]))})
+    return interval(share["mean"], (min(low, *share["by_seed"]), max(high, *share["by_seed"])))

@@ -1,7 +1,7 @@
 """Tables in pages of docs/, written between two marks; prose stays."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bundle.files import write_text
 
@@ -29,7 +29,7 @@ def table_row(first: str, cells: list[str]) -> str:
     return f"| {' | '.join((first, *cells))} |"
 
 
-def interval(figure: dict[str, Any]) -> str:
-    """A share and its 95 % interval, in percent."""
-    low, high = figure["interval"]
-    return f"{100 * figure['mean']:.1f} ({100 * low:.0f} to {100 * high:.0f})"
+def interval(share: float, bounds: Sequence[float], *, digits: int = 0) -> str:
+    """A share and its 95 % interval, in percent; the ends with so many digits behind the point."""
+    low, high = bounds
+    return f"{100 * share:.1f} ({100 * low:.{digits}f} to {100 * high:.{digits}f})"

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks.page import put, table_head, table_row
+from benchmarks.page import interval, put, table_head, table_row
 from benchmarks.record import same_options, save
 from benchmarks.study.tables import TITLES
 from bundle.false_alarms import wilson
@@ -140,10 +140,8 @@ def bench(
     probe = out / "probe.json"
     if not probe.is_file():
         write_text(probe, json.dumps(linear_probe(data, f"ap-{backbone}", weights)) + "\n")
-    for number, row in enumerate(ROWS):
+    for row in ROWS[first:last]:
         run, evaluation = out / row.slug, out / f"{row.slug}.json"
-        if not first <= number < last:
-            continue
         if not evaluation.is_file():
             console.rule(f"[bold]{row.name}[/]", align="left")
             words = [word for text in row.settings for word in ("--set", text)]
@@ -283,7 +281,4 @@ def _begin(row: Mapping[str, Any], head: str) -> list[str]:
 
 
 def _percent(share: Mapping[str, Any] | None) -> str:
-    if share is None:
-        return "–"
-    low, high = share["interval"]
-    return f"{100 * share['share']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    return "–" if share is None else interval(share["share"], share["interval"], digits=1)

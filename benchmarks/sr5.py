@@ -20,7 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.page import put, table_head, table_row
+from benchmarks.page import interval, put, table_head, table_row
 from benchmarks.record import save
 from benchmarks.study.place import Place
 from benchmarks.study.tables import ORDER
@@ -278,6 +278,4 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def _cell(row: Mapping[str, Any], name: str) -> str:
     if name not in row["success"]:
         return "–"
-    found = row["success"][name]
-    low, high = found["interval"]
-    return f"{100 * found['share']:.1f} ({100 * low:.0f} to {100 * high:.0f})"
+    return interval(row["success"][name]["share"], row["success"][name]["interval"])

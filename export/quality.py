@@ -70,9 +70,8 @@ def check_quality(head: str, precision: str, found: Mapping[str, Quality], detec
 def _groups(detector: Detector, images: int) -> list[tuple[int, int]]:
     """As if so many images were answered as the calibration images were."""
     classes = detector.calibration_classes
-    if classes is None:
-        return [(images, len(detector.calibration))]
-    return detector.groups(np.sort(classes)[np.linspace(0, len(classes) - 1, images).round().astype(int)])
+    known = np.zeros(1, np.int64) if classes is None else np.sort(classes)
+    return detector.groups(known[np.linspace(0, len(known) - 1, images).round().astype(int)])
 
 
 def _share(which: npt.NDArray[np.bool_]) -> float:

@@ -112,17 +112,18 @@ def train(
         if json:
             _print_json(run, run.read_record(), 0.0)
         return
-    replaced = (out / "run.json").exists() and not resume
+    begun = (out / "run.json").exists()
+    replaced = begun and not resume
     if replaced and not force:
         raise OptionError(f"{out} holds a run already", hint="Pass --resume to go on, or --force to start anew.")
-    if out.exists() and any(out.iterdir()) and not (out / "run.json").exists():
+    if out.exists() and any(out.iterdir()) and not begun:
         raise OptionError(f"{out} is not empty and holds no run", hint="Choose another --out.")
-    if resume and (out / "run.json").exists():
+    if resume and begun:
         precision = run.precision(precision)  # as it was begun, wherever it goes on
     precision = default_precision(config.backbone, accelerator) if precision == AUTO else precision
     using = Devices(accelerator=accelerator, precision=precision, devices=devices, workers=workers)
     check_start(config, using)
-    if resume and (out / "run.json").exists():
+    if resume and begun:
         run.check_division(division_seed, shares)
         dataset = run.read_record().dataset.open(data)  # divided as it was, and without what was bad then
     else:

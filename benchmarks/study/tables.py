@@ -169,4 +169,4 @@ def _mean(accuracy: dict[str, Any], column: str) -> str:
 
 
 def _interval(accuracy: dict[str, Any], column: str) -> str:
-    return interval(accuracy[column]) if column in accuracy else ""
+    return interval(accuracy[column]["mean"], accuracy[column]["interval"]) if column in accuracy else ""

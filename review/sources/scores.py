@@ -88,9 +88,9 @@ class ScoredFiles:
         if moved is not None and not moved.is_dir():
             raise ReviewError(f"there is no folder of images at {moved}", hint="Name the one that was scored.")
         is_far, self.moved = bool(scheme_of(source)), moved
-        self._is_catalogue = is_far and source.lower().endswith(CATALOGUES)
-        self._is_list = not is_far and os.path.isfile(source)
         self._is_told = source.lower().endswith(CATALOGUES)  # the times are the catalogue's, who knows how precise
+        self._is_catalogue = is_far and self._is_told
+        self._is_list = not is_far and os.path.isfile(source)
         self.source = os.path.dirname(source) if self._is_catalogue else source.rstrip("/")
 
     def read(self, image: str, most: int, was: Stamp) -> bytes:
@@ -100,7 +100,7 @@ class ScoredFiles:
         compared with what it was.
         """
         local = local_path(image)
-        if self._is_told:
+        if self._is_told or self.moved is not None:
             was = Stamp(size=was.size)
         if self.moved is None and local is None:
             return self._fetched(image, most, was)
@@ -108,9 +108,8 @@ class ScoredFiles:
             return self._fetched(os.path.join(self.source, image), most, was)
         if self._is_list and self.moved is None:
             return read_file(Path(os.path.join(os.path.dirname(self.source), local or image)), most, was)
-        if self.moved is None:
-            return read_file(Path(self.source) / self._inner(image), most, was, inside=Path(self.source))
-        return read_file(self.moved / self._inner(image), most, Stamp(size=was.size), inside=self.moved)
+        root = self.moved or Path(self.source)
+        return read_file(root / self._inner(image), most, was, inside=root)
 
     def folder(self, image: str) -> str:
         """The folder of a scored file, without that of the source."""
