@@ -33,7 +33,7 @@ demo: setup ## The whole job: draw, train, export, serve, attack, score. DATA=FO
 		$${WEIGHTS:+--weights "$$WEIGHTS"} $${ALPHA:+--alpha "$$ALPHA"}
 
 test: setup .venv-policy/.whole ## Run all tests. TESTS="-m hostile" or TESTS=tests/bundle runs a part
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 image-test: setup ## Build the images and have them classify: 4 to 10 minutes, as root, with buildah and debootstrap (apt)
 	.venv/bin/python -m pytest -m image tests/deploy

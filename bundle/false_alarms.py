@@ -5,9 +5,14 @@ For one calibration set the rate among clean images is a number of its own, draw
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 ALPHA = 0.05  # the false-positive rate of a detector for which nobody has asked for another
+ROUNDING = 1e-12  # of a sum of chances that is as large as the level asked for
 
 
 class FalseAlarms(NamedTuple):
@@ -28,6 +33,30 @@ def needed(alpha: float) -> int:
     return n - 1 if n > 0 and smallest_p_value(n - 1) <= alpha else n  # 1 / (1 / 49) is above 49
 
 
+def flagging_ranks(n: int, alpha: float) -> int:
+    """How many of the n + 1 possible p-values flag at `alpha`, as the served graph compares them, in float32."""
+    return int(((np.arange(1, n + 2) / (n + 1)).astype(np.float32) <= np.float32(alpha)).sum())
+
+
+def chances(rows: int, n: int, k: int) -> npt.NDArray[np.float64]:
+    """Of 0, 1, ..., `rows` clean images having one of k of the n + 1 possible p-values, (rows + 1,): beta-binomial, as
+    the images vary and the calibration does. Ours, since serving loads no scipy.
+    """
+    if not 0 < k <= n:
+        return np.asarray(np.eye(1, rows + 1, rows * (k > n))[0])
+    x = np.arange(rows)
+    ratios = np.log(rows - x) - np.log(x + 1) + np.log(x + k) - np.log(rows - x + n - k)  # P(X = x + 1) / P(X = x)
+    logs = np.concatenate([np.zeros(1), np.cumsum(ratios)])
+    found = np.exp(logs - logs.max())
+    return np.asarray(found / found.sum())
+
+
+def quantiles(chances: npt.NDArray[np.float64], levels: Sequence[float]) -> tuple[int, ...]:
+    """The smallest counts that are not exceeded with at least these chances."""
+    below = np.cumsum(chances)
+    return tuple(int(each) for each in np.searchsorted(below / below[-1], np.asarray(levels) - ROUNDING))
+
+
 def wilson(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """The 95 % score interval of a share (Wilson 1927); (0, 1) of nothing. Ours, since this room loads no scipy, whose
     own takes no share of repeated draws: `right` need not be whole.
@@ -42,10 +71,10 @@ def wilson(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def false_alarms(n: int, alpha: float) -> FalseAlarms:
-    """Flagged is whatever scores above all but the k - 1 highest of n scores, k = floor(alpha (n + 1)): a rate that is
+    """Flagged is whatever scores above all but the k - 1 highest of n scores, k of `flagging_ranks`: a rate that is
     Beta(k, n + 1 - k); (0, 0) where n cannot support alpha.
     """
-    k = math.floor(alpha * (n + 1) + 1e-9)
+    k = flagging_ranks(n, alpha)
     mean = k / (n + 1)
     return FalseAlarms(mean, math.sqrt(mean * (1 - mean) / (n + 2)))
 

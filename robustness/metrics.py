@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bundle.false_alarms import wilson
+from bundle.false_alarms import chances, flagging_ranks, quantiles, wilson
 
 Scores = npt.NDArray[np.floating]
 Right = npt.NDArray[np.bool_]
@@ -76,16 +76,11 @@ def flagged_interval(groups: Sequence[tuple[int, int]], alpha: float, level: flo
     number of flags is beta-binomial, since both sets vary (Vovk 2012). Of several `groups`, each calibrated on its own,
     the sum.
     """
-    from scipy.stats import betabinom
-
-    chances = np.ones(1)  # by number of flags
+    found = np.ones(1)  # by number of flags
     for test, calibration in groups:
-        rank = int(np.floor(alpha * (calibration + 1) + 1e-9))  # p <= alpha for this many of the n + 1 places
-        own = betabinom(test, max(rank, 1e-9), calibration + 1 - rank)
-        chances = np.convolve(chances, own.pmf(np.arange(test + 1)))
-    tail, below, whole = (1 - level) / 2, np.cumsum(chances), len(chances) - 1
-    low, high = (int(np.searchsorted(below, edge - 1e-12)) for edge in (tail, 1 - tail))
-    return low / whole, min(high, whole) / whole
+        found = np.convolve(found, chances(test, calibration, flagging_ranks(calibration, alpha)))
+    low, high = quantiles(found, ((1 - level) / 2, (1 + level) / 2))
+    return low / (len(found) - 1), high / (len(found) - 1)
 
 
 def share(count: float, of: int) -> dict[str, Any]:

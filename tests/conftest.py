@@ -20,6 +20,7 @@ from bundle import Bundle, ImageSpec, tensors, write_bundle
 from bundle.manifest import FP32, MANIFEST_SCHEMA, DetectorInfo, NetworkInfo, Parity, PrototypeInfo
 from bundle.tensors import TensorSpec
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many workers as cores, and sums do not hang on how many are free
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests report to nobody
 os.environ.pop("FIELDMARK_PUBLIC_KEY", None)  # whose bundles the machine's owner trusts is not the tests' matter
 for name in [name for name in os.environ if name.startswith("OTEL_")]:

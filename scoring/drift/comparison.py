@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bundle.false_alarms import wilson
+from bundle.false_alarms import chances, flagging_ranks, quantiles, wilson
 from scoring.drift.scored import Calibration, ScoredSet
 from serving.martingale import CAPITAL, simple_jumper
-from serving.promise import beta_binomial, flagging_ranks
 
 # With no drift: an alarm in at most 0.001 of the sets by Kolmogorov-Smirnov, in at most 1/100 by the martingale.
 KS_LEVEL = 0.001
@@ -206,7 +205,7 @@ def clean_share(parts: Sequence[tuple[int, int, int]], draws: int = DRAWS) -> tu
     counts are independent; the bounds are then quantiles of `draws` sums, the same at every call.
     """
     if len(parts) == 1:
-        (rows, *_), bounds = parts[0], beta_binomial(*parts[0], (0.025, 0.975))
+        (rows, *_), bounds = parts[0], quantiles(chances(*parts[0]), (0.025, 0.975))
         return bounds[0] / rows, bounds[1] / rows
     random, total = np.random.default_rng(0), np.zeros(draws, np.int64)
     for m, n, k in parts:

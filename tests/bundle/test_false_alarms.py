@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.false_alarms import coarser, needed, smallest_p_value, wilson
+from bundle.false_alarms import chances, coarser, flagging_ranks, needed, quantiles, smallest_p_value, wilson
 
 
 @given(st.floats(1e-6, 0.999))
@@ -52,3 +54,26 @@ def test_fewer_images_are_said_to_be_coarser_and_more_are_not() -> None:
     assert "40 images take the place of 800" in coarser(40, 800)
     assert "will be 0.024 instead of 0.0012" in coarser(40, 800)
     assert coarser(800, 800) == coarser(801, 800) == ""
+
+
+@given(st.integers(0, 3000), st.floats(1e-4, 0.999))
+def test_as_many_p_values_flag_as_are_compared_with_alpha_one_by_one(n: int, alpha: float) -> None:
+    served = [np.float32(place / (n + 1)) <= np.float32(alpha) for place in range(1, n + 2)]
+    assert flagging_ranks(n, alpha) == sum(served)
+    assert (flagging_ranks(n, alpha) > 0) == served[0]
+
+
+@given(st.integers(1, 2000), st.integers(0, 400), st.data())
+def test_counts_of_flags_are_beta_binomial(rows: int, n: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, n + 1))
+    found = chances(rows, n, k)
+    assert found.sum() == pytest.approx(1)
+    low, middle, high = quantiles(found, (0.025, 0.5, 1.0))
+    if 0 < k <= n:
+        twin = scipy.stats.betabinom(rows, k, n + 1 - k)
+        np.testing.assert_allclose(found, twin.pmf(np.arange(rows + 1)), rtol=1e-6, atol=1e-12)
+        assert twin.cdf(low) >= 0.025 - 1e-9
+        assert low == 0 or twin.cdf(low - 1) < 0.025 + 1e-9
+        assert low <= middle <= high <= rows
+    else:  # none of the p-values, or every one
+        assert (low, middle, high) == (rows * (k > n),) * 3

@@ -20,13 +20,13 @@ from PIL import Image
 import fieldmark
 from bundle import Bundle, write_bundle
 from bundle.errors import BundleCorrupt, FieldmarkError
+from bundle.false_alarms import flagging_ranks
 from bundle.manifest import MANIFEST
 from scoring.drift.cli import DRIFTED, _ranked, power
 from scoring.drift.comparison import (
     ClassDrift,
     clean_share,
     earlier_greater,
-    flagging_ranks,
     holm,
     kolmogorov_smirnov,
     measure,
