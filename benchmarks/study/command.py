@@ -16,6 +16,7 @@ from rich.console import Console
 from benchmarks import detection, sr5
 from benchmarks.page import PAGE
 from benchmarks.record import RESULTS, environment, same_options
+from benchmarks.study.classes import first_classes
 from benchmarks.study.pictures import draw_pictures
 from benchmarks.study.place import Place
 from benchmarks.study.plan import TRANSFERRED, Row, jobs, rows
@@ -57,6 +58,9 @@ def bench(
     backbone: Annotated[
         str, typer.Option(help="As in a preset's name, with the input side if it is another: small, vgg16, vgg16-96.")
     ] = "small",
+    classes: Annotated[
+        int | None, typer.Option(help="The first so many by name, where all would take too long.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 3,
     other_seeds: Annotated[
         int | None, typer.Option(min=0, help="The same of AP+Triplet, AP+PCL and the ablations, if it is another.")
@@ -95,6 +99,10 @@ def bench(
             f"{backbone!r} is no backbone", hint=f"Choose one of: {', '.join(BACKBONES)}; with a side: vgg16-96."
         )
     console = Console()
+    if classes is not None:
+        if data is None:
+            raise OptionError("the built-in birds are drawn whole", hint="Leave --classes out, or name --data.")
+        data = first_classes(data, classes, out)
     place = Place.under(out, backbone, data)
     place.folder.mkdir(parents=True, exist_ok=True)
     if data is None:

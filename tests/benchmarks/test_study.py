@@ -17,11 +17,13 @@ from benchmarks import page
 from benchmarks.record import same_options
 from benchmarks.study import command as study
 from benchmarks.study import pictures, tables
+from benchmarks.study.classes import first_classes
 from benchmarks.study.place import Place
 from bundle.errors import OptionError
 from bundle.false_alarms import wilson
 from bundle.records import to_plain
 from training.backbones import BACKBONES
+from training.data import open_dataset
 from training.networks import HEADS
 from training.presets import preset
 from training.run import Run, published_config
@@ -68,6 +70,33 @@ def test_a_weights_file_is_of_one_backbone_and_others_are_no_substitutes() -> No
 
 def _defaults() -> dict[str, Any]:
     return {name: each.default for name, each in inspect.signature(study.bench).parameters.items()}
+
+
+def test_a_study_of_the_first_classes_has_their_images_boxes_and_test_part(tiny_birds: Path, tmp_path: Path) -> None:
+    whole, out = open_dataset(tiny_birds), tmp_path / "study"
+    manifest = first_classes(tiny_birds, 2, out)
+    few = open_dataset(manifest)
+    kept = sorted(whole.labels)[:2]
+    assert list(few.labels) == kept
+    assert few.name == f"{whole.name}-2"
+
+    def told(dataset: Any, parts: tuple[str, ...]) -> set[tuple[Any, ...]]:
+        samples = [sample for part in parts for sample in dataset.parts[part] if dataset.labels[sample.label] in kept]
+        return {(sample.path.resolve(), sample.box, dataset.labels[sample.label]) for sample in samples}
+
+    learnt = ("train", "validation", "calibration")
+    assert told(few, ("test",)) == told(whole, ("test",))
+    assert told(few, learnt) == told(whole, learnt)
+    assert all(sample.path.is_file() for sample in few.samples)
+    before = manifest.read_bytes()
+    assert first_classes(tiny_birds, 2, out) == manifest  # a study that goes on
+    assert manifest.read_bytes() == before
+    assert open_dataset(first_classes(manifest, 2, tmp_path / "again")).labels == few.labels
+    for count in (1, len(whole.labels) + 1):
+        with pytest.raises(OptionError, match=f"{count} classes of {whole.name} cannot be taken"):
+            first_classes(tiny_birds, count, out)
+    with pytest.raises(OptionError, match="drawn whole"):
+        study.bench(**{**_defaults(), "classes": 2, "out": out})
 
 
 def test_a_study_does_not_mix_evaluations_of_other_options(tmp_path: Path) -> None:
