@@ -4,7 +4,6 @@ Half of the images calibrate, the other half is judged: the share that is flagge
 that the verb makes of it. And many such divisions, by the scores alone, show how far a single one may be off by luck.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.page import put, table_head, table_row
-from benchmarks.record import RESULTS, save
-from bundle.errors import OptionError
+from benchmarks.record import RESULTS, read_kept, save
+from bundle.errors import OptionError, printable
 from bundle.false_alarms import false_alarms
 from bundle.folder import Bundle
 from calibration.recalibration import recalibrate
@@ -54,7 +53,7 @@ def bench(
     console.print(table)
     console.print(f"{save(name, result)}", highlight=False, markup=False, soft_wrap=True)
     if write:
-        kept = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("calibrate*.json")}
+        kept = {file.stem: read_kept(file, "images", "networks") for file in RESULTS.glob("calibrate*.json")}
         put("calibrate", page(dict(sorted(kept.items()))), PAGE)
 
 
@@ -69,10 +68,10 @@ def measure_flags(bundle: Bundle, images: Path, *, count: int | None, seed: int)
             hint="Give more images, or a smaller --count.",
         )
     order = np.random.default_rng(seed).permutation(whole)
-    own, rest = order[:kept], order[kept:]
+    own, rest, called = order[:kept], order[kept:], printable(images.resolve().name)
     with tempfile.TemporaryDirectory(prefix="fieldmark-bench-") as folder:
         chosen = [sample.paths[index] for index in own]
-        made = recalibrate(bundle, chosen, Path(folder) / "bundle", source=images.resolve().name).bundle
+        made = recalibrate(bundle, chosen, Path(folder) / "bundle", source=called).bundle
         judged = look(LocalInference(made), [sample.paths[index] for index in rest], skip_bad=True)
         networks = {
             network: _compared(bundle, made, network, seen, judged.networks[network], (own, rest), seed)
@@ -81,7 +80,7 @@ def measure_flags(bundle: Bundle, images: Path, *, count: int | None, seed: int)
     return {
         "bundle_id": bundle.bundle_id,
         "bundle": bundle.manifest.name,
-        "images": {"source": images.resolve().name, "calibrate": kept, "judge": whole - kept, "sha256": sample.sha256},
+        "images": {"source": called, "calibrate": kept, "judge": whole - kept, "sha256": sample.sha256},
         "left_out": len(sample.left_out),
         "networks": networks,
     }

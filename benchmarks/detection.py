@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.page import interval, put, table_head, table_row
-from benchmarks.record import save
+from benchmarks.record import read_kept, save
 from benchmarks.study.pictures import MAIN
 from benchmarks.study.place import Place
 from benchmarks.study.plan import OTHERS
@@ -74,7 +74,7 @@ def _is_of(report: Path, run: Path) -> bool:
     """
     if not (report / JSON).is_file():
         return False
-    document = json.loads((report / JSON).read_text(encoding="utf-8"))
+    document = read_kept(report / JSON, "run", "suite", "heads")
     same = document["run"]["weights_sha256"] == sha256_of(run / "model.pt")
     return bool(same and document["suite"] == json.loads(json.dumps(asdict(SUITE))))
 
@@ -85,7 +85,7 @@ def summed_up(reports: Path, backbone: str, seeds: int) -> dict[str, Any]:
     for fast in ("", "-fast"):
         for system, head, label in ORDER:
             files = [reports / f"{system}-{backbone}{fast}-{seed}" / JSON for seed in range(seeds)]
-            documents = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+            documents = [read_kept(file, "run", "suite", "heads") for file in files if file.is_file()]
             if documents:
                 heads = [document["heads"][head] for document in documents]
                 rows.append(

@@ -17,11 +17,12 @@ import typer
 from rich.console import Console
 
 from benchmarks.page import interval, put, table_head, table_row
-from benchmarks.record import same_options, save
+from benchmarks.record import read_kept, same_options, save
 from benchmarks.study.tables import TITLES
 from bundle.false_alarms import wilson
-from bundle.files import write_text
+from bundle.files import check_place, write_text
 from demo.stages import fieldmark
+from training.backbones import check_weights
 from training.data import open_dataset
 from training.networks import Network, NetworkConfig
 from training.presets import preset
@@ -135,6 +136,8 @@ def bench(
     docs/results.md.
     """
     console = Console()
+    check_place(out / "options.json")
+    check_weights(backbone.partition("-")[0], weights)
     out.mkdir(parents=True, exist_ok=True)
     same_options(out / "options.json", {"data": str(data), "weights": weights, "backbone": backbone, "epochs": epochs})
     probe = out / "probe.json"
@@ -169,7 +172,7 @@ def _answers(out: Path, row: Row) -> dict[str, dict[str, str]]:
     """By attack and head, of a row's evaluations: one of clean images, and one of each attack."""
     found: dict[str, dict[str, str]] = {}
     for file in (out / f"{row.slug}.json", *sorted(out.glob(f"{row.slug}.*.json"))):
-        for head, answers in json.loads(file.read_text(encoding="utf-8"))["right"].items():
+        for head, answers in read_kept(file, "right")["right"].items():
             for attack, bits in answers.items():
                 found.setdefault(attack, {}).setdefault(head, bits)
     return found
@@ -181,7 +184,7 @@ def collected(out: Path, backbone: str) -> dict[str, Any]:
     for row in ROWS:
         run, evaluation = out / row.slug / "run.json", out / f"{row.slug}.json"
         if evaluation.is_file():
-            record = json.loads(run.read_text(encoding="utf-8"))
+            record = read_kept(run, "config", "results")
             answers = _answers(out, row)
             found.append(
                 {
@@ -200,7 +203,7 @@ def collected(out: Path, backbone: str) -> dict[str, Any]:
                     },
                 }
             )
-    probe = json.loads((out / "probe.json").read_text(encoding="utf-8"))
+    probe = read_kept(out / "probe.json", "validation", "test")
     return {"preset": backbone, "probe": probe, "rows": found}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import OptionError
+from bundle.errors import OptionError, first_line
 from bundle.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,14 +37,29 @@ def environment() -> dict[str, Any]:
 def save(name: str, result: dict[str, Any]) -> Path:
     """Write benchmarks/results/NAME.json."""
     path = RESULTS / f"{name}.json"
+    if path.parent != RESULTS or ".." in path.parts:
+        raise OptionError(f"{name!r} is no name", hint="Leave out folders: results stand in benchmarks/results.")
     write_text(path, json.dumps({"environment": environment(), **result}, indent=2) + "\n")
     return path
 
 
+def read_kept(path: Path, *keys: str) -> dict[str, Any]:
+    """What an earlier call has kept: a JSON object with these keys."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not found.keys() >= set(keys):
+            raise ValueError("it is no object with " + (" and ".join(keys) or "names"))
+    except (OSError, ValueError, RecursionError) as problem:
+        raise OptionError(
+            f"{path} cannot be read ({first_line(problem)})", hint="Remove it; what it told is measured again."
+        ) from None
+    return found
+
+
 def same_options(path: Path, options: Mapping[str, Any]) -> None:
-    """Refuse to mix what was made with other options, which `path` keeps."""
-    if path.is_file():
-        made = json.loads(path.read_text(encoding="utf-8"))
+    """Refuse to mix what was made with other options, which `path` keeps; without anything beside it nothing was."""
+    if path.is_file() and any(each != path for each in path.parent.iterdir()):
+        made = read_kept(path)
         for key, value in {**dict.fromkeys(made), **options}.items():
             if made.get(key) != value:
                 raise OptionError(

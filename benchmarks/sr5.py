@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.page import interval, put, table_head, table_row
-from benchmarks.record import save
+from benchmarks.record import read_kept, save
 from benchmarks.study.place import Place
 from benchmarks.study.tables import ORDER
 from bundle import tensors
@@ -29,7 +29,7 @@ from bundle.canonical import canonical_json
 from bundle.console import say
 from bundle.errors import OptionError
 from bundle.false_alarms import ALPHA
-from bundle.files import sha256_of, write_text
+from bundle.files import check_place, sha256_of, write_text
 from bundle.progress import Work, duration
 from bundle.records import to_plain
 from robustness.budget import ALONE, Costs, on_both
@@ -115,11 +115,13 @@ def measure(
     kept = {run: out / f"{run.resolve().name}-{tried}.json" for run in runs}
     if len(set(kept.values())) < len(runs):
         raise OptionError("two of the runs have the same name", hint="Give each the name ROW-SEED of its own.")
-    datasets = {Run(run).read_record().dataset.name for run in runs} | {row["dataset"] for row in _rows(out)}
+    check_place(out / name)
+    given = {Run(run).read_record().dataset.name for run in runs}
+    datasets = given | {row["dataset"] for row in _rows(out)}
     if len(datasets) > 1:
         raise OptionError(
             f"one table cannot be of {' and '.join(sorted(datasets))}",
-            hint=f"{out} has runs of both; choose another --out.",
+            hint="Name the runs of one." if len(given) > 1 else f"{out} has runs of another; choose another --out.",
         )
     out.mkdir(parents=True, exist_ok=True)
     asked = {run: {"weights_sha256": sha256_of(run / "model.pt")} | to_plain(effort) for run in runs}
@@ -150,18 +152,21 @@ def _save(out: Path, name: str, mark: str | None) -> tuple[list[dict[str, Any]],
 def _rows(out: Path) -> list[dict[str, Any]]:
     """What is there of every run, in the order of the paper's tables."""
     rows = []
-    for file in out.glob("*.json"):
-        told = json.loads(file.read_text(encoding="utf-8"))
-        if "of" in told:  # and not how far another has come
-            rows += [{**row, "steps": told["of"]["steps"]} for row in told["rows"]]
+    for file in sorted(out.glob(f"*-{'[0-9a-f]' * 8}.json")):  # and not how far another has come
+        told = read_kept(file, "of", "rows")
+        rows += [{**row, "steps": told["of"]["steps"]} for row in told["rows"]]
     return sorted(rows, key=lambda row: (*_rank(row["row"], row["head"]), row["row"], row["seed"], row["steps"]))
 
 
 def _is_of(kept: Path, asked: Mapping[str, Any]) -> bool:
-    """Whether a run was measured, with these weights and as hard; a change of the detector asks for it anew by hand, by
-    removing the file.
+    """Whether a run was measured, with these weights and as hard; raises OptionError where `kept` is of other weights.
+    A change of the detector asks for it anew by hand, by removing the file.
     """
-    return kept.is_file() and bool(json.loads(kept.read_text(encoding="utf-8"))["of"] == asked)
+    if not kept.is_file():
+        return False
+    if read_kept(kept, "of", "rows")["of"] != asked:
+        raise OptionError(f"{kept} is of another run of the same name", hint="Choose another --out, or remove it.")
+    return True
 
 
 def measure_run(path: Path, data: Path | None, effort: Effort, journal: Journal) -> list[dict[str, Any]]:

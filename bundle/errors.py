@@ -206,6 +206,14 @@ class MissingExtra(FieldmarkError):
 
     @classmethod
     def named(cls, extra: str, verb: str, cause: ImportError) -> "MissingExtra":
+        """Of a package that cannot be imported. A signal in the middle of an import may come out of a library as an
+        ImportError; it is raised again as what it is.
+        """
+        stop: BaseException | None = cause
+        while stop is not None:
+            if isinstance(stop, KeyboardInterrupt | Terminated):
+                raise stop from None
+            stop = stop.__cause__ or stop.__context__
         return cls(
             f"{verb} needs the '{extra}' extra ({cause.name or cause} is not installed)",
             hint=f"Install it with: pip install '.[{extra}]'",

@@ -22,6 +22,18 @@ class FalseAlarms(NamedTuple):
     deviation: float
 
 
+def is_alpha(alpha: float) -> bool:
+    """Whether it is a rate that a flag can have: between 0 and 1, in the float32 of the served comparison too."""
+    return 0 < alpha < 1 and bool(0 < np.float32(alpha) < 1)
+
+
+def smallest_alpha(n: int) -> float:
+    """The smallest rate that n calibration images support, rounded up to two digits."""
+    exact = smallest_p_value(n)
+    unit: float = 10.0 ** (math.floor(math.log10(exact)) - 1)
+    return round(math.ceil(exact / unit - 1e-9) * unit, 12)
+
+
 def smallest_p_value(n: int) -> float:
     """The smallest p-value that n calibration scores can give."""
     return 1 / (n + 1)

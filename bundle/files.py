@@ -10,11 +10,13 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from bundle.errors import DiskFull, FieldmarkError, OptionError
+from bundle.signals import signals_postponed
 
 CHUNK_BYTES = 1 << 20
 _TEMPORARY = re.compile(r"\..+\.\d{10,}\.tmp", re.DOTALL)  # what `_beside` makes
@@ -133,7 +135,24 @@ def atomic_folder(path: Path, *, replace: bool = False, marker: str = "") -> Ite
             _take_name(temporary, target, replace)
             flush(target.parent)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            discard(temporary)
+
+
+@contextlib.contextmanager
+def scratch(purpose: str) -> Iterator[Path]:
+    """Yield a folder for the time being, where the system has such (TMPDIR); at the end it goes with all it holds."""
+    folder = Path(tempfile.mkdtemp(prefix=f"fieldmark-{purpose}-"))
+    try:
+        with full_disk(folder):
+            yield folder
+    finally:
+        discard(folder)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of ours with all it holds, if it is there; a signal waits until it is gone."""
+    with signals_postponed():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_folder(path: Path) -> None:

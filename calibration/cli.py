@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bundle.console import advise, lay_out, say
-from bundle.errors import DatasetError, OptionError
-from bundle.false_alarms import coarser, resolution
+from bundle.errors import DatasetError, OptionError, printable
+from bundle.false_alarms import coarser, is_alpha, resolution
 from bundle.files import check_free
 from bundle.folder import Bundle
 from bundle.formats import passed_over
@@ -78,9 +78,14 @@ def calibrate(
         raise OptionError("one of --with and --from-review says which images are clean")
     if moved is not None and review is None:
         raise OptionError("--images belongs to --from-review", hint="Give a folder of clean images by --with.")
-    if alpha is not None and not 0 < alpha < 1:
+    if alpha is not None and not is_alpha(alpha):
         raise OptionError(f"--alpha {alpha:g} is not between 0 and 1")
     check_free(out, replace=force, marker=MANIFEST)
+    if images is not None and images.resolve() in out.resolve().parents:
+        raise OptionError(
+            f"{out} lies in {images}, and its prototypes would be among the next calibration's images",
+            hint="Choose a folder outside it.",
+        )
     opened = Bundle.open(bundle)
     with _clean(opened, images, review, moved) as clean:
         if not json:
@@ -88,7 +93,9 @@ def calibrate(
         made = recalibrate(opened, clean.paths, out, source=clean.name, alpha=alpha, skip_bad=skip_bad, replace=force)
         clean.taken(made.bundle.bundle_id)
     if json:
-        document = {"bundle_id": made.bundle.bundle_id, "skipped": list(made.left_out), **asdict(made.provenance)}
+        told = asdict(made.provenance)
+        document = {**told, "made_from": told["bundle_id"], "skipped": list(made.left_out)}
+        document["bundle_id"] = made.bundle.bundle_id
         sys.stdout.write(jsonlib.dumps(document) + "\n")
         return
     console = Console()
@@ -133,7 +140,9 @@ def _clean(bundle: Bundle, images: Path | None, review: Path | None, moved: Path
     files = list(source.files(passed))
     if unread := [file.problem for file in files if file.problem]:
         raise DatasetError(unread[0], hint="Calibrate with images that can be read.")
-    yield _Clean(paths=[Path(file.location) for file in files], name=images.resolve().name, words=passed_over(passed))
+    yield _Clean(
+        paths=[Path(file.location) for file in files], name=printable(images.resolve().name), words=passed_over(passed)
+    )
 
 
 def _warn(bundle: Bundle, images: int, console: Console) -> None:

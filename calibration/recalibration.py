@@ -8,7 +8,6 @@ graphs is proved to be the old one's, bit by bit, before the bundle is there.
 import datetime
 import functools
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,9 +17,9 @@ import numpy as np
 
 from bundle import tensors
 from bundle.canonical import canonical_json
-from bundle.errors import BundleCorrupt, ExportError, OptionError
+from bundle.errors import BundleCorrupt, DetectorError, ExportError, OptionError
 from bundle.false_alarms import false_alarms, smallest_p_value
-from bundle.files import check_free, write_text
+from bundle.files import check_free, scratch, write_text
 from bundle.folder import Bundle, write_bundle
 from bundle.manifest import FETCH_AGAIN, MANIFEST, NetworkInfo
 from bundle.version import version
@@ -95,14 +94,14 @@ def recalibrate(
     """
     paths = tuple(images)
     _check_place(bundle, out, replace)
-    for info in bundle.manifest.networks.values():
-        check_calibration_size(len(paths), info.detector.alpha if alpha is None else alpha)
+    _check_size(bundle, len(paths), alpha)
     inference = LocalInference(bundle)
     sample = look(inference, paths, skip_bad=skip_bad)
+    _check_size(bundle, len(sample.paths), alpha, sample.left_out)
     detectors = {name: _calibrated(bundle, name, seen, alpha) for name, seen in sample.networks.items()}
     provenance = _provenance(bundle, source, sample, detectors, inference)
-    with tempfile.TemporaryDirectory(prefix="fieldmark-calibrate-") as folder:
-        staged = Path(folder) / "staged"
+    with scratch("calibrate") as folder:
+        staged = folder / "staged"
         for name in bundle.manifest.files:
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.file(name), staged / name)
@@ -112,7 +111,7 @@ def recalibrate(
             detector.save(staged / bundle.manifest.networks[name].detector.file)
         write_text(staged / REPORT, canonical_json(asdict(provenance)))
         fields = _fields(bundle, detectors, provenance)
-        _prove(inference, write_bundle(Path(folder) / "trial", staged, fields), detectors, sample.paths[:PROVED])
+        _prove(inference, write_bundle(folder / "trial", staged, fields), detectors, sample.paths[:PROVED])
         return Recalibration(
             bundle=write_bundle(out, staged, fields, replace=replace), provenance=provenance, left_out=sample.left_out
         )
@@ -125,6 +124,16 @@ def _check_place(bundle: Bundle, out: Path, replace: bool) -> None:
         raise OptionError(
             f"{out} lies in the bundle {bundle.path}, and a bundle is immutable", hint="Choose another --out."
         )
+
+
+def _check_size(bundle: Bundle, n: int, alpha: float | None, left_out: Sequence[str] = ()) -> None:
+    """Raise DetectorError where so many images are too few for a network, and say which others there were."""
+    try:
+        for info in bundle.manifest.networks.values():
+            check_calibration_size(n, info.detector.alpha if alpha is None else alpha)
+    except DetectorError as problem:
+        others = f"; {len(left_out):,} others are left out, the first: {left_out[0]}" if left_out else ""
+        raise DetectorError(f"{problem.what}{others}", hint=problem.hint) from None
 
 
 def _calibrated(bundle: Bundle, network: str, seen: Seen, alpha: float | None) -> Detector:

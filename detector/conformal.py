@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import DetectorError
-from bundle.false_alarms import needed, smallest_p_value
+from bundle.false_alarms import needed, smallest_alpha
 
 
 def p_values(scores: npt.NDArray[np.floating], calibration: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
@@ -45,7 +45,8 @@ def check_calibration_size(n: int, alpha: float) -> None:
     if n < least:
         raise DetectorError(
             f"{n} calibration images cannot support alpha = {alpha:g}",
-            hint=f"At least {least} are needed: add images, or choose an alpha of at least {smallest_p_value(n):.2g}.",
+            hint=f"At least {least:,} are needed: add images"
+            + (f", or choose an alpha of at least {smallest_alpha(n):g}." if n else "."),
         )
 
 

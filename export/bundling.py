@@ -1,6 +1,5 @@
 """The export verb: a finished run becomes a bundle, both networks proved equal to PyTorch."""
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from bundle import tensors
 from bundle.console import say
 from bundle.errors import OptionError
 from bundle.false_alarms import resolution
-from bundle.files import check_free, sha256_of
+from bundle.files import check_free, scratch, sha256_of
 from bundle.folder import Bundle, write_bundle
 from bundle.image import ImageSpec
 from bundle.manifest import (
@@ -96,8 +95,7 @@ def export_run(
         require(suite)
     plan = make_plan(network, parts, dataset, settings, console)
     metadata = {"labels_sha256": labels_digest(record.labels), "weights_sha256": sha256_of(run_path / "model.pt")}
-    with tempfile.TemporaryDirectory(prefix="fieldmark-export-") as folder:
-        staged = Path(folder)
+    with scratch("export") as staged:
         staging = Staging(
             folder=staged,
             spec=spec,

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bundle.console import advise, say
 from bundle.errors import MissingExtra, OptionError
-from bundle.false_alarms import ALPHA
+from bundle.false_alarms import ALPHA, is_alpha
 from bundle.manifest import FP32, MARGINAL, PER_CLASS, PRECISIONS
 from bundle.verbs import App
 
@@ -87,7 +87,7 @@ def export(
             importlib.import_module(library)
     except ImportError as problem:
         raise MissingExtra.named("export", "fieldmark export", problem) from None
-    if not 0 < alpha < 1:
+    if not is_alpha(alpha):
         raise OptionError(f"alpha {alpha:g} is not between 0 and 1")
     if out.exists() and not force:
         raise OptionError(f"{out} exists already", hint="Choose another --out, or pass --force to replace it.")

@@ -9,9 +9,7 @@ every runtime computes the same, and TensorRT, where precision is no flag any mo
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bundle import tensors
 from bundle.errors import ExportError, first_line
+from bundle.files import scratch
 from bundle.manifest import BF16, FP16, INT8
 
 Images = npt.NDArray[np.uint8]
@@ -139,8 +138,8 @@ def _quantised(model: onnx.ModelProto, images: Images) -> onnx.ModelProto:
             return None if start is None else {tensors.IMAGE: images[start : start + RANGE_BATCH]}
 
     _, nodes = backbone(model)
-    with tempfile.TemporaryDirectory(prefix="fieldmark-int8-") as folder, _quiet():
-        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+    with scratch("int8") as folder, _quiet():
+        source, target = folder / "fp32.onnx", folder / "int8.onnx"
         onnx.save_model(model, source)
         try:
             quantize_static(

@@ -1,14 +1,13 @@
 """What a review hands to `fieldmark calibrate`: the clean images of a random sample that was decided whole."""
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bundle import Bundle
 from bundle.errors import ImageGone, ReviewError
-from bundle.files import full_disk
+from bundle.files import scratch
 from review.follower import bytes_of, image_of
 from review.sources.source import open_source
 from review.store.database import Database
@@ -49,13 +48,13 @@ def _handed(database: Database, review: Path, bundle: Bundle, images: Path | Non
     clean = clean_images(database)
     source = open_source(place, bundle, images=images)
     paths, items = [], []
-    with tempfile.TemporaryDirectory(prefix="fieldmark-clean-") as folder, full_disk(Path(folder)):
+    with scratch("clean") as folder:
         for item in clean.items:
             try:
                 data = bytes_of(source, item, bundle.manifest.image.max_bytes)
             except ImageGone:
                 continue
-            path = Path(folder) / f"{item['id']:08d}{Path(image_of(item)).suffix.lower()}"
+            path = folder / f"{item['id']:08d}{Path(image_of(item)).suffix.lower()}"
             path.write_bytes(data)
             paths.append(path)
             items.append(int(item["id"]))

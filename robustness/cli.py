@@ -14,7 +14,7 @@ from bundle import tensors
 from bundle.console import lay_out, say
 from bundle.errors import DetectorError, MissingExtra, OptionError
 from bundle.false_alarms import ALPHA
-from bundle.files import atomic_folder, check_free, sha256_of, write_text
+from bundle.files import atomic_folder, check_free, check_place, sha256_of, write_text
 from bundle.manifest import MANIFEST
 from bundle.verbs import App
 from detector.conformal import check_calibration_size
@@ -195,9 +195,27 @@ def _tell(result: dict[str, Any], shown: "Table", lines: Sequence[str], out: Pat
 
 
 def check_json(out: Path | None) -> None:
-    """Raise OptionError where no file can be written."""
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+    """Raise OptionError where no file can be written, or one would be lost that no evaluation has made."""
+    if out is None:
+        return
+    if out.is_dir() or not out.parent.is_dir():
         raise OptionError(f"cannot write {out}", hint="Name a file in a folder that exists.")
+    check_place(out)
+    if out.exists() and not _is_evaluation(out):
+        raise OptionError(f"{out} exists, and no evaluation made it", hint="Choose another name, or remove it.")
+    if (out.parent / MANIFEST).is_file():
+        raise OptionError(
+            f"{out} lies in the bundle {out.parent}, whose checksums it would break", hint="Choose a folder outside it."
+        )
+
+
+def _is_evaluation(path: Path) -> bool:
+    """Whether a file is what `_tell` writes, or empty."""
+    try:
+        found = jsonlib.loads(path.read_text(encoding="utf-8") or '{"right": {}}')
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and ("right" in found or "sentences" in found)
 
 
 def _check_weights(target: Path, run: "Run") -> None:

@@ -17,7 +17,7 @@ import torch
 
 from bundle.canonical import canonical_json
 from bundle.errors import OptionError
-from bundle.files import write_text
+from bundle.files import leftovers, write_text
 from bundle.progress import Work
 from robustness.adaptive import AdaptiveAttack, attack_both
 from robustness.defended import Defended
@@ -44,9 +44,13 @@ class Journal:
             raise OptionError(f"the progress in {path} cannot be read ({problem})", hint="Remove it.") from None
 
     def close(self) -> None:
-        """All is told elsewhere by now."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        """All is told elsewhere by now; what killed writers left goes too."""
+        if self.path is None:
+            return
+        for left in leftovers(self.path.parent):
+            if left.name.startswith(f".{self.path.name}."):
+                left.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def outcome(self, key: str, count: int) -> Success | None:
         """Of a batch of so many images, (count,), or None where it is not finished."""

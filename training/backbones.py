@@ -159,18 +159,23 @@ def make_backbone(name: str, stride: int = 0) -> Backbone:
     return BACKBONES[name].make(stride or BACKBONES[name].strides[0])
 
 
-def load_weights(backbone: Backbone, name: str, weights: str) -> None:
-    """`imagenet` loads through torchvision's hub, anything else is a local state dict in torchvision's names."""
+def check_weights(name: str, weights: str) -> None:
+    """Raise OptionError where a backbone takes none, or there is no such file; long work asks before it begins."""
     if name == "small":
         raise OptionError(
             "the small backbone takes no weights: nobody has trained it on ImageNet", hint="Leave --weights out."
         )
+    if weights != IMAGENET and not Path(weights).is_file():
+        raise OptionError(f"no weights file at {weights}", hint="Give a torchvision state dict, or 'imagenet'.")
+
+
+def load_weights(backbone: Backbone, name: str, weights: str) -> None:
+    """`imagenet` loads through torchvision's hub, anything else is a local state dict in torchvision's names."""
+    check_weights(name, weights)
     if weights == IMAGENET:
         state = _download(name)
     else:
         path = Path(weights)
-        if not path.is_file():
-            raise OptionError(f"no weights file at {path}", hint="Give a torchvision state dict, or 'imagenet'.")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as problem:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks import detection, sr5
 from benchmarks.page import PAGE
-from benchmarks.record import RESULTS, environment, same_options
+from benchmarks.record import RESULTS, environment, read_kept, same_options
 from benchmarks.study.classes import first_classes
 from benchmarks.study.pictures import draw_pictures
 from benchmarks.study.place import Place
@@ -29,7 +29,7 @@ from demo.stages import fieldmark
 from robustness.accuracy import WORST
 from robustness.suites import PAPER
 from training.attacks.names import AUTO_CLASSES
-from training.backbones import BACKBONES
+from training.backbones import BACKBONES, check_weights
 from training.presets import preset
 from training.run import Run, published_config
 
@@ -113,13 +113,13 @@ def bench(
     options: dict[str, Any] = {"data": str(data), "epochs": epochs, "fast_epochs": fast_epochs, "weights": weights}
     options |= {"image_size": image_size, "precision": precision, "count": count, "autoattack": autoattack_count}
     options |= {"apgd": True} if apgd else {}  # a study of an earlier version has none
-    same_options(place.folder / "options.json", options)
     _rehearse(backbone, {"image_size": image_size, "weights": weights}, epochs, fast_epochs)
+    if backbone == "small" and (image_size or 64) > 128:
+        raise OptionError("the small backbone is for images of at most 128 pixels", hint="Choose another --backbone.")
+    same_options(place.folder / "options.json", options)
     common = ["--precision", precision]
     common += [] if weights is None else ["--weights", weights]
     common += [] if image_size is None else ["--image-size", str(image_size)]
-    if backbone == "small" and (image_size or 64) > 128:
-        raise OptionError("the small backbone is for images of at most 128 pixels", hint="Choose another --backbone.")
     sources = _sources(data, place, common)
     todo = list(jobs(backbone, seeds, other_seeds))
     work = Work("study", len(todo), unit="trainings")
@@ -166,6 +166,8 @@ def _length(row: Row, epochs: int | None, fast_epochs: int | None) -> int:
 
 def _rehearse(backbone: str, changes: dict[str, Any], epochs: int | None, fast_epochs: int | None) -> None:
     """Make every row's config once: a setting that fits none must not be found after hours."""
+    if changes["weights"] not in (None, "none"):
+        check_weights(backbone.partition("-")[0], changes["weights"])
     for _, row in jobs(backbone, 1):
         texts = [word for word in row.options if word != "--set"]
         preset(row.preset, texts=texts, epochs=_length(row, epochs, fast_epochs), **changes)
@@ -200,7 +202,7 @@ def _save(place: Place, seeds: int) -> Path:
     table = []
     for row in dict.fromkeys(row for _, row in jobs(place.backbone, 1)):
         files = [_evaluation(place, row, seed) for seed in range(seeds)]
-        found = [_told_apart(json.loads(file.read_text(encoding="utf-8"))) for file in files if file.is_file()]
+        found = [_told_apart(read_kept(file, "seed", "images", "right")) for file in files if file.is_file()]
         _same_images(row.name, found)
         for head in found[0]["right"] if found else ():
             table.append(

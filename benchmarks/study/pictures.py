@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.record import read_kept
 from benchmarks.study.place import Place
 from benchmarks.study.tables import ORDER
 from bundle.files import atomic_file, write_text
@@ -40,7 +41,7 @@ def draw_pictures(place: Place, data: Path) -> Path:
             kept = out / f"{run.path.name}.json"
             if not kept.is_file():
                 _draw(run, data, out, kept)
-            told = json.loads(kept.read_text(encoding="utf-8"))
+            told = read_kept(kept)
             names = {head: label.strip("*") for name, head, label in ORDER if name == system}
             curves |= {names[head]: {"curve": curve} for head, curve in told.items()}
         if curves:

@@ -1,10 +1,10 @@
 """Where a study keeps its runs and what its figures are called: every dataset and backbone has a place of its own."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.record import read_kept
 from bundle.errors import OptionError
 from training.backbones import BACKBONES
 
@@ -26,7 +26,7 @@ class Place:
         dataset = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         folder = out / "-".join(filter(None, (dataset, backbone)))
         begun = out / backbone / "options.json"  # an earlier version had no folder for every dataset
-        if begun.is_file() and data is not None and json.loads(begun.read_text(encoding="utf-8"))["data"] == str(data):
+        if begun.is_file() and data is not None and read_kept(begun, "data")["data"] == str(data):
             folder = begun.parent
         return cls(folder=folder, backbone=backbone, dataset=dataset)
 

@@ -4,13 +4,9 @@ Networks are strongly typed: each layer computes in the types that the graph nam
 which the builder would use for float32 unasked, is turned off: the detector's squared distances need all their bits.
 """
 
-import contextlib
 import ctypes
 import importlib
 import re
-import signal
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ from bundle import tensors
 from bundle.engines import BUILDER, INSPECTOR, NETWORK, RUNTIMES, TENSORRT, TENSORRT_RTX, Evidence, Profile, is_target
 from bundle.errors import EngineError, MissingExtra, OptionError, first_line
 from bundle.manifest import FETCH_AGAIN
+from bundle.signals import signals_postponed
 from export.engines.layers import inspected_layers, listed_layers, network_layers
 from export.engines.messages import Messages, logger, refusal
 
@@ -172,31 +169,6 @@ def local_target() -> str | None:
         if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
             return None
     return f"sm_{major.value}{minor.value}"
-
-
-@contextlib.contextmanager
-def signals_postponed() -> Iterator[list[int]]:
-    """Keep Ctrl-C and SIGTERM until the end of the block, and list them meanwhile.
-
-    Python runs its handlers inside the runtime's callbacks, and an exception that left one would abort the process.
-    """
-    stopped: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # no handler ever runs here
-        yield stopped
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {
-        number: handler for number, handler in handlers.items() if callable(handler)
-    }  # not those that are ignored
-    for number in before:
-        signal.signal(number, lambda number, _: stopped.append(number))
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if stopped:
-            signal.raise_signal(stopped[0])
 
 
 def _monitor(trt: Any, stopped: list[int]) -> Any:

@@ -2,7 +2,6 @@
 
 import functools
 import platform
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bundle.errors import ScoringError
+from bundle.files import scratch
 from bundle.folder import Bundle
 from bundle.manifest import MANIFEST, SIGNATURE
 from bundle.version import version
@@ -59,8 +59,8 @@ def fetch(parcel: Parcel) -> LocalInference:
     Raises ScoringError where a file of it is missing, or it is another bundle.
     """
     left = f"{BUNDLES}/{parcel.begun.bundle_id}"
-    with tempfile.TemporaryDirectory(prefix="fieldmark-worker-") as folder:
-        path = Path(folder) / "bundle"
+    with scratch("worker") as folder:
+        path = folder / "bundle"
         for name in parcel.files:
             target = path / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bundle import tensors
 from bundle.errors import BundleUnsupported, OptionError
-from bundle.false_alarms import smallest_p_value
+from bundle.false_alarms import is_alpha, smallest_p_value
 from bundle.manifest import BF16, INT8, PER_CLASS, Manifest
 
 Outputs = Mapping[str, npt.NDArray[Any]]
@@ -53,7 +53,7 @@ def refuse_alpha(alpha: float | None, smallest: float, *, by_class: bool = False
     """The same, where the smallest p-value is known already."""
     if alpha is None:
         return
-    if not 0.0 < alpha < 1.0:
+    if not is_alpha(alpha):
         raise OptionError(f"--alpha {alpha:g} is not between 0 and 1")
     if np.float32(alpha) < np.float32(smallest):
         raise OptionError(

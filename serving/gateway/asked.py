@@ -1,13 +1,12 @@
 """What one request asks for, checked before any pixel is decoded."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from bundle import Manifest
 from bundle.errors import RequestRefused
-from bundle.false_alarms import smallest_p_value
+from bundle.false_alarms import is_alpha, smallest_p_value
 from bundle.manifest import NetworkInfo
 from serving.gateway import failures
 from serving.gateway.generated import fieldmark_pb2 as v1
@@ -61,7 +60,7 @@ def smallest_alpha(info: NetworkInfo) -> float:
 
 
 def _check_alpha(alpha: float, info: NetworkInfo) -> float:
-    if not (math.isfinite(alpha) and 0.0 < alpha < 1.0):
+    if not is_alpha(alpha):
         raise RequestRefused(
             f"alpha {alpha:g} is not between 0 and 1", reason=failures.ALPHA_OUT_OF_RANGE, field="alpha"
         )

@@ -66,3 +66,13 @@ def test_an_ablation_is_not_mixed_with_that_of_other_photographs(folder: Path) -
     same_options(folder / "options.json", {"data": "photos", **{key: given[key] for key in list(given)[:3]}})
     with pytest.raises(OptionError, match="holds results with data 'photos', not 'cars'"):
         recipe.bench(Path("cars"), **given, first=0, last=0)
+
+
+def test_mistakes_are_told_before_anything_is_written(tmp_path: Path) -> None:
+    given = {"backbone": "vgg16-96", "epochs": 4, "first": 0, "last": 0}
+    with pytest.raises(OptionError, match=r"no weights file at typo\.pth"):
+        recipe.bench(Path("photos"), **given, weights="typo.pth", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match="is no folder"):
+        recipe.bench(Path("photos"), **given, weights="imagenet", out=tmp_path / "file")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks import page
-from benchmarks.record import same_options
+from benchmarks.record import read_kept, same_options, save
 from benchmarks.study import command as study
 from benchmarks.study import pictures, tables
 from benchmarks.study.classes import first_classes
@@ -49,6 +49,8 @@ def test_options_that_fit_no_row_are_told_before_anything_is_trained(tmp_path: P
         ({"backbone": "ap-vgg16"}, "'ap-vgg16' is no backbone"),
         ({"backbone": "vgg16", "image_size": 2000, "data": tmp_path}, "image size 2000"),
         ({"image_size": 9, "data": tmp_path}, "image size 9"),
+        ({"weights": "imagenet", "data": tmp_path}, "small backbone takes no weights"),
+        ({"weights": "nowhere.pt", "backbone": "vgg16", "data": tmp_path}, "no weights file at nowhere"),
     ):
         given = {name: default for name, default in _defaults().items() if name != "out"}
         with pytest.raises(OptionError, match=message):
@@ -70,6 +72,22 @@ def test_a_weights_file_is_of_one_backbone_and_others_are_no_substitutes() -> No
 
 def _defaults() -> dict[str, Any]:
     return {name: each.default for name, each in inspect.signature(study.bench).parameters.items()}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"rows": []}', '{"of": ', "\udcff"])
+def test_what_was_kept_and_is_damaged_is_named(text: str, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    kept.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(OptionError, match=r"kept\.json cannot be read .*Remove it"):
+        read_kept(kept, "of", "rows")
+    kept.write_text('{"of": {}, "rows": [], "more": 1}')
+    assert read_kept(kept, "of", "rows")["more"] == 1
+
+
+def test_a_result_stands_in_the_folder_of_results() -> None:
+    for name in ("calibrate/../../x", "../x", "/tmp/x", "a/b"):
+        with pytest.raises(OptionError, match="is no name"):
+            save(name, {})
 
 
 def test_a_study_of_the_first_classes_has_their_images_boxes_and_test_part(tiny_birds: Path, tmp_path: Path) -> None:
@@ -100,7 +118,9 @@ def test_a_study_of_the_first_classes_has_their_images_boxes_and_test_part(tiny_
 
 
 def test_a_study_does_not_mix_evaluations_of_other_options(tmp_path: Path) -> None:
-    same_options(tmp_path / "options.json", {"count": 100, "epochs": 8})
+    same_options(tmp_path / "options.json", {"count": 10, "epochs": 8})
+    same_options(tmp_path / "options.json", {"count": 100, "epochs": 8})  # of which nothing was made
+    (tmp_path / "gap-vgg16").mkdir()
     same_options(tmp_path / "options.json", {"count": 100, "epochs": 8})
     with pytest.raises(OptionError, match="holds results with count 100, not 50"):
         same_options(tmp_path / "options.json", {"count": 50, "epochs": 8})

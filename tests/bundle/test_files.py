@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from bundle.files import (
     leftovers,
     open_regular,
     remove_folder,
+    scratch,
     sha256_of,
     sha256_of_stream,
     write_text,
@@ -203,6 +205,36 @@ def test_threads_writing_one_file_do_not_meet(tmp_path: Path) -> None:
 def test_the_longest_name_there_is(tmp_path: Path, name: str) -> None:
     write_text(tmp_path / name, "text")
     assert names(tmp_path) == [name]
+
+
+# A folder for the time being
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_waits_until_a_folder_for_the_time_being_is_gone(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However late it comes: hundreds of MB would stay, half removed."""
+
+    def stop(_: int, __: object) -> None:
+        raise Stop
+
+    removed, before = shutil.rmtree, signal.signal(number, stop)
+
+    def removed_while_it_comes(*given: object, **options: object) -> None:
+        os.kill(os.getpid(), number)
+        removed(*given, **options)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shutil, "rmtree", removed_while_it_comes)
+    try:
+        with pytest.raises(Stop), scratch("test") as folder:
+            (folder / "model.onnx").write_bytes(b"x")
+        with pytest.raises(Stop), atomic_folder(tmp_path / "whole") as temporary:
+            (temporary / "model.onnx").write_bytes(b"x")
+    finally:
+        signal.signal(number, before)
+    assert names(tmp_path) == ["whole"]
 
 
 # atomic_folder

@@ -1,10 +1,13 @@
 """`fieldmark calibrate`: p-values hold for another camera, the rest stays, and what cannot work is said."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +17,11 @@ from PIL import Image
 import fieldmark
 from benchmarks import calibrate
 from bundle import Bundle, tensors
-from bundle.errors import BundleUnsupported, DatasetError, DetectorError, OptionError
+from bundle.errors import BundleUnsupported, DatasetError, DetectorError, DiskFull, OptionError
 from bundle.false_alarms import false_alarms, resolution
 from bundle.folder import sign_bundle
 from calibration.recalibration import CALIBRATION, recalibrate
-from detector.conformal import p_values
+from detector.conformal import check_calibration_size, p_values
 from detector.model import Detector
 from robustness.metrics import flagged_interval
 from serving.client.local import LocalInference
@@ -163,6 +166,43 @@ def test_too_few_are_left(bundle, other_camera, tmp_path):
         recalibrate(bundle, paths, tmp_path / "out", source="x", skip_bad=True)
 
 
+def test_who_is_left_out_is_told_where_too_few_are_left(bundle, tmp_path):
+    paths = [tmp_path / f"{place}.jpg" for place in range(12)]
+    for path in paths:
+        path.write_text("no picture")
+    with pytest.raises(DetectorError) as caught:
+        recalibrate(bundle, paths, tmp_path / "out", source="x", skip_bad=True)
+    assert "0 calibration images cannot support alpha = 0.1; 12 others are left out, the first: " in str(caught.value)
+    assert "0.jpg: not an image" in str(caught.value)
+    assert "choose an alpha" not in str(caught.value)  # there is none
+
+
+@pytest.mark.parametrize("n", [3, 49, 132, 1999])
+def test_the_alpha_that_is_proposed_is_accepted(n):
+    with pytest.raises(DetectorError) as caught:
+        check_calibration_size(n, 1e-6)
+    check_calibration_size(n, float(re.search(r"alpha of at least (\S+)\.$", str(caught.value))[1]))
+
+
+def test_a_full_temporary_disk_is_called_that(bundle, other_camera, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "detector/full.npz")
+
+    monkeypatch.setattr("calibration.recalibration.shutil.copyfile", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(DiskFull, match=f"while writing {tmp_path}/fieldmark-calibrate-"):
+        recalibrate(bundle, other_camera["calibrate"], tmp_path / "out", source="x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_any_name_calibrates(bundle, other_camera, tmp_path, capsys):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/fold\xff"))
+    shutil.copytree(other_camera["calibrate"][0].parent, folder)
+    code, _, err = run(capsys, bundle.path, "--with", folder, "--out", tmp_path / "new")
+    assert (code, err) == (0, "")
+    assert Bundle.open(tmp_path / "new").manifest.training[CALIBRATION]["source"] == "fold\\udcff"
+
+
 def test_a_bundle_is_not_written_into_itself(bundle, other_camera):
     for out in (bundle.path, bundle.path / "inside"):
         with pytest.raises(OptionError, match=r"a bundle is immutable|lies in the bundle|exists already"):
@@ -225,6 +265,8 @@ def test_the_verb_says_what_changed(bundle, other_camera, tmp_path, capsys):
     assert "the smallest will be 0.048 instead of 0.0083" in out
     code, out, _ = run(capsys, copy, "--with", folder, "--out", tmp_path / "new", "--force", "--json")
     assert (code, json.loads(out)["images"]) == (0, CALIBRATED)
+    told, opened = json.loads(out), Bundle.open(tmp_path / "new")
+    assert (told["bundle_id"], told["made_from"]) == (opened.bundle_id, bundle.bundle_id)
 
 
 def test_bad_arguments_get_a_sentence(bundle, tmp_path, capsys):
@@ -233,6 +275,9 @@ def test_bad_arguments_get_a_sentence(bundle, tmp_path, capsys):
         (("--with", tmp_path / "none"), 1, "there is no folder or list file"),
         (("--with", tmp_path / "empty"), 1, "holds no images"),
         (("--with", tmp_path / "empty", "--alpha", "2"), 2, "--alpha 2 is not between 0 and 1"),
+        (("--with", tmp_path / "empty", "--alpha", "5e-324"), 2, "is not between 0 and 1"),  # 0 in float32
+        (("--with", tmp_path / "empty", "--alpha", "0.9999999999"), 2, "is not between 0 and 1"),  # and 1
+        (("--with", tmp_path), 2, f"lies in {tmp_path}, and its prototypes would be among"),
     ):
         found = run(capsys, bundle.path, *arguments, "--out", tmp_path / "out")
         assert found[0] == code

@@ -47,6 +47,22 @@ def test_out_inside_a_bundle_would_break_its_checksums(tiny_run, bundle):
     Bundle.open(bundle)
 
 
+def test_out_is_never_a_file_that_no_evaluation_made(run, bundle, tmp_path, monkeypatch):
+    """A run and a bundle would be lost."""
+    for target, words in ((run / "run.json", "no evaluation made it"), (bundle / "manifest.json", "no evaluation")):
+        before = target.read_bytes()
+        with pytest.raises(OptionError, match=words):
+            evaluate(run, "--attacks", "clean", "--out", target)
+        assert target.read_bytes() == before
+    with pytest.raises(OptionError, match="lies in the bundle"):
+        evaluate(run, "--attacks", "clean", "--out", bundle / "accuracy.json")
+    for _ in range(2):  # its own it replaces
+        evaluate(run, "--attacks", "clean", "--count", "4", "--out", run / "accuracy.json")
+    monkeypatch.setattr(os, "access", lambda _, mode, **__: not mode & os.W_OK)  # tests may run as root
+    with pytest.raises(OptionError, match="cannot be written to"):
+        evaluate(run, "--attacks", "clean", "--count", "4", "--out", tmp_path / "accuracy.json")
+
+
 def test_out_among_class_folders_would_become_a_class(run, tiny_birds, tmp_path):
     from training.data import open_dataset
 

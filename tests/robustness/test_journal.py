@@ -206,6 +206,18 @@ def test_what_sr5_has_of_a_run_is_kept_and_another_effort_measures_it_anew(tiny_
     steps = [(row["row"], row["steps"]) for row in saved["x"]["rows"] if row["head"] == "full"]
     assert sorted(steps) == [("ap-tiny", 1), ("tiny", 1), ("tiny", 2)]  # one effort costs another nothing
     assert "| tiny, seed 3 | full | 4 | 2 |" in sr5.page(saved["x"])
+    (out / "notes.json").write_text("5")  # somebody else's
+    (out / f"{kept.stem}.progress.json").write_text("{")  # of a killed writer; the journal says so when it is its turn
+    sr5.measure([tiny_run], tiny_birds, effort, out, "x")
+    assert len(made) == 3 * one
+    again = tmp_path / "again" / tiny_run.name
+    shutil.copytree(tiny_run, again)
+    state = Run(again).read_state("model.pt")
+    Run(again).write_state("model.pt", {name: values * 1.5 for name, values in state.items()})
+    with pytest.raises(OptionError, match="is of another run of the same name"):
+        sr5.measure([again], tiny_birds, effort, out, "x")
+    with pytest.raises(OptionError, match="is no folder"):
+        sr5.measure([tiny_run], tiny_birds, effort, out / "notes.json", "x")
     (strange,) = [path for path in out.iterdir() if path.name.startswith("ap-tiny-1")]
     strange.write_text(strange.read_text().replace('"dataset": "tiny"', '"dataset": "cars"'))
     with pytest.raises(OptionError, match="one table cannot be of cars and tiny"):
@@ -214,6 +226,18 @@ def test_what_sr5_has_of_a_run_is_kept_and_another_effort_measures_it_anew(tiny_
         sr5.measure([tmp_path], tiny_birds, effort, out, "x")
     with pytest.raises(OptionError, match="two of the runs have the same name"):
         sr5.measure([tiny_run, tiny_run], tiny_birds, effort, out, "x")
+    strange.write_text('{"of": ')
+    with pytest.raises(OptionError, match=r"ap-tiny-1-\w+\.json cannot be read"):
+        sr5.measure([tiny_run], tiny_birds, effort, out, "x")
+
+
+def test_a_journal_takes_with_it_what_killed_writers_left(tmp_path):
+    for name in (".a.progress.json.31219765629514.tmp", ".b.progress.json.31219765629514.tmp"):
+        (tmp_path / name).touch()
+    journal = Journal(tmp_path / "a.progress.json")
+    journal.note("key", np.array([True]))
+    journal.close()
+    assert [path.name for path in tmp_path.iterdir()] == [".b.progress.json.31219765629514.tmp"]
 
 
 def test_a_row_is_called_by_its_longest_system():

@@ -14,10 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bundle.errors import DatasetError, OptionError
-from bundle.false_alarms import ALPHA, needed
+from bundle.false_alarms import ALPHA, needed, smallest_alpha
 from training.data import Sample, open_dataset
 from training.data.dataset import Dataset
-from training.data.division import PARTS, Shares, divide, smallest_alpha
+from training.data.division import PARTS, Shares, divide
 from training.data.index import Index
 
 DEFAULT = {"validation": 0.10, "calibration": 0.19, "test": 0.20}

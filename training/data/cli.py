@@ -15,13 +15,14 @@ from rich.table import Table
 
 from bundle.console import lay_out, say
 from bundle.errors import printable
+from bundle.false_alarms import smallest_alpha
 from bundle.image import ImageSpec
 from bundle.progress import Work
 from bundle.verbs import App
 from training.data.check import examine
 from training.data.cub_writer import BirdSet, write_birds
 from training.data.dataset import Dataset, open_dataset
-from training.data.division import lacking, smallest_alpha
+from training.data.division import lacking
 from training.data.look import SPEC, look
 from training.data.sheet import draw_sheet
 

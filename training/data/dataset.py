@@ -15,10 +15,10 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from bundle.errors import DatasetError, OptionError
-from bundle.false_alarms import ALPHA, needed
+from bundle.false_alarms import ALPHA, needed, smallest_alpha
 from bundle.formats import passed_over
 from training.data import cars, cub, folder, manifest
-from training.data.division import PARTS, Shares, divide, lacking, smallest_alpha
+from training.data.division import PARTS, Shares, divide, lacking
 from training.data.index import Index, Sample
 from training.data.look import Keys, Look, look
 from training.data.series import find_series

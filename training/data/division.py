@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bundle.errors import DatasetError, OptionError
-from bundle.false_alarms import smallest_p_value
 from training.data.index import Index, Sample
 
 PARTS = ("train", "validation", "calibration", "test")
@@ -48,13 +47,6 @@ class Shares:
             "calibration": 0.19 if self.calibration is None else self.calibration,
             "test": 0.20 if self.test is None else self.test,
         }
-
-
-def smallest_alpha(n: int) -> float:
-    """The smallest rate that n calibration images support, rounded up to two digits."""
-    exact = smallest_p_value(n)
-    unit: float = 10.0 ** (math.floor(math.log10(exact)) - 1)
-    return round(math.ceil(exact / unit - 1e-9) * unit, 12)
 
 
 def divide(
