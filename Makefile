@@ -26,7 +26,7 @@ help: ## Show this list
 	@echo "usage: make TARGET"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: .venv/.ready .venv-triton/.ready ## Make both environments (about 3 minutes, 8 GB; instant when they exist)
+setup: .venv/.ready .venv-triton/.ready ## Make both environments (2 to 3 minutes, 8 GB; instant when they exist)
 
 demo: setup ## The whole job: draw, train, export, serve, attack, score. DATA=FOLDER PRESET=NAME WEIGHTS=FILE ALPHA=RATE take your own
 	@.venv/bin/python -m demo $${DATA:+--data "$$DATA"} $${PRESET:+--preset "$$PRESET"} \
@@ -91,7 +91,7 @@ define environment
 endef
 
 .venv/.whole: requirements/dev.lock
-	$(call environment,about 8 GB with PyTorch; a few minutes)
+	$(call environment,about 8 GB with PyTorch; a few minutes, and the folder grows when all is fetched)
 
 .venv-triton/.whole: requirements/server.lock
 	$(call environment,about 0.6 GB with Triton; half a minute)

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bundle.console import lay_out
-from bundle.errors import FieldmarkError, MissingExtra, OptionError, Terminated, printable
+from bundle.errors import FieldmarkError, Interrupted, MissingExtra, OptionError, Terminated, printable
 
 # verb -> (module whose `app` is a Typer application with a command of that name, one line of help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -121,7 +121,8 @@ def guarded(action: Callable[[], object]) -> None:
         action()
         sys.stdout.flush()  # a full disk behind `>` shows itself here, where it can still be told
     except FieldmarkError as problem:
-        _fail(str(problem), problem.exit_code)
+        asked = isinstance(problem, Interrupted) and os.environ.get("FIELDMARK_NEXT") == "no"
+        _fail(problem.what if asked else str(problem), problem.exit_code)  # who started us says how to go on
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         _drop_output()
         sys.exit(1)

@@ -107,7 +107,7 @@ def calibrate(
     say(
         console,
         f"{out}: bundle {made.bundle.bundle_id}",
-        "engines and scores of the old bundle are not its own: build and score them again",
+        "engines and scores of the old bundle do not fit it: build and score anew",
     )
     advise(console, f"fieldmark serve {out}")
 

@@ -173,8 +173,8 @@ def _note(measured: Mapping[str, Any], shown: int) -> str:
     """That a few images are no rate, and which rate they come from."""
     clean, attacked = measured["clean"], measured["pgd10-8"]
     return (
-        f"{shown} of {clean['n']} test images, at equal steps; of all of them {clean['flagged']:.1%} are flagged clean "
-        f"and {attacked['flagged']:.1%} attacked"
+        f"{shown} of {clean['n']} test images, at equal steps; of all of them {clean['flagged']:.1%} are flagged as "
+        f"they are, and {attacked['flagged']:.1%} when attacked"
     )
 
 

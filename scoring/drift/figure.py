@@ -66,7 +66,9 @@ def _histogram(axes: Any, found: ScoredSet, calibration: Calibration) -> None:
     axes.bar(middle, bounds[:, 1] - bounds[:, 0], width, bottom=bounds[:, 0], color=BAND, label="95 % of clean sets")
     axes.bar(middle, binned.heights, 0.72 * width, color=BAR, alpha=0.85, label="this set")
     axes.axhline(1, color=CLEAN, linewidth=1)
-    axes.axvline(found.alpha, color=ALARM, linewidth=1, linestyle="--", label=f"alpha {found.alpha:g}: flagged below")
+    axes.axvline(
+        found.alpha, color=ALARM, linewidth=1, linestyle="--", label=f"alpha {found.alpha:g}: flagged from here down"
+    )
     axes.set(xlim=(0, 1), ylim=(0, None), xlabel="p-value", ylabel="share of rows / that of clean data")
     axes.set_title("p-values", loc="left", fontsize=10, color=INK)
     axes.legend(frameon=False, fontsize=8, loc="upper right")

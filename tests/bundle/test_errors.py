@@ -2,7 +2,8 @@
 
 import pytest
 
-from bundle.errors import MissingExtra, Terminated
+import fieldmark
+from bundle.errors import Interrupted, MissingExtra, Terminated
 
 
 @pytest.mark.parametrize("stop", [Terminated(143), KeyboardInterrupt()])
@@ -19,3 +20,21 @@ def test_a_signal_in_the_middle_of_an_import_is_no_missing_package(stop: BaseExc
 def test_a_missing_package_is_named_with_what_brings_it() -> None:
     problem = MissingExtra.named("scoring", "inference", ImportError("no", name="onnxruntime"))
     assert "inference needs the 'scoring' extra (onnxruntime is not installed)" in str(problem)
+
+
+@pytest.mark.parametrize(("told", "advised"), [("no", False), ("", True)])
+def test_how_to_go_on_is_said_once_by_who_was_asked(
+    told: str, advised: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The demo has no --resume of its own, and says itself what to run again."""
+
+    def stopped() -> None:
+        raise Interrupted("stopped after 7 of 16 epochs", hint="The same command with --resume goes on.")
+
+    monkeypatch.setenv("FIELDMARK_NEXT", told)
+    with pytest.raises(SystemExit) as ended:
+        fieldmark.guarded(stopped)
+    assert ended.value.code == 130
+    told_by_us = capsys.readouterr().err
+    assert "stopped after 7 of 16 epochs" in told_by_us
+    assert ("--resume" in told_by_us) == advised
