@@ -171,7 +171,8 @@ def _evaluate(run: Path, data: Path, attack: str, count: str, out: Path) -> None
 def _answers(out: Path, row: Row) -> dict[str, dict[str, str]]:
     """By attack and head, of a row's evaluations: one of clean images, and one of each attack."""
     found: dict[str, dict[str, str]] = {}
-    for file in (out / f"{row.slug}.json", *sorted(out.glob(f"{row.slug}.*.json"))):
+    files = (out / f"{row.slug}.json", *(out / f"{row.slug}.{attack}.json" for attack in ATTACKS))
+    for file in filter(Path.is_file, files):
         for head, answers in read_kept(file, "right")["right"].items():
             for attack, bits in answers.items():
                 found.setdefault(attack, {}).setdefault(head, bits)

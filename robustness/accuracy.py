@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -15,6 +16,7 @@ from rich.table import Table
 from bundle.errors import OptionError
 from bundle.false_alarms import wilson
 from bundle.progress import Work
+from robustness.journal import Journal, key_of
 from robustness.suites import Suite
 from training.attacks.attacker import Attackers
 from training.attacks.files import BATCH
@@ -37,8 +39,10 @@ def evaluate_run(
     *,
     part: str = "test",
     minutes: float | None = None,
+    journal: Journal | None = None,
 ) -> dict[str, Any]:
-    """For every head and attack, image by image whether the answer stayed right.
+    """For every head and attack, image by image whether the answer stayed right. An attack that `journal` has is not
+    made again, since each begins its chance anew; its `seconds` are then left out.
 
     `right[head][attack]` is a text of 1 and 0, one for each image; `worst` is right only where every attack leaves the
     answer right. Attacked images are rounded to 8 bits, as files are. AutoAttack at 8/255 runs on the first
@@ -63,16 +67,28 @@ def evaluate_run(
     subset = spread(chosen, suite.autoattack_count) if able else ()
     spec = image_spec(record.config)
     whole, some = load_part(chosen, spec), load_part(subset, spec)
-    jobs = [(name, whole) for name in names] + ([(AUTOATTACK, some)] if subset else [])
-    total = len(network.config.heads) * sum(len(images) for _, images in jobs)
+    jobs = [(name, chosen, whole) for name in names] + ([(AUTOATTACK, subset, some)] if subset else [])
+    total = len(network.config.heads) * sum(len(images) for _, images, _ in jobs)
+    journal = Journal() if journal is None else journal
+    asked = {"seed": attackers.seed, "digest": record.dataset.digest, "size": record.config.image_size}
+    weights = key_of(asked, network, *(attackers.sources[name] for name in sorted(attackers.sources)))
     transferred: dict[tuple[str, int], torch.Tensor] = {}  # by attack and batch: the same for every head
     right: dict[str, dict[str, str]] = {}
     seconds: dict[str, float] = {}
+    told_before: set[str] = set()
     with Work("attacking", total) as work:
         for head in network.config.heads:
             survived: dict[str, list[bool]] = {}
-            for name, loaded in jobs:
+            for name, samples, loaded in jobs:
                 work.what = f"{head}: {name}"
+                images_asked = [sample.key for sample in samples]
+                key = key_of({"weights": weights, "head": head, "attack": name, "images": images_asked})
+                known = journal.outcome(key, len(samples))
+                if known is not None:
+                    survived[name] = known.tolist()
+                    told_before.add(name)
+                    work.advance(len(known))
+                    continue
                 started = time.perf_counter()
                 attacker, judge, answers = attackers.on(head), judge_of(network, head), []
                 loader = image_loader(loaded, spec, batch_size=BATCH, shuffle_seed=None)
@@ -87,6 +103,7 @@ def evaluate_run(
                         answers += judge(attacked, labels).tolist()
                     work.advance(len(labels))
                 survived[name] = answers
+                journal.note(key, np.array(answers, np.bool_))
                 seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 2)
             survived[WORST] = [all(each) for each in zip(*(survived[name] for name in names), strict=True)]
             right[head] = {name: "".join("01"[each] for each in answers) for name, answers in survived.items()}
@@ -101,7 +118,7 @@ def evaluate_run(
         "autoattack_images": [sample.key for sample in subset],
         "right": right,
         "not_measured": [*told, *suite.left_out],
-        "seconds": seconds,
+        "seconds": {name: each for name, each in seconds.items() if name not in told_before},
     }
 
 

@@ -149,12 +149,15 @@ def evaluate(
     chosen = replace(suite_named(suite, quick=quick), **{k: v for k, v in changes.items() if v is not None})
     if suite == "paper":
         from robustness.accuracy import evaluate_run, show
+        from robustness.journal import Journal
 
         check_json(out)
         if names is None:
             chosen = replace(chosen, attacks=(*chosen.attacks, *(f"pgd10-8@{name}" for name in attackers.sources)))
-        result = evaluate_run(record, attackers, root, chosen, part=part, minutes=minutes)
+        journal = Journal(None if out is None else _progress(out))
+        result = evaluate_run(record, attackers, root, chosen, part=part, minutes=minutes, journal=journal)
         _tell(result, show(result), result["not_measured"], out, json)
+        journal.close()
         return
     if part != "test":
         raise OptionError(f"a report is about the test part, not {part!r}")
@@ -167,7 +170,7 @@ def evaluate(
         )
     from robustness.journal import Journal
 
-    journal = Journal(out.with_name(f"{out.name}.progress.json"))
+    journal = Journal(_progress(out))
     wanted = _Wanted(suite=chosen, kept=(*KEPT, *(names or ())), minutes=minutes, bundle=target if bundled else None)
     report = _report(opened, attackers, root, out, wanted, journal)
     with atomic_folder(out, replace=force, marker="report.json") as folder:
@@ -179,6 +182,11 @@ def evaluate(
     console = Console()
     show_report(report.document, console)
     say(console, f"{out}: report.html and report.json")
+
+
+def _progress(out: Path) -> Path:
+    """Where it stands how far an evaluation has come that was stopped."""
+    return out.with_name(f"{out.name}.progress.json")
 
 
 def _tell(result: dict[str, Any], shown: "Table", lines: Sequence[str], out: Path | None, json: bool) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from bundle.canonical import canonical_json
 from bundle.errors import OptionError
@@ -93,12 +94,24 @@ def success(
     return np.concatenate(found)
 
 
-def _digest(defended: Defended) -> str:
-    """Of weights and detector, whose least change makes another measurement."""
-    digest = hashlib.sha256(defended.head.encode())
-    tensors: Mapping[str, Any] = defended.state_dict()
+def key_of(told: Mapping[str, Any], *modules: nn.Module) -> str:
+    """Of what is measured: all that decides the outcome, the least change of whose weights makes another."""
+    digest = hashlib.sha256(canonical_json(told).encode())
+    for module in modules:
+        _add_weights(digest, module)
+    return digest.hexdigest()
+
+
+def _add_weights(digest: "hashlib._Hash", module: nn.Module) -> None:
+    tensors: Mapping[str, Any] = module.state_dict()
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
+
+
+def _digest(defended: Defended) -> str:
+    """Of weights and detector."""
+    digest = hashlib.sha256(defended.head.encode())
+    _add_weights(digest, defended)
     for name, rows in defended.detector.calibration_rows.items():
         digest.update(name.encode() + rows.tobytes())
     return digest.hexdigest()

@@ -46,6 +46,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_an_attack_that_was_stopped_is_none_of_the_figures(folder: Path) -> None:
+    before = recipe.collected(folder, "vgg16-96")
+    (folder / "ours-maxsep.pgd10-2.json.progress.json").write_text("{")
+    assert recipe.collected(folder, "vgg16-96") == before
+
+
 def test_what_is_finished_is_told_with_its_interval(folder: Path) -> None:
     result = recipe.collected(folder, "vgg16-96")
     row, _ = result["rows"]

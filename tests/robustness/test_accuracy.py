@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from robustness.accuracy import evaluate_run, show
 from robustness.cli import app
+from robustness.journal import Journal
 from robustness.suites import PAPER, SUITES
-from training.attacks.attacker import Attackers
+from training.attacks.attacker import Attacker, Attackers
 from training.data import open_dataset
 from training.fit import Trainer
 from training.parallel import Devices
@@ -39,6 +40,40 @@ def test_the_worst_case_is_right_only_where_every_attack_is(evaluated):
     for answers in evaluated["right"].values():
         columns = [text for name, text in answers.items() if name != "worst"]
         assert answers["worst"] == "".join("01"[all(bit == "1" for bit in bits)] for bits in zip(*columns, strict=True))
+
+
+def test_stopped_at_any_attack_it_goes_on_to_the_same_answers(
+    evaluated, tiny_run, tiny_birds, substitute, tmp_path, monkeypatch
+):
+    """Columns take minutes to hours, and a kill costs the one that was under way."""
+    record, network = Run(tiny_run).load_network()
+    suite = replace(SUITES["paper"], attacks=(*PAPER, "pgd10-8@twin"), count=9, autoattack_count=4)
+    made, attack_bytes = [], Attacker.attack
+
+    def counted(self, name, pixels, labels):
+        if len(made) in (4, 19):
+            made.append("killed")
+            raise KeyboardInterrupt
+        made.append((self.head, name))
+        return attack_bytes(self, name, pixels, labels)
+
+    monkeypatch.setattr(Attacker, "attack", counted)
+
+    def evaluate(**changed):
+        attackers = Attackers(network=network, sources={"twin": substitute.load_network()[1]}, **changed)
+        return evaluate_run(record, attackers, tiny_birds, suite, journal=Journal(tmp_path / "progress.json"))
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate()
+    found = evaluate()
+    assert found.pop("seconds").keys() < evaluated["seconds"].keys()
+    assert found == {name: each for name, each in evaluated.items() if name != "seconds"}
+    done = len(made)
+    evaluate()
+    assert len(made) == done
+    evaluate(seed=1)  # another measurement
+    assert len(made) > done
 
 
 def test_autoattack_as_a_column_runs_once_on_all_images(tiny_birds, tiny_config, tmp_path):
