@@ -14,7 +14,7 @@ from bundle import tensors
 from bundle.console import lay_out, say
 from bundle.errors import DetectorError, MissingExtra, OptionError
 from bundle.false_alarms import ALPHA
-from bundle.files import atomic_folder, check_free, check_place, sha256_of, write_text
+from bundle.files import atomic_folder, check_free, check_place, open_regular, sha256_of, write_text
 from bundle.manifest import MANIFEST
 from bundle.verbs import App
 from detector.conformal import check_calibration_size
@@ -220,7 +220,8 @@ def check_json(out: Path | None) -> None:
 def _is_evaluation(path: Path) -> bool:
     """Whether a file is what `_tell` writes, or empty."""
     try:
-        found = jsonlib.loads(path.read_text(encoding="utf-8") or '{"right": {}}')
+        with open_regular(path) as stream:
+            found = jsonlib.loads(stream.read() or b'{"right": {}}')
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and ("right" in found or "sentences" in found)

@@ -56,6 +56,9 @@ def test_out_is_never_a_file_that_no_evaluation_made(run, bundle, tmp_path, monk
         assert target.read_bytes() == before
     with pytest.raises(OptionError, match="lies in the bundle"):
         evaluate(run, "--attacks", "clean", "--out", bundle / "accuracy.json")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OptionError, match="no evaluation made it"):  # and nobody waits for its writer
+        evaluate(run, "--attacks", "clean", "--out", tmp_path / "pipe")
     for _ in range(2):  # its own it replaces
         evaluate(run, "--attacks", "clean", "--count", "4", "--out", run / "accuracy.json")
     monkeypatch.setattr(os, "access", lambda _, mode, **__: not mode & os.W_OK)  # tests may run as root
