@@ -91,7 +91,7 @@ define environment
 endef
 
 .venv/.whole: requirements/dev.lock
-	$(call environment,about 8 GB with PyTorch; a few minutes, and the folder grows when all is fetched)
+	$(call environment,about 8 GB with PyTorch; a few minutes; the folder grows when all is fetched)
 
 .venv-triton/.whole: requirements/server.lock
 	$(call environment,about 0.6 GB with Triton; half a minute)
