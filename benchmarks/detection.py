@@ -85,7 +85,7 @@ def summed_up(reports: Path, backbone: str, seeds: int) -> dict[str, Any]:
     for fast in ("", "-fast"):
         for system, head, label in ORDER:
             files = [reports / f"{system}-{backbone}{fast}-{seed}" / JSON for seed in range(seeds)]
-            documents = [read_kept(file, "run", "suite", "heads") for file in files if file.is_file()]
+            documents = [read_kept(file, "run", "heads") for file in files if file.is_file()]
             if documents:
                 heads = [document["heads"][head] for document in documents]
                 rows.append(

@@ -310,7 +310,7 @@ def filled(name: str, bundle: Path, tmp: Path, run: Path) -> list[str | Path]:
             line.append(value)
         elif each.required or value == bundle:
             line += [each.opts[0], CHOICES.get(each.opts[0], value)]
-    one_of = {"evaluate": ("--run", run), "score": ("--out", tmp / "nothing"), "calibrate": ("--with", tmp)}
+    one_of = {"evaluate": ("--run", run), "score": ("--out", tmp / "nothing"), "calibrate": ("--with", tmp / "clean")}
     return [*line, *one_of.get(name, ())]
 
 
