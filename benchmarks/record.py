@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
 def save(name: str, result: dict[str, Any]) -> Path:
     """Write benchmarks/results/NAME.json."""
     path = RESULTS / f"{name}.json"
-    if path.parent != RESULTS or ".." in path.parts:
+    if path.parent != RESULTS:
         raise OptionError(f"{name!r} is no name", hint="Leave out folders: results stand in benchmarks/results.")
     write_text(path, json.dumps({"environment": environment(), **result}, indent=2) + "\n")
     return path

@@ -63,9 +63,9 @@ def chances(rows: int, n: int, k: int) -> npt.NDArray[np.float64]:
     return np.asarray(found / found.sum())
 
 
-def quantiles(chances: npt.NDArray[np.float64], levels: Sequence[float]) -> tuple[int, ...]:
-    """The smallest counts that are not exceeded with at least these chances."""
-    below = np.cumsum(chances)
+def quantiles(by_count: npt.NDArray[np.float64], levels: Sequence[float]) -> tuple[int, ...]:
+    """Of the chances of 0, 1, ...: the smallest counts that are not exceeded with a chance of these levels."""
+    below = np.cumsum(by_count)
     return tuple(int(each) for each in np.searchsorted(below / below[-1], np.asarray(levels) - ROUNDING))
 
 

@@ -94,8 +94,8 @@ def calibrate(
         clean.taken(made.bundle.bundle_id)
     if json:
         told = asdict(made.provenance)
-        document = {**told, "made_from": told["bundle_id"], "skipped": list(made.left_out)}
-        document["bundle_id"] = made.bundle.bundle_id
+        document = told | {"bundle_id": made.bundle.bundle_id, "made_from": told["bundle_id"]}
+        document["skipped"] = list(made.left_out)
         sys.stdout.write(jsonlib.dumps(document) + "\n")
         return
     console = Console()

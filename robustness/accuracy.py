@@ -16,9 +16,9 @@ from rich.table import Table
 from bundle.errors import OptionError
 from bundle.false_alarms import wilson
 from bundle.progress import Work
-from robustness.journal import Journal, key_of
+from robustness.journal import Journal, Success, key_of
 from robustness.suites import Suite
-from training.attacks.attacker import Attackers
+from training.attacks.attacker import Attacker, Attackers
 from training.attacks.files import BATCH
 from training.attacks.losses import judge_of
 from training.attacks.names import AUTO_CLASSES, CLEAN
@@ -27,6 +27,7 @@ from training.data.loading import image_loader, load_part
 from training.pixels import from_bytes, round_to_bytes
 from training.run import RunRecord, image_spec
 
+Transferred = dict[tuple[str, int], torch.Tensor]  # attacked images by attack and batch: the same for every head
 AUTOATTACK, WORST = "autoattack-8", "worst"
 NO_AUTOATTACK = "not measured: AutoAttack needs four classes"
 
@@ -72,7 +73,7 @@ def evaluate_run(
     journal = Journal() if journal is None else journal
     asked = {"seed": attackers.seed, "digest": record.dataset.digest, "size": record.config.image_size}
     weights = key_of(asked, network, *(attackers.sources[name] for name in sorted(attackers.sources)))
-    transferred: dict[tuple[str, int], torch.Tensor] = {}  # by attack and batch: the same for every head
+    transferred: Transferred = {}
     right: dict[str, dict[str, str]] = {}
     seconds: dict[str, float] = {}
     told_before: set[str] = set()
@@ -84,27 +85,16 @@ def evaluate_run(
                 images_asked = [sample.key for sample in samples]
                 key = key_of({"weights": weights, "head": head, "attack": name, "images": images_asked})
                 known = journal.outcome(key, len(samples))
-                if known is not None:
-                    survived[name] = known.tolist()
+                if known is None:
+                    started = time.perf_counter()
+                    loader = image_loader(loaded, spec, batch_size=BATCH, shuffle_seed=None)
+                    known = _stayed_right(attackers.on(head), name, loader, device, transferred, work)
+                    journal.note(key, known)
+                    seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 2)
+                else:
                     told_before.add(name)
                     work.advance(len(known))
-                    continue
-                started = time.perf_counter()
-                attacker, judge, answers = attackers.on(head), judge_of(network, head), []
-                loader = image_loader(loaded, spec, batch_size=BATCH, shuffle_seed=None)
-                for index, (images, labels, _) in enumerate(loader):
-                    pixels, labels = from_bytes(images.to(device)), labels.to(device)
-                    attacked = transferred.get((name, index))
-                    if attacked is None:
-                        attacked = from_bytes(round_to_bytes(attacker.attack(name, pixels, labels)))
-                    if "@" in name:
-                        transferred[name, index] = attacked
-                    with torch.no_grad():
-                        answers += judge(attacked, labels).tolist()
-                    work.advance(len(labels))
-                survived[name] = answers
-                journal.note(key, np.array(answers, np.bool_))
-                seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 2)
+                survived[name] = known.tolist()
             survived[WORST] = [all(each) for each in zip(*(survived[name] for name in names), strict=True)]
             right[head] = {name: "".join("01"[each] for each in answers) for name, answers in survived.items()}
     return {
@@ -120,6 +110,24 @@ def evaluate_run(
         "not_measured": [*told, *suite.left_out],
         "seconds": {name: each for name, each in seconds.items() if name not in told_before},
     }
+
+
+def _stayed_right(
+    attacker: Attacker, name: str, loader: Any, device: torch.device, transferred: Transferred, work: Work
+) -> Success:
+    """Which of a loader's images an attack leaves rightly answered, (n,)."""
+    judge, answers = judge_of(attacker.network, attacker.head), []
+    for index, (images, labels, _) in enumerate(loader):
+        pixels, labels = from_bytes(images.to(device)), labels.to(device)
+        attacked = transferred.get((name, index))
+        if attacked is None:
+            attacked = from_bytes(round_to_bytes(attacker.attack(name, pixels, labels)))
+        if "@" in name:
+            transferred[name, index] = attacked
+        with torch.no_grad():
+            answers += judge(attacked, labels).tolist()
+        work.advance(len(labels))
+    return np.array(answers, np.bool_)
 
 
 def show(result: dict[str, Any]) -> Table:

@@ -164,10 +164,7 @@ def evaluate(
     if out is None:
         raise OptionError("a report needs a folder", hint="Name it with --out FOLDER.")
     check_free(out, replace=force, marker="report.json")
-    if inside := [folder for folder in out.resolve().parents if (folder / MANIFEST).is_file()]:
-        raise OptionError(
-            f"{out} lies in the bundle {inside[0]}, whose checksums it would break", hint="Choose a folder outside it."
-        )
+    _check_outside_bundles(out)
     from robustness.journal import Journal
 
     journal = Journal(_progress(out))
@@ -211,9 +208,13 @@ def check_json(out: Path | None) -> None:
     check_place(out)
     if out.exists() and not _is_evaluation(out):
         raise OptionError(f"{out} exists, and no evaluation made it", hint="Choose another name, or remove it.")
-    if (out.parent / MANIFEST).is_file():
+    _check_outside_bundles(out)
+
+
+def _check_outside_bundles(out: Path) -> None:
+    if inside := [folder for folder in out.resolve().parents if (folder / MANIFEST).is_file()]:
         raise OptionError(
-            f"{out} lies in the bundle {out.parent}, whose checksums it would break", hint="Choose a folder outside it."
+            f"{out} lies in the bundle {inside[0]}, whose checksums it would break", hint="Choose a folder outside it."
         )
 
 

@@ -81,7 +81,7 @@ def success(
         batch, known = images[start : start + BATCH], labels[start : start + BATCH]
         told = {**asdict(attack), "seed": seed, "batch": start, "defended": state}
         pictures = hashlib.sha256(batch.tobytes() + known.tobytes()).hexdigest()
-        key = hashlib.sha256(canonical_json({**told, "images": pictures}).encode()).hexdigest()
+        key = key_of({**told, "images": pictures})
         outcome = journal.outcome(key, len(known))
         if outcome is None:
             generator = torch.Generator().manual_seed(seed + start)

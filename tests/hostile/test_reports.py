@@ -56,6 +56,8 @@ def test_out_is_never_a_file_that_no_evaluation_made(run, bundle, tmp_path, monk
         assert target.read_bytes() == before
     with pytest.raises(OptionError, match="lies in the bundle"):
         evaluate(run, "--attacks", "clean", "--out", bundle / "accuracy.json")
+    with pytest.raises(OptionError, match="lies in the bundle"):  # however deep
+        evaluate(run, "--attacks", "clean", "--out", bundle / "detector" / "accuracy.json")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OptionError, match="no evaluation made it"):  # and nobody waits for its writer
         evaluate(run, "--attacks", "clean", "--out", tmp_path / "pipe")

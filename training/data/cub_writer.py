@@ -20,6 +20,7 @@ import numpy as np
 
 from bundle.errors import FieldmarkError, OptionError
 from bundle.files import atomic_folder
+from bundle.signals import signals_postponed
 from training.data.birds import MAX_SIZE, MIN_SIZE, PARTS, draw_bird
 from training.data.species import MARKS, MAX_SPECIES, MIN_SPECIES, Species, all_species
 
@@ -157,18 +158,12 @@ def _signals_wait() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda received, _: heard.append(received)) for number in numbers]
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # what came in between is heard here
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-        if heard:
-            signal.raise_signal(heard[0])
+    with signals_postponed():
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # what came in between is heard here
 
 
 def _write_index(folder: Path, wanted: BirdSet, chosen: tuple[Species, ...], drawn: list[_Drawn]) -> None:
