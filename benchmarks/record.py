@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -29,9 +30,23 @@ def environment() -> dict[str, Any]:
         "changed_files": len(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
+        **_gpu(),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _gpu() -> dict[str, str]:
+    """The one that PyTorch computes on, where this process has loaded it and there is one."""
+    torch = sys.modules.get("torch")
+    return {"gpu": torch.cuda.get_device_name()} if torch is not None and torch.cuda.is_available() else {}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # an extra that what is measured does not need
+        return None
 
 
 def save(name: str, result: dict[str, Any]) -> Path:
@@ -126,7 +141,10 @@ def percentiles(values: Any) -> dict[str, float]:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    except OSError:  # a machine without it
+        return ""
     return done.stdout.strip()
 
 

@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,15 @@ def contents(data: Path, *, without: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def fieldmark(*arguments: str | Path) -> None:
-    """Run one verb as a user would, output and all."""
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+def fieldmark(*arguments: str | Path, threads: int | None = None) -> None:
+    """Run one verb as a user would, output and all; with so many `threads`, where others run beside it."""
     command = [sys.executable, "-m", "fieldmark", *map(str, arguments)]
-    process = subprocess.Popen(command, env=os.environ | {"FIELDMARK_NEXT": "no"})
+    shared = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    process = subprocess.Popen(command, env=os.environ | {"FIELDMARK_NEXT": "no"} | shared)
+    _running.add(process)
     try:
         code = process.wait()
     except (KeyboardInterrupt, Terminated) as stop:
@@ -100,8 +106,31 @@ def fieldmark(*arguments: str | Path) -> None:
         process.wait()
         raise Interrupted.by(stop, "stopped", hint="Run the same command again; finished stages are kept.") from None
     finally:
+        _running.discard(process)
         if process.poll() is None:  # somebody stops us: let the verb put its temporary files away
             process.terminate()
             process.wait()
     if code:
         raise StageFailed(f"'fieldmark {arguments[0]}' ended with exit code {code}", hint="Its message stands above.")
+
+
+def side_by_side(at_once: int, works: Sequence[Callable[[], None]]) -> None:
+    """Do these, in their order, so many at once. The first that fails ends it when those beside it are done; who stops
+    this stops the verbs that it runs.
+    """
+    if at_once == 1:
+        for work in works:
+            work()
+        return
+    with ThreadPoolExecutor(at_once) as pool:
+        started = [pool.submit(work) for work in works]
+        try:
+            for each in as_completed(started):
+                each.result()
+        except (KeyboardInterrupt, Terminated) as stop:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_running):
+                process.terminate()
+            raise Interrupted.by(stop, "stopped", hint="The same command again goes on.") from None
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -6,7 +6,10 @@ is not done again; the tables are written after every run, from whatever is ther
 """
 
 import json
+import os
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any
 
 import numpy as np
@@ -25,7 +28,7 @@ from bundle.errors import OptionError
 from bundle.false_alarms import wilson
 from bundle.files import write_text
 from bundle.progress import Work
-from demo.stages import fieldmark
+from demo.stages import fieldmark, side_by_side
 from robustness.accuracy import WORST
 from robustness.suites import PAPER
 from training.attacks.names import AUTO_CLASSES
@@ -33,7 +36,7 @@ from training.backbones import BACKBONES, check_weights
 from training.presets import preset
 from training.run import Run, published_config
 
-APGD = "apgd-8"
+APGD = ("apgd-2", "apgd-8")
 SOURCES = {"bb-v": "vgg16", "bb-d": "densenet121"}
 # A substitute for the small backbone: from scratch, without what the authors do to ImageNet weights.
 SHORT = (
@@ -92,6 +95,9 @@ def bench(
     ] = True,
     adaptive_steps: Annotated[int, typer.Option(min=1, help="Of attackers who know the detector.")] = sr5.Effort.steps,
     adaptive_count: Annotated[int, typer.Option(min=1, help="Test images under them.")] = sr5.Effort.count,
+    at_once: Annotated[
+        int, typer.Option(min=1, help="Trainings side by side, each with its share of the processors.")
+    ] = 1,
 ) -> None:
     """Train and attack every row with every seed; write the tables."""
     if preset(backbone).preset != backbone or not backbone.startswith(tuple(BACKBONES)):
@@ -121,28 +127,32 @@ def bench(
     common += [] if weights is None else ["--weights", weights]
     common += [] if image_size is None else ["--image-size", str(image_size)]
     sources = _sources(data, place, common)
+    attacked = [word for source, path in sources.items() for word in ("--source", f"{source}={path}")]
+    counts = ["--count", str(count), "--autoattack-count", str(autoattack_count)]
     todo = list(jobs(backbone, seeds, other_seeds))
-    work = Work("study", len(todo), unit="trainings")
-    for done, (seed, row) in enumerate(todo):
+    work, collecting = Work("study", len(todo), unit="trainings"), Lock()
+    ahead = [(seed, row) for seed, row in todo if not _evaluation(place, row, seed).is_file()]
+    work.at(len(todo) - len(ahead), work.worked)
+    threads = max(1, len(os.sched_getaffinity(0)) // at_once) if at_once > 1 else None
+
+    def finish(seed: int, row: Row) -> None:
         run, evaluation = place.run(row.name, seed), _evaluation(place, row, seed)
-        if evaluation.is_file():
-            continue
-        work.at(done, work.worked)
         console.rule(f"[bold]{row.name}[/], seed {seed}: {work}", align="left")
         words = [*common, *row.options, "--epochs", str(_length(row, epochs, fast_epochs))]
-        fieldmark("train", data, "--out", run, "--preset", row.preset, "--seed", str(seed), *words, "--resume")
-        attacked = [word for source, path in sources.items() for word in ("--source", f"{source}={path}")]
-        able = apgd and len(Run(run).read_record().labels) >= AUTO_CLASSES
-        attacked += [
-            "--attacks",
-            ",".join([*PAPER, *([APGD] * able), *(f"{TRANSFERRED}@{source}" for source in sources)]),
-        ]
-        counts = ["--count", str(count), "--autoattack-count", str(autoattack_count)]
+        words += ["--preset", row.preset, "--seed", str(seed), "--resume"]
+        fieldmark("train", data, "--out", run, *words, threads=threads)
+        names = [*PAPER, *(APGD if apgd and len(Run(run).read_record().labels) >= AUTO_CLASSES else ())]
+        names += [f"{TRANSFERRED}@{source}" for source in sources]
+        how = [*attacked, "--attacks", ",".join(names), *counts]
         if row.attacks is not None:
-            attacked, counts = ["--attacks", row.attacks], ["--count", str(count), "--autoattack-count", "0"]
-        fieldmark("evaluate", run, "--data", data, "--seed", str(seed), *attacked, *counts, "--out", evaluation)
-        write_page(_save(place, seeds), place.mark)
-        work.advance()
+            how = ["--attacks", row.attacks, "--count", str(count), "--autoattack-count", "0"]
+        told = ("--data", data, "--seed", str(seed), "--out", evaluation)
+        fieldmark("evaluate", run, *how, *told, threads=threads)
+        with collecting:
+            write_page(_save(place, seeds), place.mark)
+            work.advance()
+
+    side_by_side(at_once, [partial(finish, *each) for each in ahead])
     result = _save(place, seeds)
     write_page(result, place.mark)
     console.print(f"tables: {result}, in {PAGE}", highlight=False, markup=False, soft_wrap=True)

@@ -20,7 +20,9 @@ RECIPES = {
     "smoothing": ("--set", "loss.label_smoothing=0.1"),
 }
 TRANSFERRED = "pgd10-8"  # made on the substitutes
-ABLATED = ",".join(("pgd10-2", "pgd10-8"))  # beside clean images: Table 3 has the stronger, which may leave nothing
+ABLATED = ",".join(
+    ("pgd10-2", "apgd-2", "pgd10-8")
+)  # beside clean images: Table 3 has the stronger, which may leave nothing
 
 
 @dataclass(frozen=True, kw_only=True)
