@@ -66,7 +66,8 @@ def bench(
     name: Annotated[
         str | None,
         typer.Option(
-            help="benchmarks/results/NAME.json, and the mark in docs/results.md; else as their study is called."
+            help="benchmarks/results/NAME.json, and the mark in docs/results.md; else as their study is called. With "
+            "--no-page and --out and no name it stays in OUT."
         ),
     ] = None,
     write: Annotated[bool, typer.Option("--page/--no-page", help="Put the table into docs/results.md.")] = True,
@@ -84,14 +85,14 @@ def bench(
     if estimate:
         forecast(runs, data, effort)
         return
-    if name is None:
+    if name is None and (write or out is None):
         folders = {run.resolve().parent for run in runs}
         if len(folders) > 1:
             raise OptionError("the runs are of several studies", hint="Name their table: --name.")
         place = Place.of(folders.pop())
         name, out = place.name("sr5"), out or place.folder / "sr5"
-    mark = name.replace("_", " ") if write else None
-    measure(runs, data, effort, out or Path("build/sr5") / Path(name).name, name, mark)
+    mark = name.replace("_", " ") if name is not None and write else None
+    measure(runs, data, effort, out or Path("build/sr5") / str(name), name, mark)
 
 
 def forecast(runs: Sequence[Path], data: Path | None, effort: Effort) -> None:
@@ -103,10 +104,10 @@ def forecast(runs: Sequence[Path], data: Path | None, effort: Effort) -> None:
 
 
 def measure(
-    runs: Sequence[Path], data: Path | None, effort: Effort, out: Path, name: str, mark: str | None = None
+    runs: Sequence[Path], data: Path | None, effort: Effort, out: Path, name: str | None, mark: str | None = None
 ) -> None:
-    """The same without asking: results/NAME.json, and a table between the marks of this name, of all runs that `out`
-    has something of; what it has of these is not measured again.
+    """The same without asking: results/NAME.json, if there is a name, and a table between the marks of this name, of
+    all runs that `out` has something of; what it has of these is not measured again.
     """
     for run in runs:
         if not Run(run).finished:
@@ -115,9 +116,9 @@ def measure(
     kept = {run: out / f"{run.resolve().name}-{tried}.json" for run in runs}
     if len(set(kept.values())) < len(runs):
         raise OptionError("two of the runs have the same name", hint="Give each the name ROW-SEED of its own.")
-    check_place(out / name)
+    check_place(out / "progress")
     given = {Run(run).read_record().dataset.name for run in runs}
-    datasets = given | {row["dataset"] for row in _rows(out)}
+    datasets = given | {row["dataset"] for row in kept_rows(out)}
     if len(datasets) > 1:
         raise OptionError(
             f"one table cannot be of {' and '.join(sorted(datasets))}",
@@ -133,23 +134,22 @@ def measure(
         measured = {"of": asked[run], "rows": measure_run(run, data, effort, journal)}
         write_text(kept[run], json.dumps(measured, indent=1) + "\n")
         journal.close()
-        _save(out, name, mark)
-    rows, path = _save(out, name, mark)
-    Console().print(_table(rows))
-    say(Console(), f"-> {path}")
+        if name is not None:
+            _save(out, name, mark)
+    Console().print(_table(kept_rows(out)))
+    say(Console(), f"-> {out if name is None else _save(out, name, mark)}")
 
 
-def _save(out: Path, name: str, mark: str | None) -> tuple[list[dict[str, Any]], Path]:
-    """Collect what is there of every run; returns the rows and the file."""
-    rows = _rows(out)
-    result = {"alpha": ALPHA, "eps": EPS, "rows": rows}
+def _save(out: Path, name: str, mark: str | None) -> Path:
+    """Collect what is there of every run; returns the file."""
+    result = {"alpha": ALPHA, "eps": EPS, "rows": kept_rows(out)}
     path = save(name, result)
     if mark is not None:
         put(mark, page(result))
-    return rows, path
+    return path
 
 
-def _rows(out: Path) -> list[dict[str, Any]]:
+def kept_rows(out: Path) -> list[dict[str, Any]]:
     """What is there of every run, in the order of the paper's tables."""
     rows = []
     for file in sorted(out.glob(f"*-{'[0-9a-f]' * 8}.json")):  # and not how far another has come

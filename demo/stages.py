@@ -129,8 +129,9 @@ def side_by_side(at_once: int, works: Sequence[Callable[[], None]]) -> None:
                 each.result()
         except (KeyboardInterrupt, Terminated) as stop:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(_running):
-                process.terminate()
+            if isinstance(stop, Terminated):  # of Ctrl-C the terminal has told the verbs too
+                for process in list(_running):
+                    process.terminate()
             raise Interrupted.by(stop, "stopped", hint="The same command again goes on.") from None
         finally:
             pool.shutdown(cancel_futures=True)

@@ -125,7 +125,15 @@ def photographs(system: str, backbone: str, size: int) -> TrainingConfig:
         clip=1.0,
         augmentation=Augmentation(crop=0.6, scale=0.05, brightness=0.3, contrast=0.3, saturation=0.3, color=0.1),
         weights="imagenet",
-        loss=replace(loss, cluster=min(loss.cluster, 1.0), label_smoothing=0.1),
+        # PCL's proximity is a sum over 512 channels: at its published weight 500 times cross-entropy after the warm-up,
+        # and all photographs became one point.
+        loss=replace(
+            loss,
+            cluster=min(loss.cluster, 1.0),
+            proximity=loss.proximity / 1000,
+            contrast=loss.contrast / 1000,
+            label_smoothing=0.1,
+        ),
     )
 
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks.gpu.runtimes import compare_runtimes
 from benchmarks.page import put, table_head, table_row
 from benchmarks.record import save
-from benchmarks.sr5 import attacks_in
+from benchmarks.sr5 import attacks_in, kept_rows
 from benchmarks.study.pictures import MAIN
 from benchmarks.study.tables import TITLES
 from bundle.console import say
@@ -190,10 +190,17 @@ def adaptive(part: Part, size: Size, given: Given, keep: Keep) -> None:
     for name in names:
         if not (out / name / "model.pt").is_file():
             continue
-        told, words = out / "sr5.json", ["--steps", str(size.steps), "--count", str(size.adaptive_count)]
-        words += ["--no-page", "--name", str(told.resolve().with_suffix("")), "--out", str(out / "sr5")]
+        words = [
+            "--steps",
+            str(size.steps),
+            "--count",
+            str(size.adaptive_count),
+            "--no-page",
+            "--out",
+            str(out / "sr5"),
+        ]
         if part.run(f"SR@5 of {name}", "benchmarks", "sr5", out / name, *words) is not None:
-            keep(steps=size.steps, rows=json.loads(told.read_text(encoding="utf-8"))["rows"])
+            keep(steps=size.steps, rows=kept_rows(out / "sr5"))
 
 
 def engines(part: Part, size: Size, given: Given, keep: Keep) -> None:

@@ -50,7 +50,7 @@ SHORT = (
     "augmentation.scale=0.1",
 )
 WORST_THERE = "worst-there"  # of the columns before it, on AutoAttack's images
-WORST_WEAK = "worst-2"  # of the white-box columns at 2/255
+WORST_WEAK = "worst-2"  # of the paper's white-box columns at 2/255; APGD at 2/255 stands beside it
 RESAMPLES = 2000
 
 
@@ -262,7 +262,7 @@ def _told_apart(evaluation: dict[str, Any]) -> dict[str, Any]:
     """
     places = [evaluation["images"].index(key) for key in evaluation["autoattack_images"]]
     for answers in evaluation["right"].values():
-        weak = [bits for name, bits in answers.items() if name.endswith("-2")]
+        weak = [bits for name, bits in answers.items() if name in PAPER and name.endswith("-2")]
         if weak:
             answers[WORST_WEAK] = "".join("01"[set(each) == {"1"}] for each in zip(*weak, strict=True))
         if places:

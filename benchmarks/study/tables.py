@@ -118,8 +118,9 @@ def _origin(study: dict[str, Any]) -> str:
         f"Dataset: {study['dataset']}; backbone `{study['backbone']}` at {config['image_size']} px; {config['epochs']} "
         f"epochs{longer}; {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} "
         f"seed{'s' * (seeds[-1] > 1)}; "
-        f"{accuracy['clean']['images']} test images a seed, {auto} under AutoAttack. {where['cpu']}, {where['cores']} "
-        f"cores, torch {where['packages']['torch']}, commit {where['commit'][:12]}. Percent of images answered rightly."
+        f"{accuracy['clean']['images']} test images a seed, {auto} under AutoAttack. {where.get('gpu', where['cpu'])}, "
+        f"{where['cores']} cores, torch {where['packages']['torch']}, commit {where['commit'][:12]}. Percent of images "
+        "answered rightly."
     )
 
 

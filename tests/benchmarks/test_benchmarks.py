@@ -28,6 +28,7 @@ from benchmarks.gpu import command as gpu
 from benchmarks.rivals import comparison as rivals
 from benchmarks.rivals import preprocessing
 from bundle.errors import OptionError, TrainingError
+from demo.stages import fieldmark
 from training.data import open_dataset
 from training.data.loading import images_array
 from training.losses import Objective, nearest_prototypes
@@ -553,6 +554,24 @@ def test_without_a_gpu_only_a_rehearsal_runs(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OptionError, match=r"PyTorch sees no GPU here.*--rehearse"):
         gpu.bench([tmp_path], "none", 1.0, tmp_path / "out", "x", False, False)
     assert not (tmp_path / "out").exists()
+
+
+def test_everything_that_a_gpu_is_needed_for_is_rehearsed_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU is had for minutes: whatever of this fails is found there, too late."""
+    fieldmark("data", "make", tmp_path / "birds", "--species", "5", "--images-train", "30", "--images-test", "6")
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "MAIN", ("maxsep",))
+    gpu.bench([tmp_path / "birds"], "none", 10.0, tmp_path / "out", "rehearsed", False, True)
+    parts = json.loads((tmp_path / "rehearsed.json").read_text())["parts"]
+    assert {name: part["stopped"] for name, part in parts.items()} == {name: [] for name in gpu.PARTS}
+    assert [row["run"] for row in parts["tables"]["rows"]] == ["birds-maxsep"] * 2 + ["birds-maxsep-fast"] * 2
+    assert {(row["row"], row["head"]) for row in parts["adaptive"]["rows"]} == {
+        (f"birds-maxsep{fast}", head) for fast in ("", "-fast") for head in ("full", "attention")
+    }
+    assert parts["engines"]["precisions"]["fp32"]
+    assert {"batch1", "batch4"} <= parts["runtimes"].keys()
 
 
 def test_a_part_stops_what_takes_too_long_says_what_failed_and_goes_on() -> None:

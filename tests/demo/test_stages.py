@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 
 import pytest
 from rich.console import Console
 
 from bundle.console import advise
-from demo.stages import StageFailed, Stages, contents, fieldmark
+from demo.stages import StageFailed, Stages, contents, fieldmark, side_by_side
 
 
 @pytest.fixture
@@ -105,15 +107,45 @@ def test_a_dataset_that_changed_has_other_contents(tmp_path):
     assert contents(tmp_path / "nowhere", without=out)
 
 
+def test_works_side_by_side_are_all_done_and_share_the_processors(capfd, monkeypatch, tmp_path):
+    verb = tmp_path / "python"
+    verb.write_text('#!/bin/sh\necho "$4 $OMP_NUM_THREADS"\n')  # python -m fieldmark train 0
+    verb.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(verb))
+    for at_once in (1, 3):
+        side_by_side(at_once, [partial(fieldmark, "train", str(each), threads=5) for each in range(7)])
+        told = capfd.readouterr().out.split("\n")[:-1]
+        assert sorted(told) == [f"{each} 5" for each in range(7)]
+        assert at_once > 1 or told == sorted(told)
+
+
+def test_the_first_work_that_fails_ends_those_that_have_not_begun():
+    begun, beside = [], threading.Event()
+
+    def work(number):
+        begun.append(number)
+        if number == 1:
+            beside.wait(10)
+            raise StageFailed("broken")
+        beside.set()
+        time.sleep(0.5)
+
+    with pytest.raises(StageFailed, match="broken"):
+        side_by_side(2, [partial(work, each) for each in range(20)])
+    assert len(begun) < 5
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_demo_lets_the_verb_put_its_files_away(tmp_path, number, code):
+def test_a_stopped_demo_lets_the_verb_put_its_files_away(tmp_path, number, code, at_once):
+    make = f"partial(fieldmark, 'data', 'make', {str(tmp_path / 'birds')!r} + str(each), '--size', '128')"
     script = (
-        "from demo.stages import fieldmark; from fieldmark import guarded; "
-        f"guarded(lambda: fieldmark('data', 'make', {str(tmp_path / 'birds')!r}, '--size', '128'))"
+        "from functools import partial; from demo.stages import fieldmark, side_by_side; "
+        f"from fieldmark import guarded; guarded(lambda: side_by_side({at_once}, [{make} for each in range(3)]))"
     )
     demo = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".birds.*.tmp/*")) and time.monotonic() < deadline:  # it is at work in there
+    while not list(tmp_path.glob(".birds*.tmp/*")) and time.monotonic() < deadline:  # it is at work in there
         time.sleep(0.05)
     if number == signal.SIGINT:
         os.killpg(demo.pid, number)  # as a terminal does: the demo and its verb both hear it
