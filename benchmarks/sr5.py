@@ -116,7 +116,7 @@ def measure(
     kept = {run: out / f"{run.resolve().name}-{tried}.json" for run in runs}
     if len(set(kept.values())) < len(runs):
         raise OptionError("two of the runs have the same name", hint="Give each the name ROW-SEED of its own.")
-    check_place(out / "progress")
+    check_place(next(iter(kept.values())))
     given = {Run(run).read_record().dataset.name for run in runs}
     datasets = given | {row["dataset"] for row in kept_rows(out)}
     if len(datasets) > 1:
@@ -136,8 +136,9 @@ def measure(
         journal.close()
         if name is not None:
             _save(out, name, mark)
+    told = out if name is None else _save(out, name, mark)
     Console().print(_table(kept_rows(out)))
-    say(Console(), f"-> {out if name is None else _save(out, name, mark)}")
+    say(Console(), f"-> {told}")
 
 
 def _save(out: Path, name: str, mark: str | None) -> Path:

@@ -122,16 +122,15 @@ def side_by_side(at_once: int, works: Sequence[Callable[[], None]]) -> None:
         for work in works:
             work()
         return
-    with ThreadPoolExecutor(at_once) as pool:
-        started = [pool.submit(work) for work in works]
-        try:
-            for each in as_completed(started):
-                each.result()
-        except (KeyboardInterrupt, Terminated) as stop:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(stop, Terminated):  # of Ctrl-C the terminal has told the verbs too
-                for process in list(_running):
-                    process.terminate()
-            raise Interrupted.by(stop, "stopped", hint="The same command again goes on.") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        for each in as_completed([pool.submit(work) for work in works]):
+            each.result()
+    except (KeyboardInterrupt, Terminated) as stop:
+        pool.shutdown(wait=False, cancel_futures=True)  # nothing begins when a verb below ends
+        if isinstance(stop, Terminated):  # of Ctrl-C the terminal has told the verbs too
+            for process in list(_running):
+                process.terminate()
+        raise Interrupted.by(stop, "stopped", hint="The same command again goes on.") from None
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -190,15 +190,8 @@ def adaptive(part: Part, size: Size, given: Given, keep: Keep) -> None:
     for name in names:
         if not (out / name / "model.pt").is_file():
             continue
-        words = [
-            "--steps",
-            str(size.steps),
-            "--count",
-            str(size.adaptive_count),
-            "--no-page",
-            "--out",
-            str(out / "sr5"),
-        ]
+        words = ["--steps", str(size.steps), "--count", str(size.adaptive_count)]
+        words += ["--no-page", "--out", str(out / "sr5")]
         if part.run(f"SR@5 of {name}", "benchmarks", "sr5", out / name, *words) is not None:
             keep(steps=size.steps, rows=kept_rows(out / "sr5"))
 

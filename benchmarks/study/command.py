@@ -22,7 +22,7 @@ from benchmarks.record import RESULTS, environment, read_kept, same_options
 from benchmarks.study.classes import first_classes
 from benchmarks.study.pictures import draw_pictures
 from benchmarks.study.place import Place
-from benchmarks.study.plan import TRANSFERRED, Row, jobs, rows
+from benchmarks.study.plan import Row, jobs, rows
 from benchmarks.study.tables import PAIRED, write_page
 from bundle.errors import OptionError
 from bundle.false_alarms import wilson
@@ -31,12 +31,10 @@ from bundle.progress import Work
 from demo.stages import fieldmark, side_by_side
 from robustness.accuracy import WORST
 from robustness.suites import PAPER
-from training.attacks.names import AUTO_CLASSES
 from training.backbones import BACKBONES, check_weights
 from training.presets import preset
 from training.run import Run, published_config
 
-APGD = ("apgd-2", "apgd-8")
 SOURCES = {"bb-v": "vgg16", "bb-d": "densenet121"}
 # A substitute for the small backbone: from scratch, without what the authors do to ImageNet weights.
 SHORT = (
@@ -128,11 +126,10 @@ def bench(
     common += [] if image_size is None else ["--image-size", str(image_size)]
     sources = _sources(data, place, common)
     attacked = [word for source, path in sources.items() for word in ("--source", f"{source}={path}")]
-    counts = ["--count", str(count), "--autoattack-count", str(autoattack_count)]
     todo = list(jobs(backbone, seeds, other_seeds))
     work, collecting = Work("study", len(todo), unit="trainings"), Lock()
     ahead = [(seed, row) for seed, row in todo if not _evaluation(place, row, seed).is_file()]
-    work.at(len(todo) - len(ahead), work.worked)
+    work.at(len(todo) - len(ahead), 0)
     threads = max(1, len(os.sched_getaffinity(0)) // at_once) if at_once > 1 else None
 
     def finish(seed: int, row: Row) -> None:
@@ -141,11 +138,9 @@ def bench(
         words = [*common, *row.options, "--epochs", str(_length(row, epochs, fast_epochs))]
         words += ["--preset", row.preset, "--seed", str(seed), "--resume"]
         fieldmark("train", data, "--out", run, *words, threads=threads)
-        names = [*PAPER, *(APGD if apgd and len(Run(run).read_record().labels) >= AUTO_CLASSES else ())]
-        names += [f"{TRANSFERRED}@{source}" for source in sources]
-        how = [*attacked, "--attacks", ",".join(names), *counts]
-        if row.attacks is not None:
-            how = ["--attacks", row.attacks, "--count", str(count), "--autoattack-count", "0"]
+        classes = len(Run(run).read_record().labels)
+        how = ["--attacks", ",".join(row.columns(classes, sources, apgd=apgd)), "--count", str(count)]
+        how += ["--autoattack-count", "0"] if row.attacks else ["--autoattack-count", str(autoattack_count), *attacked]
         told = ("--data", data, "--seed", str(seed), "--out", evaluation)
         fieldmark("evaluate", run, *how, *told, threads=threads)
         with collecting:

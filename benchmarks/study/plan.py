@@ -1,9 +1,11 @@
 """The trainings of a study and their order: the rows of the paper's Tables 1 to 3, and more."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from benchmarks.study.pictures import MAIN
+from robustness.suites import PAPER
+from training.attacks.names import AUTO_CLASSES
 from training.presets import preset
 
 OTHERS = ("ap-pcl", "ap-triplet")
@@ -20,9 +22,8 @@ RECIPES = {
     "smoothing": ("--set", "loss.label_smoothing=0.1"),
 }
 TRANSFERRED = "pgd10-8"  # made on the substitutes
-ABLATED = ",".join(
-    ("pgd10-2", "apgd-2", "pgd10-8")
-)  # beside clean images: Table 3 has the stronger, which may leave nothing
+APGD = ("apgd-2", "apgd-8")  # AutoAttack's two gradient attacks on every image
+ABLATED = ("pgd10-2", "apgd-2", "pgd10-8")  # beside clean images: Table 3 has the stronger, which may leave nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,12 @@ class Row:
     options: tuple[str, ...] = ()
     fast: bool = False
     longer: bool = False  # twice the epochs
-    attacks: str | None = None  # None: all columns
+    attacks: tuple[str, ...] | None = None  # None: all columns
+
+    def columns(self, classes: int, sources: Iterable[str], *, apgd: bool) -> tuple[str, ...]:
+        """What a run of so many classes is attacked by: APGD where it is wanted and there are classes enough for it."""
+        every = self.attacks or (*PAPER, *APGD, *(f"{TRANSFERRED}@{source}" for source in sources))
+        return tuple(name for name in every if name not in APGD or (apgd and classes >= AUTO_CLASSES))
 
 
 def rows(backbone: str, systems: tuple[str, ...] = (*MAIN, *OTHERS)) -> Iterator[Row]:

@@ -19,6 +19,7 @@ from benchmarks.study import command as study
 from benchmarks.study import pictures, tables
 from benchmarks.study.classes import first_classes
 from benchmarks.study.place import Place
+from benchmarks.study.plan import Row, ablation
 from bundle.errors import OptionError
 from bundle.false_alarms import wilson
 from bundle.records import to_plain
@@ -338,3 +339,13 @@ def test_rows_that_are_not_measured_yet_are_left_out(tmp_path: Path, monkeypatch
     assert "| AP |" in text
     assert "ProtoPNet" not in text
     assert [line for line in text.splitlines() if line.startswith("###")] == [f"### {tables.BLOCKS['']}"]
+
+
+def test_apgd_is_asked_where_it_is_wanted_and_can_be_had() -> None:
+    """It needs four classes, in Table 3 as in Table 1."""
+    whole, part = Row(name="a", preset="small"), next(ablation("small"))
+    for row, strong in ((whole, {"apgd-2", "apgd-8"}), (part, {"apgd-2"})):
+        every = set(row.columns(4, ("bb-v",), apgd=True))
+        assert strong <= every
+        assert every - strong == set(row.columns(3, ("bb-v",), apgd=True)) == set(row.columns(4, ("bb-v",), apgd=False))
+    assert "pgd10-8@bb-v" in whole.columns(3, ("bb-v",), apgd=True)
