@@ -67,7 +67,7 @@ def test_of_a_set_that_grew_the_sample_is_what_a_new_review_would_have(archive: 
     archive.night()
     drawn = {item.key for item in open_source(str(archive.scores), archive.bundle).news() if item.drawn}
     assert archive.keys("drawn") == drawn
-    assert len(drawn) < 30
+    assert len(drawn) < 40
     assert counts(archive.review).by_state["outdated"] > 0
     assert archive.keys("state = 'waiting'") == archive.keys("told")
 
@@ -156,11 +156,12 @@ def test_a_review_of_the_first_format_goes_on(tmp_path: Path) -> None:
 def test_of_more_flagged_ones_than_are_kept_those_drawn_are_kept(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("review.sources.scores.DRAWN", 30)  # by names and times of files: another half every time
     archive.holds(60)
     archive.night()
     drawn = archive.keys("drawn")
-    assert len(archive.keys("drawn AND reason = 'flagged'")) > 3
-    monkeypatch.setattr("review.sources.scores.MOST_FLAGGED", 3)
+    assert len(archive.keys("drawn AND reason = 'flagged'")) > 1
+    monkeypatch.setattr("review.sources.scores.MOST_FLAGGED", 1)
     items = list(open_source(str(archive.scores), archive.bundle).news())
     assert {item.key for item in items if item.drawn} == drawn
-    assert 3 <= sum(item.reason == "flagged" for item in items) < len(archive.keys("reason = 'flagged'"))
+    assert 1 < sum(item.reason == "flagged" for item in items) < len(archive.keys("reason = 'flagged'"))
