@@ -154,7 +154,7 @@ def scored(tmp_path: Path, toy_bundle: Bundle) -> Path:
     photos = tmp_path / "photos"
     for folder, noise in (("clean", 0), ("noisy", 45)):
         (photos / folder).mkdir(parents=True)
-        for index in range(12):
+        for index in range(24):
             random = np.random.default_rng(index)
             pixels = draw_toy(index % 5, 6000 + index) + random.normal(0, noise, (32, 32, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(photos / folder / f"{index}.png")
@@ -169,7 +169,7 @@ def test_scores_tell_all_that_was_flagged_and_some_of_the_others(scored: Path, t
     rows = read_scores(scored)
     told = {path: row for path, row in zip(exact_paths(rows), rows.to_pylist(), strict=True) if row["status"] == "ok"}
     assert set(items) == set(told)  # few as they are, all of them
-    assert source.totals == {"full": 24}
+    assert source.totals == {"full": 48}
     assert source.whole
     for path, item in items.items():
         assert item.reason == ("flagged" if told[path]["is_adversarial"] else "sample")
@@ -183,13 +183,13 @@ def test_scores_tell_all_that_was_flagged_and_some_of_the_others(scored: Path, t
 def test_of_many_a_share_is_drawn_by_name(
     scored: Path, toy_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("review.sources.scores.DRAWN", 8)
+    monkeypatch.setattr("review.sources.scores.DRAWN", 24)
     source = open_source(str(scored), toy_bundle)
     items = list(source.news())
     assert not source.whole
     flagged = [item for item in items if item.reason == "flagged"]
     others = [item for item in items if item.reason == "sample"]
-    assert 0 < len(others) < 12
+    assert 0 < len(others) < 24
     assert all(item.drawn for item in others)
     assert 0 < sum(item.drawn for item in flagged) < len(flagged)
     assert items == list(open_source(str(scored), toy_bundle).news())
@@ -244,8 +244,8 @@ def test_a_delta_table_tells_the_rows_that_hold(
     monkeypatch.chdir("/")
     source = open_source(str(tmp_path / "table"), toy_bundle)
     items = list(source.news())
-    assert len(items) == 24
-    assert source.totals == {"full": 24}
+    assert len(items) == 48
+    assert source.totals == {"full": 48}
     assert source.whole
     assert {item.origin for item in items} == {"clean", "noisy"}
     assert source.read(items[0].image, 10**6, Stamp()) in {
@@ -255,9 +255,9 @@ def test_a_delta_table_tells_the_rows_that_hold(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos" / "clean" / "0.png").unlink()
     score()
-    assert len(list(source.news())) == 23
+    assert len(list(source.news())) == 47
     source.forget()
-    assert len(list(source.news())) == 23
+    assert len(list(source.news())) == 47
     with pytest.raises(ReviewError, match="was scored with bundle"):
         open_source(str(tmp_path / "table"), make_toy_bundle(tmp_path / "other", name="other"))
     import deltalake
