@@ -92,15 +92,18 @@ class Work:
         return f"{self.done:,} {self.unit}" if self.done else ""
 
     def left(self) -> str:
-        """How fast, if that was asked for, and how long still; how long so far where that cannot be known."""
+        """How fast, if that was asked for, and how long still; how long so far where that cannot be known, as in a step
+        that has taken as long as all that are left should.
+        """
         now = self._clock()
         rate = self.worked / max(self._reached - self._begun, 1e-3)
         told = [f"{rate:,.1f} {self.unit}/s"] if self.rated and self.worked else []
+        left = f"{duration(now - self._begun)} so far"
         if self.total and self.worked:
             rest = (self.total - self.done) / rate - (now - self._reached)
-            told += [f"about {duration(max(rest, 1.0))} left"] if self.done < self.total else []
-        else:
-            told.append(f"{duration(now - self._begun)} so far")
+            left = f"about {duration(max(rest, 1.0))} left" if rest > 0 else left
+        if not (self.worked and self.done == self.total):
+            told.append(left)
         return ", ".join(told)
 
     def tell(self) -> None:

@@ -22,6 +22,18 @@ def test_a_missing_package_is_named_with_what_brings_it() -> None:
     assert "inference needs the 'scoring' extra (onnxruntime is not installed)" in str(problem)
 
 
+@pytest.mark.parametrize("name", ["training.curves_of_nobody", "onnxruntime.nothing"])
+def test_a_missing_piece_of_what_is_installed_is_brought_by_no_extra(name: str) -> None:
+    problem = MissingExtra.named("training", "fieldmark train", ImportError("no", name=name))
+    assert str(problem).startswith(f"fieldmark train: {name} is missing from what is installed")
+    assert problem.hint == "Install it again."
+
+
+def test_a_package_of_a_shared_namespace_is_one_of_its_own() -> None:
+    problem = MissingExtra.named("scoring", "gs://", ImportError("no", name="google.cloud_of_nobody"))
+    assert "(google.cloud_of_nobody is not installed)" in str(problem)
+
+
 @pytest.mark.parametrize(("told", "advised"), [("no", False), ("", True)])
 def test_how_to_go_on_is_said_once_by_who_was_asked(
     told: str, advised: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

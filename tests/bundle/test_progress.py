@@ -36,7 +36,7 @@ def test_a_line_says_what_how_far_and_how_long_still() -> None:
         clock.now += 120  # inside one long step: what is left goes down all the same
         assert str(running) == "full: attacks 120/300 images, about 2 min left"
         clock.now += 4000
-        assert str(running) == "full: attacks 120/300 images, about 1 s left"
+        assert str(running) == "full: attacks 120/300 images, 1 h 11 min so far"
         running.what = "full: more"
         running.advance(180)
         assert str(running) == "full: more 300/300 images"
