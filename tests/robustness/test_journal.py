@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from robustness.cli import app
 from robustness.defended import Defended
 from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate
 from robustness.journal import BATCH, Journal, success
+from robustness.metrics import share
 from training.attacks.attacker import Attackers
 from training.data.loading import images_array
 from training.networks import Network
@@ -182,6 +184,29 @@ def test_sr5_is_of_every_head_and_says_its_time_first(tiny_run, tiny_birds, tmp_
     assert str(tmp_path) not in json.dumps(saved)
     with pytest.raises(OptionError, match=r"no attack is named nonsense\. There are: joint, weight 0.03"):
         sr5.bench([tiny_run], **given, attacks="nonsense", estimate=True)
+
+
+def test_sr5_one_after_another_asks_only_for_what_still_stands(tiny_run, tiny_birds, tmp_path, monkeypatch, capsys):
+    saved, made = {}, []
+    monkeypatch.setattr(sr5, "save", saved.__setitem__)
+
+    def past_the_first(attack, defended, part, seed, journal, work):
+        made.append((attack.name, {image.tobytes() for image in part[0]}))
+        work.advance(len(part[1]))
+        return np.arange(len(part[1])) == 0
+
+    monkeypatch.setattr(sr5, "success", past_the_first)
+    effort = sr5.Effort(steps=2, count=4, attacks=("selective", "orthogonal", "joint"), standing=True)
+    sr5.measure([tiny_run], tiny_birds, effort, tmp_path / "kept", "x")
+    assert [name for name, _ in made[:3]] == ["selective PGD", "joint, weight 0.03", "joint, weight 0.1"]
+    assert [len(images) for _, images in made] == [4, 3, 2, 1] * 2  # and nobody is left for more
+    assert all(later < earlier for (_, earlier), (_, later) in pairwise(made[:4]))
+    for row in saved["x"]["rows"]:
+        assert row["success"] == {"any": share(4, 4)}
+    assert "left standing" in sr5.page(saved["x"])
+    assert "not asked" in capsys.readouterr().out
+    sr5.measure([tiny_run], tiny_birds, replace(effort, attacks=("joint",), standing=False), tmp_path / "kept", "x")
+    assert len(saved["x"]["rows"]) == 4  # another effort, which asks every attack
 
 
 def test_what_sr5_has_of_a_run_is_kept_and_another_effort_measures_it_anew(tiny_run, tiny_birds, tmp_path, monkeypatch):
