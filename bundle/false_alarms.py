@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 ALPHA = 0.05  # the false-positive rate of a detector for which nobody has asked for another
+MOST_ROWS = 100_000  # of which chances are counted one by one; of more the bounds are those of so many
 ROUNDING = 1e-12  # of a sum of chances that is as large as the level asked for
 
 
@@ -108,4 +109,20 @@ def resolution(n: int, alpha: float) -> str:
     return (
         f"{n:,} calibration images: no p-value below {smallest_p_value(n):.2g}; the share of clean images flagged at "
         f"{alpha:g} is {rate.mean:.2%} give or take {rate.deviation:.2%}"
+    )
+
+
+def beyond_promise(flagged: int, rows: int, n: int, alpha: float) -> str | None:
+    """A sentence where more of `rows` are flagged at `alpha` than in 97.5 % of clean sets like the n calibrated on."""
+    counted = min(rows, MOST_ROWS)
+    if counted == 0:
+        return None
+    (most,) = quantiles(chances(counted, n, flagging_ranks(n, alpha)), (0.975,))
+    if flagged / rows <= most / counted:
+        return None
+    return (
+        f"{flagged / rows:.1%} are flagged; of clean images like those that the bundle was calibrated on it would be "
+        f"at most {most / counted:.1%}: attacks, or images that are cropped, sized, lit or compressed in another way. "
+        "Prepare them as for training (a dataset with boxes was cropped to them); 'fieldmark calibrate' fits the alarm "
+        "to a new camera"
     )

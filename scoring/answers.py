@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import EndpointError, ImageError, ImageUnread, OptionError
+from bundle.false_alarms import beyond_promise
 from bundle.image import ImageSpec
-from bundle.manifest import Manifest
+from bundle.manifest import PER_CLASS, Manifest
 from scoring.columns import Answer
 from scoring.sources import SourceFile
 from serving.client.prediction import Inference, Outputs, check_alpha, predictions
@@ -71,6 +72,16 @@ class Asking:
             have = ", ".join(manifest.networks)
             raise OptionError(f"the bundle carries no network {self.network!r}", hint=f"It carries: {have}.")
         check_alpha(manifest, self.network, self.alpha)
+
+    def alarming(self, flagged: int, rows: int, manifest: Manifest) -> str | None:
+        """A sentence where more of `rows` were flagged than clean images explain; None of p-values per class, which
+        promise each class its own.
+        """
+        detector = manifest.networks[self.network].detector
+        if detector.calibration == PER_CLASS:
+            return None
+        alpha = detector.alpha if self.alpha is None else self.alpha
+        return beyond_promise(flagged, rows, detector.calibration_n, alpha)
 
 
 class _Item(NamedTuple):

@@ -44,7 +44,7 @@ def score_shards(
     if json:
         sys.stdout.write(jsonlib.dumps(_record(summary)) + "\n")
     else:
-        _show(summary, bundle)
+        _show(summary, bundle, options)
     return summary.rows, summary.errors
 
 
@@ -72,7 +72,7 @@ def _count(source: Path, work: Work, stop: threading.Event) -> None:
     work.total = total
 
 
-def _show(summary: Summary, bundle: Bundle) -> None:
+def _show(summary: Summary, bundle: Bundle, options: ScoreOptions) -> None:
     console = Console()
     ok = summary.rows - summary.errors
     if not summary.scored:
@@ -92,6 +92,8 @@ def _show(summary: Summary, bundle: Bundle) -> None:
         say(console, f"{summary.scored:,} scored now, {kept:,} as they were")
     if words := passed_over(summary.passed_over):
         say(console, words)
+    if alarm := options.asking.alarming(summary.flagged, ok, bundle.manifest):
+        say(console, alarm)
     say(console, f"scores: {readable(summary.out)}")
     if ok:
         verb = "review" if summary.flagged else "drift"  # where nothing is flagged, nothing waits to be looked at

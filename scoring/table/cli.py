@@ -34,11 +34,11 @@ def score_table(
     if json:
         sys.stdout.write(jsonlib.dumps(_record(summary)) + "\n")
     else:
-        _show(summary)
+        _show(summary, bundle, options)
     return summary.objects, summary.unscored
 
 
-def _show(summary: TableSummary) -> None:
+def _show(summary: TableSummary, bundle: Bundle, options: TableOptions) -> None:
     console = Console()
     if summary.rows:
         lay_out(console, _lines(summary))
@@ -46,6 +46,9 @@ def _show(summary: TableSummary) -> None:
         say(console, f"Nothing is new or has changed: all {summary.objects:,} files are in the table as they are.")
     if words := passed_over(summary.passed_over):
         say(console, words)
+    ok = summary.rows - summary.errors - summary.gone
+    if alarm := options.asking.alarming(summary.flagged, ok, bundle.manifest):
+        say(console, alarm)
     say(console, f"table: {readable(summary.table)}")
     if summary.unscored < summary.objects:
         advise(console, f"fieldmark flags {readable(summary.table)}")

@@ -8,7 +8,16 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.false_alarms import chances, coarser, flagging_ranks, needed, quantiles, smallest_p_value, wilson
+from bundle.false_alarms import (
+    beyond_promise,
+    chances,
+    coarser,
+    flagging_ranks,
+    needed,
+    quantiles,
+    smallest_p_value,
+    wilson,
+)
 
 
 @given(st.floats(1e-6, 0.999))
@@ -77,3 +86,21 @@ def test_counts_of_flags_are_beta_binomial(rows: int, n: int, data: st.DataObjec
         assert low <= middle <= high <= rows
     else:  # none of the p-values, or every one
         assert (low, middle, high) == (rows * (k > n),) * 3
+
+
+@given(rows=st.integers(1, 400), n=st.integers(19, 400), data=st.data())
+def test_more_flags_than_clean_images_raise_are_told(rows: int, n: int, data: st.DataObject) -> None:
+    flagged, k = data.draw(st.integers(0, rows)), flagging_ranks(n, 0.05)
+    chance = scipy.stats.betabinom(rows, k, n + 1 - k).sf(flagged - 1)  # of so many or more
+    told = beyond_promise(flagged, rows, n, 0.05)
+    if chance > 0.0251:
+        assert told is None
+    if chance < 0.0249 and scipy.stats.betabinom(rows, k, n + 1 - k).sf(flagged - 2) < 0.0249:
+        assert told is not None
+        assert told.startswith(f"{flagged / rows:.1%} are flagged; ")
+
+
+def test_of_nothing_and_of_millions_it_is_told_too() -> None:
+    assert beyond_promise(0, 0, 800, 0.05) is None
+    assert beyond_promise(500_000, 10_000_000, 800, 0.05) is None
+    assert beyond_promise(5_000_000, 10_000_000, 800, 0.05) is not None

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,7 @@ from scoring.score_cli import SOME_FAILED
 from scoring.sources import Source, SourceFile
 from serving.client.local import LocalInference
 from serving.client.prediction import Outputs, predictions
+from tests.conftest import draw_toy
 
 HERE = Path(__file__).parent
 CLI = [sys.executable, "-m", "fieldmark", "score"]
@@ -700,6 +702,19 @@ def test_decoding_runs_ahead_but_not_without_bound(
 def run(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
     command = [*CLI, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **environment})
+
+
+def test_more_flags_than_clean_images_raise_are_told_after_the_table(toy_bundle: Bundle, tmp_path: Path) -> None:
+    for folder, noise in (("clean", 0), ("noisy", 45)):
+        (tmp_path / folder).mkdir()
+        for index in range(24):
+            pixels = draw_toy(index % 5, 6000 + index) + np.random.default_rng(index).normal(0, noise, (32, 32, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / folder / f"{index}.png")
+    words = ("--bundle", toy_bundle.path, "--network", "full")
+    for kind in ("--out", "--table"):
+        noisy = run(tmp_path / "noisy", *words, kind, tmp_path / f"noisy{kind}").stdout
+        assert re.search(r"\d\.\d% are flagged; of clean images like those .* at most \d", " ".join(noisy.split()))
+        assert "of clean images" not in run(tmp_path / "clean", *words, kind, tmp_path / f"clean{kind}").stdout
 
 
 def test_the_command_prints_a_table_and_then_that_it_is_complete(
