@@ -18,7 +18,9 @@ from rich.console import Console
 
 from benchmarks.page import interval, put, table_head, table_row
 from benchmarks.record import read_kept, same_options, save
+from benchmarks.study.place import Place
 from benchmarks.study.tables import TITLES
+from bundle.errors import OptionError
 from bundle.false_alarms import wilson
 from bundle.files import check_place, write_text
 from demo.stages import fieldmark
@@ -52,9 +54,9 @@ class Row:
 
 
 ROWS = (
-    Row(name="ours, AP", whole=True, attacks=ATTACKS[:2]),
-    Row(name="ours, maxsep", system="maxsep", whole=True, attacks=ATTACKS[:2]),
-    Row(name="ours, ProtoPNet", system="protopnet", whole=True, attacks=ATTACKS[:2]),
+    Row(name="AP", whole=True, attacks=ATTACKS[:2]),
+    Row(name="maxsep", system="maxsep", whole=True, attacks=ATTACKS[:2]),
+    Row(name="ProtoPNet", system="protopnet", whole=True, attacks=ATTACKS[:2]),
     Row(name="AP, shorter", attacks=WEAK),
     Row(name="backbone at a third of the rate", settings=("learning_rate_backbone=3e-5",)),
     Row(name="no crops", settings=("augmentation.crop=1",)),
@@ -128,14 +130,18 @@ def bench(
     weights: Annotated[str, typer.Option(help="'imagenet' or a file.")] = "imagenet",
     backbone: Annotated[str, typer.Option(help="A backbone and a side in pixels, as in a preset's name.")] = "vgg16-96",
     epochs: Annotated[int, typer.Option(min=1, help="Of the rows that are shorter than the preset.")] = 4,
-    out: Annotated[Path, typer.Option(help="Where runs and evaluations go.")] = Path("build/recipe"),
+    out: Annotated[Path, typer.Option(help="Runs and evaluations; the dataset's name and BACKBONE are added.")] = Path(
+        "build/recipe"
+    ),
     first: Annotated[int, typer.Option(min=0, help="Row to begin with.")] = 0,
     last: Annotated[int, typer.Option(min=0, help="Row to end before.")] = len(ROWS),
 ) -> None:
-    """Train every row, measure it on the test part; write benchmarks/results/recipe.json and its table in
-    docs/results.md.
+    """Train every row, measure it on the test part; write benchmarks/results/recipe_DATASET_BACKBONE.json and its table
+    in docs/results.md.
     """
     console = Console()
+    place = Place.under(out, backbone, data)
+    out, name, mark = place.folder, place.name("recipe"), f"recipe {place.mark}"
     check_place(out / "options.json")
     check_weights(backbone.partition("-")[0], weights)
     out.mkdir(parents=True, exist_ok=True)
@@ -150,16 +156,18 @@ def bench(
             words = [word for text in row.settings for word in ("--set", text)]
             words += [] if row.whole else ["--epochs", str(epochs)]
             words += ["--weights", weights, "--resume"]
-            name = f"{row.system}-{backbone}{'-fast' if row.fast else ''}"
-            fieldmark("train", data, "--out", run, "--preset", name, *words)
+            system = f"{row.system}-{backbone}{'-fast' if row.fast else ''}"
+            fieldmark("train", data, "--out", run, "--preset", system, *words)
             _evaluate(run, data, "clean", EVERYTHING, evaluation)
         for attack in row.attacks:
             if attack not in _answers(out, row):
                 _evaluate(run, data, attack, SOME, out / f"{row.slug}.{attack}.json")
-        save("recipe", collected(out, backbone))
+        save(name, collected(out, backbone))
     result = collected(out, backbone)
-    path = save("recipe", result)
-    put("recipe", table(result))
+    if not result["rows"]:
+        raise OptionError(f"no row is finished in {out}", hint=f"Take some of 0 to {len(ROWS)}: --first 0 --last 3.")
+    path = save(name, result)
+    put(mark, table(result))
     console.print(f"figures: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
