@@ -124,8 +124,12 @@ def side_by_side(at_once: int, works: Sequence[Callable[[], None]]) -> None:
         return
     pool = ThreadPoolExecutor(at_once)
     try:
-        for each in as_completed([pool.submit(work) for work in works]):
-            each.result()
+        try:
+            for each in as_completed([pool.submit(work) for work in works]):
+                each.result()
+        except Exception:
+            pool.shutdown(cancel_futures=True)  # here, where who stops this meanwhile still stops the verbs
+            raise
     except (KeyboardInterrupt, Terminated) as stop:
         pool.shutdown(wait=False, cancel_futures=True)  # nothing begins when a verb below ends
         if isinstance(stop, Terminated):  # of Ctrl-C the terminal has told the verbs too

@@ -135,18 +135,26 @@ def test_the_first_work_that_fails_ends_those_that_have_not_begun():
     assert len(begun) < 5
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
+def broken():
+    """A work beside others that fails."""
+    time.sleep(0.5)
+    raise StageFailed("broken")
+
+
+@pytest.mark.parametrize(("at_once", "beside"), [(1, ""), (2, ""), (2, "test_stages.broken, ")])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_demo_lets_the_verb_put_its_files_away(tmp_path, number, code, at_once):
+def test_a_stopped_demo_lets_the_verb_put_its_files_away(tmp_path, number, code, at_once, beside):
     make = f"partial(fieldmark, 'data', 'make', {str(tmp_path / 'birds')!r} + str(each), '--size', '128')"
     script = (
         "from functools import partial; from demo.stages import fieldmark, side_by_side; "
-        f"from fieldmark import guarded; guarded(lambda: side_by_side({at_once}, [{make} for each in range(3)]))"
+        f"from tests.demo import test_stages; works = [{beside}*({make} for each in range(3))]; "
+        f"from fieldmark import guarded; guarded(lambda: side_by_side({at_once}, works))"
     )
     demo = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".birds*.tmp/*")) and time.monotonic() < deadline:  # it is at work in there
         time.sleep(0.05)
+    time.sleep(1.0 if beside else 0.0)  # the other has failed by now, and is waited for
     if number == signal.SIGINT:
         os.killpg(demo.pid, number)  # as a terminal does: the demo and its verb both hear it
     else:
