@@ -2,12 +2,15 @@
 
 import csv
 import io
+import os
 from pathlib import Path
 
 from bundle.errors import OptionError
 from bundle.files import write_text
 from training.data import open_dataset
 from training.data.manifest import COLUMNS
+
+HEAD = (",".join(COLUMNS) + "\r\n").encode()  # as every manifest from here begins
 
 
 def first_classes(data: Path, count: int, out: Path) -> Path:
@@ -32,9 +35,17 @@ def first_classes(data: Path, count: int, out: Path) -> Path:
     ]
     text = io.StringIO()
     csv.writer(text).writerows([COLUMNS, *sorted(rows)])
-    out.mkdir(parents=True, exist_ok=True)
     images, manifest = out / name, out / f"{name}.csv"
+    _check_ours(images, not images.is_symlink())
+    _check_ours(manifest, not manifest.is_file() or not manifest.read_bytes().startswith(HEAD))
+    out.mkdir(parents=True, exist_ok=True)
     images.unlink(missing_ok=True)
     images.symlink_to(root.resolve(), target_is_directory=True)
     write_text(manifest, text.getvalue())
     return manifest
+
+
+def _check_ours(path: Path, foreign: bool) -> None:
+    """What an earlier call has made is made anew, and nothing else."""
+    if os.path.lexists(path) and foreign:
+        raise OptionError(f"{path} is there, and not from here", hint="Move it away, or choose another --out.")

@@ -32,6 +32,7 @@ from demo.stages import fieldmark, side_by_side
 from robustness.accuracy import WORST
 from robustness.suites import PAPER
 from training.backbones import BACKBONES, check_weights
+from training.parallel import Devices
 from training.presets import preset
 from training.run import Run, published_config
 
@@ -103,9 +104,17 @@ def bench(
             f"{backbone!r} is no backbone", hint=f"Choose one of: {', '.join(BACKBONES)}; with a side: vgg16-96."
         )
     console = Console()
-    if classes is not None:
-        if data is None:
+    if data is None:
+        if classes is not None:
             raise OptionError("the built-in birds are drawn whole", hint="Leave --classes out, or name --data.")
+        epochs, fast_epochs, image_size = epochs or 8, fast_epochs or 10, image_size or 48
+    elif not data.exists():
+        raise OptionError(f"there is no dataset at {data}", hint="Name CUB, Cars, class folders or a manifest.")
+    if backbone == "small" and (image_size or 64) > 128:
+        raise OptionError("the small backbone is for images of at most 128 pixels", hint="Choose another --backbone.")
+    _rehearse(backbone, {"image_size": image_size, "weights": weights}, epochs, fast_epochs)
+    Devices(precision=precision).fabric()
+    if data is not None and classes is not None:
         data = first_classes(data, classes, out)
     place = Place.under(out, backbone, data)
     place.folder.mkdir(parents=True, exist_ok=True)
@@ -113,13 +122,9 @@ def bench(
         data = out / "birds"
         if not data.exists():
             fieldmark("data", "make", data)
-        epochs, fast_epochs, image_size = epochs or 8, fast_epochs or 10, image_size or 48
     options: dict[str, Any] = {"data": str(data), "epochs": epochs, "fast_epochs": fast_epochs, "weights": weights}
     options |= {"image_size": image_size, "precision": precision, "count": count, "autoattack": autoattack_count}
     options |= {"apgd": True} if apgd else {}  # a study of an earlier version has none
-    _rehearse(backbone, {"image_size": image_size, "weights": weights}, epochs, fast_epochs)
-    if backbone == "small" and (image_size or 64) > 128:
-        raise OptionError("the small backbone is for images of at most 128 pixels", hint="Choose another --backbone.")
     same_options(place.folder / "options.json", options)
     common = ["--precision", precision]
     common += [] if weights is None else ["--weights", weights]

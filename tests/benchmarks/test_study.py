@@ -118,6 +118,35 @@ def test_a_study_of_the_first_classes_has_their_images_boxes_and_test_part(tiny_
         study.bench(**{**_defaults(), "classes": 2, "out": out})
 
 
+def test_a_study_of_the_first_classes_replaces_nothing_of_somebody_elses(tiny_birds: Path, tmp_path: Path) -> None:
+    name = f"{open_dataset(tiny_birds).name}-2"
+    given = {**_defaults(), "data": tiny_birds, "classes": 2, "out": tmp_path}
+    for foreign in (name, f"{name}.csv"):
+        (tmp_path / foreign).write_text("my own work")
+        with pytest.raises(OptionError, match=f"{name}.* is there, and not from here"):
+            study.bench(**given)
+        assert (tmp_path / foreign).read_text() == "my own work"
+        (tmp_path / foreign).unlink()
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data": Path("nowhere")}, "there is no dataset at nowhere"),
+        ({"precision": "half"}, "unknown precision 'half'"),
+        ({"weights": "typo.pth", "backbone": "vgg16"}, r"no weights file at typo\.pth"),
+        ({"image_size": 200}, "at most 128 pixels"),
+    ],
+)
+def test_what_no_row_can_be_trained_with_is_refused_before_a_folder_is_made(
+    tiny_birds: Path, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        study.bench(**{**_defaults(), "data": tiny_birds, "classes": 2, "out": tmp_path, **changed})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_study_does_not_mix_evaluations_of_other_options(tmp_path: Path) -> None:
     same_options(tmp_path / "options.json", {"count": 10, "epochs": 8})
     same_options(tmp_path / "options.json", {"count": 100, "epochs": 8})  # of which nothing was made
