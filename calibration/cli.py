@@ -4,7 +4,7 @@ import contextlib
 import json as jsonlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bundle.console import advise, lay_out, say
+from bundle.console import advise, lay_out, readable, say
 from bundle.errors import DatasetError, OptionError, printable
 from bundle.false_alarms import coarser, is_alpha, resolution
 from bundle.files import check_free
@@ -140,9 +140,30 @@ def _clean(bundle: Bundle, images: Path | None, review: Path | None, moved: Path
     files = list(source.files(passed))
     if unread := [file.problem for file in files if file.problem]:
         raise DatasetError(unread[0], hint="Calibrate with images that can be read.")
-    yield _Clean(
-        paths=[Path(file.location) for file in files], name=printable(images.resolve().name), words=passed_over(passed)
-    )
+    paths = [Path(file.location) for file in files]
+    _refuse_prototypes(paths)
+    yield _Clean(paths=paths, name=printable(images.resolve().name), words=passed_over(passed))
+
+
+def _refuse_prototypes(paths: Sequence[Path]) -> None:
+    """A bundle below the folder has pictures of its prototypes, which are training images."""
+    parts: dict[Path, Collection[str]] = {}  # of the bundles that were met, and nothing of other folders
+    for path in paths:
+        for folder in path.parents:
+            if folder not in parts:
+                parts[folder] = _parts(folder / MANIFEST)
+            if parts[folder] and path.relative_to(folder).as_posix() in parts[folder]:
+                raise DatasetError(
+                    f"{readable(path)} is a prototype of the bundle in {readable(folder)}, and so a training image",
+                    hint="Move the bundle out of the folder of clean images.",
+                )
+
+
+def _parts(manifest: Path) -> Collection[str]:
+    try:
+        return set(jsonlib.loads(manifest.read_bytes())["files"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # no bundle
+        return ()
 
 
 def _warn(bundle: Bundle, images: int, console: Console) -> None:

@@ -284,6 +284,24 @@ def test_bad_arguments_get_a_sentence(bundle, tmp_path, capsys):
         assert words in found[2]
 
 
+def test_prototypes_are_training_images_and_calibrate_nothing(bundle, other_camera, tmp_path, capsys):
+    """Of any bundle that lies among the images, also where they come in a list; a manifest of others says nothing."""
+    folder = tmp_path / "all"
+    shutil.copytree(other_camera["calibrate"][0].parent, folder)
+    (folder / "manifest.json").write_text("[" * 100_000)
+    assert run(capsys, bundle.path, "--with", folder, "--out", tmp_path / "one")[0] == 0
+    (folder / "manifest.json").write_text('{"files": {"another.png": {}}}')
+    assert run(capsys, bundle.path, "--with", folder, "--out", tmp_path / "two")[0] == 0
+    shutil.copytree(bundle.path, folder / "sub" / "b")
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{path}\n" for path in sorted(folder.rglob("*.png"))))
+    for source in (folder, listed):
+        code, _, err = run(capsys, bundle.path, "--with", source, "--out", tmp_path / "three")
+        assert code == 1
+        assert f"is a prototype of the bundle in {folder / 'sub' / 'b'}" in err
+    assert not (tmp_path / "three").exists()
+
+
 def test_no_torch_and_no_onnx_is_loaded(bundle, other_camera, tmp_path):
     """By the whole verb, not by its imports alone."""
     code = (
