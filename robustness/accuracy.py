@@ -3,7 +3,8 @@ all attacks per image, and AutoAttack.
 """
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,15 @@ def evaluate_run(
     dataset = record.dataset.unchanged_at(root)
     everything = samples_of(dataset, part)
     device = attackers.to_device()
+    journal = Journal() if journal is None else journal
+    given = {"seed": attackers.seed, "digest": record.dataset.digest, "size": record.config.image_size}
     told = () if network.config.classes >= AUTO_CLASSES or not suite.autoattack_count else (NO_AUTOATTACK,)
     if minutes is not None:
         from robustness.budget import within_paper
 
-        suite = replace(suite, attacks=names, count=min(suite.count, len(everything)))
-        suite = within_paper(suite, record, network, everything, minutes)
+        asked = replace(suite, attacks=names, count=min(suite.count, len(everything)))
+        choose = partial(within_paper, asked, record, network, everything, minutes)
+        suite = journal.chosen({**given, "part": part, "minutes": minutes, "suite": asdict(asked)}, network, choose)
     chosen = spread(everything, suite.count)
     able = network.config.classes >= AUTO_CLASSES and AUTOATTACK not in names
     subset = spread(chosen, suite.autoattack_count) if able else ()
@@ -70,9 +74,7 @@ def evaluate_run(
     whole, some = load_part(chosen, spec), load_part(subset, spec)
     jobs = [(name, chosen, whole) for name in names] + ([(AUTOATTACK, subset, some)] if subset else [])
     total = len(network.config.heads) * sum(len(images) for _, images, _ in jobs)
-    journal = Journal() if journal is None else journal
-    asked = {"seed": attackers.seed, "digest": record.dataset.digest, "size": record.config.image_size}
-    weights = key_of(asked, network, *(attackers.sources[name] for name in sorted(attackers.sources)))
+    weights = key_of(given, network, *(attackers.sources[name] for name in sorted(attackers.sources)))
     transferred: Transferred = {}
     right: dict[str, dict[str, str]] = {}
     seconds: dict[str, float] = {}

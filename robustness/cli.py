@@ -3,7 +3,7 @@
 import json as jsonlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -223,7 +223,7 @@ def _is_evaluation(path: Path) -> bool:
     try:
         with open_regular(path) as stream:
             found = jsonlib.loads(stream.read() or b'{"right": {}}')
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and ("right" in found or "sentences" in found)
 
@@ -290,8 +290,13 @@ def _report(run: "Run", attackers: "Attackers", root: Path, out: Path, wanted: _
     if wanted.minutes is not None:
         from robustness.budget import Costs, within
 
-        costs = Costs.measured(network, heads, parts.validation[0])
-        suite = within(suite, costs, wanted.minutes, len(dataset.parts["test"]), kept=wanted.kept)
+        def choose() -> "Suite":
+            costs = Costs.measured(network, heads, parts.validation[0])
+            return within(wanted.suite, costs, minutes, len(dataset.parts["test"]), kept=wanted.kept)
+
+        minutes = wanted.minutes
+        told = {"digest": record.dataset.digest, "kept": wanted.kept, "minutes": minutes, "suite": asdict(suite)}
+        suite = journal.chosen(told, network, choose)
     taught = {head: detector_taught(wanted.bundle, attackers, head, parts, record.labels) for head in heads}
     calibration = None if wanted.bundle is None else calibration_of(wanted.bundle)
     return make_report(run, attackers, taught, dataset, suite, calibration=calibration, journal=journal)

@@ -6,7 +6,7 @@ stopped.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ import torch
 from torch import nn
 
 from bundle.canonical import canonical_json
-from bundle.errors import OptionError
+from bundle.errors import OptionError, first_line
 from bundle.files import leftovers, write_text
 from bundle.progress import Work
 from robustness.adaptive import AdaptiveAttack, attack_both
 from robustness.defended import Defended
+from robustness.suites import Suite
 from training.pixels import from_bytes
 
+CHOSEN = "suite "  # begins the keys of what was chosen, not measured
 BATCH, GPU_BATCH = 16, 64  # images; what a kill costs at most
 Success = npt.NDArray[np.bool_]
 
@@ -39,10 +41,12 @@ class Journal:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             self.done = {str(key): str(bits) for key, bits in found.items()}
-            if any(set(bits) - set("01") for bits in self.done.values()):
+            if any(set(bits) - set("01") for key, bits in self.done.items() if not key.startswith(CHOSEN)):
                 raise ValueError("outcomes are no text of 0 and 1")
-        except (OSError, ValueError, AttributeError) as problem:
-            raise OptionError(f"the progress in {path} cannot be read ({problem})", hint="Remove it.") from None
+        except (OSError, ValueError, AttributeError, RecursionError) as problem:
+            raise OptionError(
+                f"the progress in {path} cannot be read ({first_line(problem)})", hint="Remove it."
+            ) from None
 
     def close(self) -> None:
         """All is told elsewhere by now; what killed writers left goes too."""
@@ -60,7 +64,26 @@ class Journal:
 
     def note(self, key: str, outcome: Success) -> None:
         """A finished batch, on disk at once."""
-        self.done[key] = "".join("01"[int(each)] for each in outcome)
+        self._keep(key, "".join("01"[int(each)] for each in outcome))
+
+    def chosen(self, told: Mapping[str, Any], network: nn.Module, choose: Callable[[], Suite]) -> Suite:
+        """What of a suite was chosen for the time that is allowed, at the first start: the clock says another one each
+        time, and what is finished would be for nothing. `told` and the network's weights decide.
+        """
+        key = CHOSEN + key_of(told, network)
+        if key not in self.done:
+            self._keep(key, json.dumps(asdict(choose())))
+        try:
+            kept: dict[str, Any] = json.loads(self.done[key])
+            plain: Any = {name: tuple(each) if isinstance(each, list) else each for name, each in kept.items()}
+            return Suite(**plain)
+        except (ValueError, TypeError, AttributeError, RecursionError) as problem:
+            raise OptionError(
+                f"the progress in {self.path} cannot be read ({first_line(problem)})", hint="Remove it."
+            ) from None
+
+    def _keep(self, key: str, value: str) -> None:
+        self.done[key] = value
         if self.path is not None:
             write_text(self.path, json.dumps(self.done, indent=0) + "\n")
 

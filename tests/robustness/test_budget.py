@@ -1,14 +1,17 @@
 """What attacks take is known before they begin, what does not fit is left out and named, and what fits is untouched."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from bundle.errors import OptionError
 from robustness.accuracy import evaluate_run
 from robustness.budget import ALONE, Costs, few, passes, within
 from robustness.fitting import MIN_IMAGES
+from robustness.journal import Journal
 from robustness.suites import SUITES
 from training.attacks.attacker import Attackers
 from training.run import Run
@@ -138,3 +141,30 @@ def test_the_papers_columns_on_fewer_images(tiny_run, tiny_birds, monkeypatch):
     found = evaluate_run(*arguments, part="train", minutes=1.0)
     assert len(found["images"]) == MIN_IMAGES
     assert found["not_measured"][1].endswith("1 min are allowed): 20 of 30 under every attack")
+
+
+def test_what_was_chosen_at_the_first_start_is_what_goes_on(tiny_run, tiny_birds, tmp_path, monkeypatch):
+    """The clock never says the same twice, and other images would make what is finished worthless."""
+    record, network = Run(tiny_run).load_network()
+    suite = replace(SUITES["paper"], attacks=("fgsm-8",), count=30, autoattack_count=0)
+    arguments = record, Attackers(network=network), tiny_birds, suite
+    seconds = iter([0.5, 0.5])
+    monkeypatch.setattr("robustness.budget.Costs.measured", lambda *_: costs(next(seconds), classes=3))
+    path = tmp_path / "x.progress.json"
+    first = evaluate_run(*arguments, part="train", minutes=1.7, journal=Journal(path))
+    assert 20 < len(first["images"]) < 30
+    before = path.read_text()
+    again = evaluate_run(*arguments, part="train", minutes=1.7, journal=Journal(path))
+    assert again["images"] == first["images"]
+    assert again["seconds"] == {}  # all was told before
+    assert path.read_text() == before
+    more = evaluate_run(*arguments, part="train", minutes=3.0, journal=Journal(path))  # another time asks anew
+    assert len(more["images"]) == 30
+    for damage in ("5", "{", '{"name": 3, "no": 1}', "[" * 100_000):
+        damaged = {key: damage if key.startswith("suite ") else bits for key, bits in json.loads(before).items()}
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(OptionError, match=r"progress in .* cannot be read .*Remove it"):
+            evaluate_run(*arguments, part="train", minutes=1.7, journal=Journal(path))
+    path.write_text("[" * 100_000)
+    with pytest.raises(OptionError, match="cannot be read"):
+        Journal(path)
