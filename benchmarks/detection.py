@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.page import interval, put, table_head, table_row
-from benchmarks.record import read_kept, save
+from benchmarks.record import read_kept, save, understood
 from benchmarks.study.pictures import MAIN
 from benchmarks.study.place import Place
 from benchmarks.study.plan import OTHERS
@@ -75,7 +75,8 @@ def _is_of(report: Path, run: Path) -> bool:
     if not (report / JSON).is_file():
         return False
     document = read_kept(report / JSON, "run", "suite", "heads")
-    same = document["run"]["weights_sha256"] == sha256_of(run / "model.pt")
+    with understood(report / JSON):
+        same = document["run"]["weights_sha256"] == sha256_of(run / "model.pt")
     return bool(same and document["suite"] == json.loads(json.dumps(asdict(SUITE))))
 
 
@@ -85,12 +86,12 @@ def summed_up(reports: Path, backbone: str, seeds: int) -> dict[str, Any]:
     for fast in ("", "-fast"):
         for system, head, label in ORDER:
             files = [reports / f"{system}-{backbone}{fast}-{seed}" / JSON for seed in range(seeds)]
-            documents = [read_kept(file, "run", "heads") for file in files if file.is_file()]
+            documents = {file: read_kept(file, "run", "heads") for file in files if file.is_file()}
             if documents:
-                heads = [document["heads"][head] for document in documents]
-                rows.append(
-                    {"row": f"{system}-{backbone}{fast}", "head": head, "label": label} | _pooled(heads, documents)
-                )
+                with understood(next(iter(documents)).parents[1]):
+                    heads = [document["heads"][head] for document in documents.values()]
+                    pooled = _pooled(heads, list(documents.values()))
+                rows.append({"row": f"{system}-{backbone}{fast}", "head": head, "label": label} | pooled)
     return {"backbone": backbone, "rows": rows}
 
 
@@ -123,9 +124,11 @@ def _missed(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _counted(shares: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The mean over seeds, each on so many images `of`."""
-    by_seed = [each["count"] / each["of"] for each in shares if each["of"]]
-    return {"mean": float(np.mean(by_seed)) if by_seed else None, "by_seed": by_seed, "of": shares[0]["of"]}
+    """The mean over seeds, each on at least so many images `of`."""
+    counted = [each for each in shares if each["of"]]
+    by_seed = [each["count"] / each["of"] for each in counted]
+    of = min((each["of"] for each in counted), default=0)
+    return {"mean": float(np.mean(by_seed)) if by_seed else None, "by_seed": by_seed, "of": of}
 
 
 def _areas(by_seed: Sequence[float | None]) -> dict[str, Any] | None:
@@ -193,5 +196,5 @@ def _worst(areas: dict[str, Any]) -> str:
 def _share(share: dict[str, Any]) -> str:
     if share["mean"] is None:
         return "–"
-    low, high = wilson(share["mean"] * share["of"], share["of"]) if share["of"] else (share["mean"], share["mean"])
+    low, high = wilson(share["mean"] * share["of"], share["of"])
     return interval(share["mean"], (min(low, *share["by_seed"]), max(high, *share["by_seed"])))

@@ -7,7 +7,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-def save(name: str, result: dict[str, Any]) -> Path:
-    """Write benchmarks/results/NAME.json."""
+def save(name: str, result: dict[str, Any], folder: Path | None = None) -> Path:
+    """Write benchmarks/results/NAME.json, or FOLDER/NAME.json of what is no result."""
+    path = (folder or RESULTS) / place_of(name).name
+    write_text(path, json.dumps({"environment": environment(), **result}, indent=2, allow_nan=False) + "\n")
+    return path
+
+
+def place_of(name: str) -> Path:
+    """benchmarks/results/NAME.json; whoever measures for long asks before."""
     path = RESULTS / f"{name}.json"
     if path.parent != RESULTS:
         raise OptionError(f"{name!r} is no name", hint="Leave out folders: results stand in benchmarks/results.")
-    write_text(path, json.dumps({"environment": environment(), **result}, indent=2) + "\n")
     return path
 
 
@@ -69,6 +76,18 @@ def read_kept(path: Path, *keys: str) -> dict[str, Any]:
             f"{path} cannot be read ({first_line(problem)})", hint="Remove it; what it told is measured again."
         ) from None
     return found
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Whoever takes apart what `read_kept` has read: where it is not as it was written, that is said, and of what."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as problem:
+        raise OptionError(
+            f"{path} is not as it was written ({type(problem).__name__}: {first_line(problem)})",
+            hint="Remove it; what it told is measured again.",
+        ) from None
 
 
 def same_options(path: Path, options: Mapping[str, Any]) -> None:

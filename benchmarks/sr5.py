@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.page import interval, put, table_head, table_row
-from benchmarks.record import read_kept, save
+from benchmarks.record import place_of, read_kept, save, understood
 from benchmarks.study.place import Place
 from benchmarks.study.tables import ORDER
 from bundle import tensors
@@ -40,7 +40,7 @@ from robustness.fitting import DetectorSettings, Parts, fit_and_calibrate
 from robustness.journal import Journal, Success, success
 from robustness.measure import EPS
 from robustness.metrics import share
-from robustness.suites import SELECTIVE, attacks_on_both
+from robustness.suites import ADAPTIVE, SELECTIVE, attacks_on_both
 from training.attacks.attacker import Attackers
 from training.data.choice import spread
 from training.data.loading import images_array
@@ -104,6 +104,8 @@ def bench(
     if estimate:
         forecast(runs, data, effort)
         return
+    if name is not None:
+        place_of(name)
     if name is None and (write or out is None):
         folders = {run.resolve().parent for run in runs}
         if len(folders) > 1:
@@ -171,11 +173,13 @@ def _save(out: Path, name: str, mark: str | None) -> Path:
 
 def kept_rows(out: Path) -> list[dict[str, Any]]:
     """What is there of every run, in the order of the paper's tables."""
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for file in sorted(out.glob(f"*-{'[0-9a-f]' * 8}.json")):  # and not how far another has come
         told = read_kept(file, "of", "rows")
-        rows += [{**row, "steps": told["of"]["steps"]} for row in told["rows"]]
-    return sorted(rows, key=lambda row: (*_rank(row["row"], row["head"]), row["row"], row["seed"], row["steps"]))
+        with understood(file):
+            found = [{**row, "steps": told["of"]["steps"]} for row in told["rows"]]
+            rows += [(*_rank(row["row"], row["head"]), row["row"], row["seed"], row["steps"], row) for row in found]
+    return [row for *_, row in sorted(rows, key=lambda each: each[:-1])]
 
 
 def _is_of(kept: Path, asked: Mapping[str, Any]) -> bool:
@@ -190,9 +194,7 @@ def _is_of(kept: Path, asked: Mapping[str, Any]) -> bool:
 
 
 def measure_run(path: Path, data: Path | None, effort: Effort, journal: Journal) -> list[dict[str, Any]]:
-    """One entry a head: success of each attack and of any of them, of all images and of those answered rightly when
-    clean.
-    """
+    """One entry a head: success of each attack and of any of them, of all images."""
     record, network = Run(path).load_network()
     device = Attackers(network=network).to_device()
     dataset, spec = record.dataset.unchanged_at(data or Path(record.dataset.root)), image_spec(record.config)
@@ -240,10 +242,11 @@ def _one_after_another(
 
 def _chosen(network: Any, head: str, effort: Effort) -> list[AdaptiveAttack]:
     known = attacks_on_both(network, head, eps=EPS, steps=effort.steps, alpha=ALPHA)
+    unknown = [begins for begins in effort.attacks if not any(name.startswith(begins) for name in ADAPTIVE)]
     chosen = [attack for attack in known if attack.name.startswith(effort.attacks)]
-    if not chosen:
+    if unknown or not chosen:
         raise OptionError(
-            f"no attack is named {', '.join(effort.attacks) or 'by nothing'}",
+            f"no attack is named {', '.join(unknown or effort.attacks) or 'by nothing'}",
             hint=f"There are: {'; '.join(attack.name for attack in known)}.",
         )
     return chosen

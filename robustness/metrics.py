@@ -64,21 +64,27 @@ def true_negatives(negatives: Scores, positives: Scores, sensitivity: float = 0.
 
 
 def roc(negatives: Scores, positives: Scores) -> tuple[list[float], list[float]]:
-    """False and true positive rates at every threshold, from (0, 0) to (1, 1)."""
-    thresholds = np.concatenate([[np.inf], np.unique(np.concatenate([negatives, positives]))[::-1]])
+    """False and true positive rates at every threshold, from (0, 0) to (1, 1); nothing without either. A score that is
+    nan is above all others, as numpy sorts.
+    """
+    if not len(negatives) or not len(positives):
+        return [], []
+    thresholds = np.unique(np.concatenate([negatives, positives]))[::-1]
     ascending = [np.sort(each) for each in (negatives, positives)]
     rates = [1 - np.searchsorted(each, thresholds, "left") / len(each) for each in ascending]
-    return rates[0].tolist(), rates[1].tolist()
+    return [0.0, *rates[0].tolist()], [0.0, *rates[1].tolist()]
 
 
 def flagged_interval(groups: Sequence[tuple[int, int]], alpha: float, level: float = INTERVAL) -> tuple[float, float]:
     """Where the share of flagged clean images lies, of so many test images whose p-values come from so many others: the
     number of flags is beta-binomial, since both sets vary (Vovk 2012). Of several `groups`, each calibrated on its own,
-    the sum.
+    the sum; all of (0, 1) where there are no test images.
     """
     found = np.ones(1)  # by number of flags
     for test, calibration in groups:
         found = np.convolve(found, chances(test, calibration, flagging_ranks(calibration, alpha)))
+    if len(found) == 1:
+        return 0.0, 1.0
     low, high = quantiles(found, ((1 - level) / 2, (1 + level) / 2))
     return low / (len(found) - 1), high / (len(found) - 1)
 

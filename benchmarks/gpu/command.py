@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks.gpu.runtimes import compare_runtimes
 from benchmarks.page import put, table_head, table_row
-from benchmarks.record import save
+from benchmarks.record import place_of, save
 from benchmarks.sr5 import attacks_in, kept_rows
 from benchmarks.study.pictures import MAIN
 from benchmarks.study.tables import TITLES
@@ -115,11 +115,14 @@ def bench(
     out: Annotated[Path, typer.Option(help="Runs, bundles and engines.")] = Path("build/gpu"),
     name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json, and the mark in docs/results.md.")] = "gpu",
     write: Annotated[bool, typer.Option("--page/--no-page", help="Put the tables into docs/results.md.")] = True,
-    rehearse: Annotated[bool, typer.Option("--rehearse", help="At a tiny size, on a processor.")] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="At a tiny size, on a processor; the result stays in OUT.")
+    ] = False,
 ) -> None:
     """Measure everything that needs a GPU within the time, and write it down as it goes."""
     if not rehearse and not torch.cuda.is_available():
         raise OptionError("PyTorch sees no GPU here", hint="Rehearse on this machine: --rehearse.")
+    place_of(name)
     size, console = TINY if rehearse else Size(), Console()
     out.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -128,7 +131,7 @@ def bench(
 
     def keep(part: str, **found: Any) -> None:
         parts.setdefault(part, {}).update(found)
-        save(name, document)
+        save(name, document, out if rehearse else None)
 
     begun, share_so_far = time.monotonic(), 0.0
     for part, how in PARTS.items():
@@ -140,8 +143,8 @@ def bench(
         keep(part, seconds=round(time.monotonic() - started, 1), stopped=allowed.stopped)
         for each in allowed.stopped:
             say(console, each)
-    say(console, f"-> {save(name, document)}")
-    if write:
+    say(console, f"-> {save(name, document, out if rehearse else None)}")
+    if write and not rehearse:
         put(name, page(document))
 
 

@@ -16,11 +16,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import save
+from benchmarks.record import place_of, save
 from benchmarks.rivals.preprocessing import nudge, squeeze
 from benchmarks.rivals.selection import columns_of, select_layers
 from bundle import tensors
 from bundle.console import say
+from bundle.errors import OptionError
 from detector.combination import fit_logistic, logarithms
 from detector.conformal import p_values, p_values_per_class
 from detector.gaussian import ClassGaussians
@@ -79,8 +80,8 @@ def summed_up(runs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(found: Mapping[str, Any], method: str) -> Any:
-    """nan where no attack fooled the head, so that there was no AUROC to take a mean of."""
-    return found["methods"][method]["left_out_attack"]["fooled"].get("mean", [float("nan")])[0]
+    """None where no attack fooled the head, so that there was no AUROC to take a mean of."""
+    return found["methods"][method]["left_out_attack"]["fooled"].get("mean", [None])[0]
 
 
 def measure_run(path: Path, root: Path | None, setup: Setup = Setup()) -> dict[str, Any]:
@@ -320,8 +321,14 @@ def bench(
     name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json")] = "rivals",
 ) -> None:
     """Compare every detector on every head of these runs, by AUROC of attacks that were left out."""
+    place_of(name)
     setup, console = replace(Setup(), test=test), Console()
     chosen = {run.resolve().name: (run, data) for run in runs} if runs else _usual_runs(data)
+    if runs and len(chosen) < len(runs):
+        raise OptionError("two of the runs have the same name", hint="The result tells them apart by it.")
+    for path, _ in chosen.values():
+        if not Run(path).finished:
+            raise OptionError(f"{path} is no finished run", hint="Name runs that 'fieldmark train' has ended.")
     found = {run: measure_run(path, root, setup) for run, (path, root) in chosen.items()}
     summary = summed_up(found)
     table = Table("run, head", "detector", "AUROC of attacks left out, mean", box=SIMPLE_HEAD)
@@ -329,6 +336,6 @@ def bench(
         for head, methods in summary.items():
             for method, areas in methods.items():
                 if run in areas:
-                    table.add_row(f"{run}, {head}", method, f"{areas[run]:.3f}")
+                    table.add_row(f"{run}, {head}", method, "–" if areas[run] is None else f"{areas[run]:.3f}")
     console.print(table)
     say(console, f"-> {save(name, {'summary': summary, 'runs': found})}")

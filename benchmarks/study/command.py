@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks import detection, sr5
 from benchmarks.page import PAGE
-from benchmarks.record import RESULTS, environment, read_kept, same_options
+from benchmarks.record import RESULTS, environment, read_kept, same_options, understood
 from benchmarks.study.classes import first_classes
 from benchmarks.study.pictures import draw_pictures
 from benchmarks.study.place import Place
@@ -212,7 +212,7 @@ def _save(place: Place, seeds: int) -> Path:
     table = []
     for row in dict.fromkeys(row for _, row in jobs(place.backbone, 1)):
         files = [_evaluation(place, row, seed) for seed in range(seeds)]
-        found = [_told_apart(read_kept(file, "seed", "images", "right")) for file in files if file.is_file()]
+        found = [_evaluated(file) for file in files if file.is_file()]
         _same_images(row.name, found)
         for head in found[0]["right"] if found else ():
             table.append(
@@ -254,6 +254,13 @@ def _same_images(row: str, evaluations: list[dict[str, Any]]) -> None:
             f"the seeds of {row} were judged on different images",
             hint="They were trained with different divisions of the data; start anew with another --out.",
         )
+
+
+def _evaluated(file: Path) -> dict[str, Any]:
+    """What `fieldmark evaluate` has written there."""
+    evaluation = read_kept(file, "seed", "images", "right", "autoattack_images")
+    with understood(file):
+        return _told_apart(evaluation)
 
 
 def _told_apart(evaluation: dict[str, Any]) -> dict[str, Any]:

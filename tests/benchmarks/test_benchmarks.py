@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import (
     attacks,
+    calibrate,
     detection,
     mahalanobis,
     pointing,
@@ -22,6 +23,7 @@ from benchmarks import (
     review,
     runtime,
     scoring,
+    sr5,
     training,
 )
 from benchmarks.gpu import command as gpu
@@ -549,6 +551,46 @@ def test_the_review_console_is_measured_beside_a_file_server(toy_bundle: Any) ->
 # What needs a GPU
 
 
+@pytest.mark.parametrize(
+    "bench",
+    [
+        lambda given: calibrate.bench(given, given, name="calibrate/x"),
+        lambda given: pointing.bench([given], name="a/x"),
+        lambda given: rivals.bench([given], name="a/x"),
+        lambda given: gpu.bench([given], name="a/x", rehearse=True),
+        lambda given: sr5.bench([given], name="a/x"),
+    ],
+)
+def test_a_wrong_name_of_a_result_is_told_before_anything_is_measured(
+    bench: Callable[[Path], None], tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match="is no name"):
+        bench(tmp_path)
+
+
+def test_detectors_are_compared_on_finished_runs_that_names_tell_apart(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="two of the runs have the same name"):
+        rivals.bench([tiny_run, tmp_path / tiny_run.name])
+    with pytest.raises(OptionError, match="is no finished run"):
+        rivals.bench([tiny_run, tmp_path])
+
+
+def test_no_result_holds_what_is_no_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record.save("x", {"area": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_share_over_seeds_has_the_interval_of_the_fewest_images() -> None:
+    counted = detection._counted([{"count": 0, "of": 0}, {"count": 1, "of": 3}, {"count": 2, "of": 6}])
+    assert (counted["mean"], counted["of"]) == (pytest.approx(1 / 3), 3)
+    assert detection._share(counted) == "33.3 (6 to 79)"
+    assert (
+        detection._share(detection._counted([])) == detection._share(detection._counted([{"count": 0, "of": 0}])) == "–"
+    )
+
+
 def test_without_a_gpu_only_a_rehearsal_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(OptionError, match=r"PyTorch sees no GPU here.*--rehearse"):
@@ -563,8 +605,10 @@ def test_everything_that_a_gpu_is_needed_for_is_rehearsed_without_one(
     fieldmark("data", "make", tmp_path / "birds", "--species", "5", "--images-train", "30", "--images-test", "6")
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     monkeypatch.setattr(gpu, "MAIN", ("maxsep",))
-    gpu.bench([tmp_path / "birds"], "none", 10.0, tmp_path / "out", "rehearsed", False, True)
-    parts = json.loads((tmp_path / "rehearsed.json").read_text())["parts"]
+    monkeypatch.setattr(gpu, "put", lambda *given: pytest.fail("a rehearsal stands on a page"))
+    gpu.bench([tmp_path / "birds"], "none", 10.0, tmp_path / "out", "rehearsed", True, True)
+    assert not list(tmp_path.glob("*.json"))
+    parts = json.loads((tmp_path / "out" / "rehearsed.json").read_text())["parts"]
     assert {name: part["stopped"] for name, part in parts.items()} == {name: [] for name in gpu.PARTS}
     assert [row["run"] for row in parts["tables"]["rows"]] == ["birds-maxsep"] * 2 + ["birds-maxsep-fast"] * 2
     assert {(row["row"], row["head"]) for row in parts["adaptive"]["rows"]} == {

@@ -85,6 +85,31 @@ def test_what_was_kept_and_is_damaged_is_named(text: str, tmp_path: Path) -> Non
     assert read_kept(kept, "of", "rows")["more"] == 1
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"autoattack_images": ["c"]}, {"right": []}, {"right": {"full": 5}}, {"images": None}, {"right": {"full": {}}}],
+)
+def test_an_evaluation_that_is_not_as_it_was_written_is_named(changed: dict[str, Any], tmp_path: Path) -> None:
+    right = {"full": {"clean": "11", "worst": "10", "pgd10-2": "10", "bim10-2": "01"}}
+    whole = {"seed": 0, "images": ["a", "b"], "autoattack_images": ["b"], "right": right}
+    kept = tmp_path / "ap-small-0.json"
+    kept.write_text(json.dumps(whole))
+    answers = study._evaluated(kept)["right"]["full"]
+    assert (answers["worst-2"], answers["worst-there"]) == ("00", "0")
+    kept.write_text(json.dumps(whole | changed))
+    with pytest.raises(OptionError, match=r"ap-small-0\.json is not as it was written .*Remove it"):
+        study._evaluated(kept)
+
+
+@pytest.mark.parametrize(
+    "told", [{"of": {}, "rows": [{}]}, {"of": [], "rows": [1]}, {"of": {"steps": 1}, "rows": [{}]}]
+)
+def test_a_measured_run_that_is_not_as_it_was_written_is_named(told: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "x-0-0123abcd.json").write_text(json.dumps(told))
+    with pytest.raises(OptionError, match=r"x-0-0123abcd\.json is not as it was written"):
+        study.sr5.kept_rows(tmp_path)
+
+
 def test_a_result_stands_in_the_folder_of_results() -> None:
     for name in ("calibrate/../../x", "../x", "/tmp/x", "a/b"):
         with pytest.raises(OptionError, match="is no name"):

@@ -184,6 +184,8 @@ def test_sr5_is_of_every_head_and_says_its_time_first(tiny_run, tiny_birds, tmp_
     assert str(tmp_path) not in json.dumps(saved)
     with pytest.raises(OptionError, match=r"no attack is named nonsense\. There are: joint, weight 0.03"):
         sr5.bench([tiny_run], **given, attacks="nonsense", estimate=True)
+    with pytest.raises(OptionError, match=r"no attack is named jiont\."):  # beside one that there is
+        sr5.bench([tiny_run], **given, attacks="orthogonal,jiont", estimate=True)
 
 
 def test_sr5_one_after_another_asks_only_for_what_still_stands(tiny_run, tiny_birds, tmp_path, monkeypatch, capsys):

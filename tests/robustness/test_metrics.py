@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from robustness.metrics import auroc, auroc_interval, roc, share, true_negatives
+from robustness.metrics import auroc, auroc_interval, flagged_interval, roc, share, true_negatives
 
 scores = st.lists(st.integers(0, 6), min_size=1, max_size=30)  # few values, so that there are ties
 
@@ -17,6 +17,23 @@ def test_auroc_is_scikit_learns_ties_and_all(negatives, positives):
     truth = [0] * len(negatives) + [1] * len(positives)
     expected = roc_auc_score(truth, negatives + positives)
     assert auroc(np.array(negatives, float), np.array(positives, float)) == pytest.approx(expected)
+
+
+any_scores = st.lists(st.sampled_from([0.0, 1.0, 2.0, np.inf, -np.inf, np.nan]), min_size=1, max_size=12)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(any_scores, any_scores)
+def test_the_curve_begins_at_nothing_whatever_the_scores(negatives, positives):
+    low, high = np.array(negatives), np.array(positives)
+    false, true = roc(low, high)
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    assert np.trapezoid(true, false) == pytest.approx(auroc(low, high))
+
+
+def test_of_nothing_there_is_no_curve_and_anything_may_be_flagged():
+    assert roc(np.array([]), np.array([1.0])) == roc(np.array([1.0]), np.array([])) == ([], [])
+    assert flagged_interval([], 0.05) == flagged_interval([(0, 100)], 0.05) == (0.0, 1.0)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
