@@ -192,8 +192,16 @@ def check_free(path: Path, *, replace: bool = False, marker: str = "") -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raise OptionError where nothing can be written beside `path`: in a file, or on a read-only disk."""
+    """Raise OptionError where nothing can be written beside `path`: in a file, on a read-only disk, by a name that is too
+    long.
+    """
     target = Path(os.path.abspath(path))
+    try:
+        os.lstat(target)
+    except OSError as problem:
+        if problem.errno == errno.ENAMETOOLONG:
+            words = f"{len(os.fsencode(target.name))} bytes of a name are too long, or its path is"
+            raise OptionError(f"{str(path)[:80]}... cannot be made: {words}", hint="Choose another place.") from None
     place = next((folder for folder in target.parents if os.path.lexists(folder)), target)
     if not place.is_dir():
         raise OptionError(f"{path} cannot be made: {place} is no folder", hint="Choose another place.")

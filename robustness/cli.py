@@ -50,7 +50,7 @@ def evaluate(
         ),
     ] = "paper",
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer images and shorter attacks: minutes instead of hours.")
+        bool, typer.Option("--quick", help="Of a report: fewer images and shorter attacks, minutes instead of hours.")
     ] = False,
     run: Annotated[Path | None, typer.Option(help="The run that a bundle was made of; attacks need it.")] = None,
     attacks: Annotated[
@@ -83,7 +83,10 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of noise and random starts.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="'paper': a JSON file. Otherwise the folder for report.json and report.html.")
+        Path | None,
+        typer.Option(
+            help="'paper': a JSON file. Otherwise, and needed then, the folder for report.json and report.html."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a report that is there already.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -100,6 +103,8 @@ def evaluate(
         raise MissingExtra.named("training", "fieldmark evaluate", problem) from None
     if suite not in SUITES:
         raise OptionError(f"unknown suite {suite!r}", hint=f"Choose one of: {', '.join(SUITES)}.")
+    if not target.exists():
+        raise OptionError(f"there is no run and no bundle at {target}", hint="Name what 'train' or 'export' has made.")
     bundled = (target / MANIFEST).is_file()
     if bundled and run is None:
         raise OptionError(

@@ -138,7 +138,10 @@ class ScoreTable:
     def dataset(self) -> Any:
         """Its rows as a pyarrow.dataset.Dataset; raises ScoringError where there is no table."""
         if not self.exists():
-            raise ScoringError(f"there is no table at {self.place.url}", hint="'fieldmark score --table' makes one.")
+            raise ScoringError(
+                f"there is no table at {self.place.url}",
+                hint="'fieldmark score SOURCE --table TABLE' makes one; a folder of 'score --out' is none.",
+            )
         return self._table.to_pyarrow_dataset()
 
     @property

@@ -478,3 +478,10 @@ def test_leftovers_are_temporary_names_and_no_others(tmp_path: Path) -> None:
         assert leftovers(tmp_path) == [temporary]
         raise Stop
     assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "/".join(["b"] * 3000)])
+def test_a_name_that_no_disk_takes_is_told_before_the_work(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"cannot be made: \d+ bytes of a name are too long"):
+        bundle.files.check_free(tmp_path / name)
+    bundle.files.check_free(tmp_path / ("a" * 250))

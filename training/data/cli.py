@@ -74,8 +74,8 @@ def make(
         )
     say(
         Console(),
-        f"{path}: {wanted.species} species, {wanted.species * wanted.images_train} training images, "
-        f"{wanted.species * wanted.images_test} test images, birds of about {wanted.size} px, seed {wanted.seed}",
+        f"{path}: {wanted.species} species, {wanted.species * wanted.images_train:,} training images, "
+        f"{wanted.species * wanted.images_test:,} test images, birds of about {wanted.size} px, seed {wanted.seed}",
     )
 
 
@@ -131,7 +131,7 @@ def check(
         _tell(dataset, console)
         say(console, *findings.lines(LISTED))
         if findings.clean:
-            say(console, f"{len(dataset.samples)} images decoded, nothing wrong")
+            say(console, f"{len(dataset.samples):,} images decoded, nothing wrong")
     if not findings.clean:
         raise typer.Exit(FOUND)
 
