@@ -192,8 +192,8 @@ def check_free(path: Path, *, replace: bool = False, marker: str = "") -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raise OptionError where nothing can be written beside `path`: in a file, on a read-only disk, by a name that is too
-    long.
+    """Raise OptionError where nothing can be written beside `path`: in a file, on a read-only disk, or where the name
+    is too long.
     """
     target = Path(os.path.abspath(path))
     try:
