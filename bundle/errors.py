@@ -28,8 +28,8 @@ FieldmarkError                what was wrong, where, what to do; the CLI prints 
 └── MissingExtra              an optional dependency is not installed; names the extra
 """
 
-import importlib.util
 import unicodedata
+from pathlib import Path
 
 
 def printable(text: str) -> str:
@@ -215,7 +215,7 @@ class MissingExtra(FieldmarkError):
             if isinstance(stop, KeyboardInterrupt | Terminated):
                 raise stop from None
             stop = stop.__cause__ or stop.__context__
-        if _part_of_what_is_there(cause.name or ""):
+        if _ours(cause.name or ""):
             return cls(f"{verb}: {cause.name} is missing from what is installed", hint="Install it again.")
         return cls(
             f"{verb} needs the '{extra}' extra ({cause.name or cause} is not installed)",
@@ -223,8 +223,7 @@ class MissingExtra(FieldmarkError):
         )
 
 
-def _part_of_what_is_there(name: str) -> bool:
-    """Whether a module is one of a package that was found without it: no extra brings that."""
-    package, dot, _ = name.partition(".")
-    found = importlib.util.find_spec(package) if dot else None
-    return found is not None and found.origin is not None  # a namespace is shared by many
+def _ours(name: str) -> bool:
+    """Whether a module is a file of one of our own rooms: no extra brings that."""
+    room, dot, _ = name.partition(".")
+    return bool(dot) and (Path(__file__).parents[1] / room / "__init__.py").is_file()

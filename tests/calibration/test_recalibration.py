@@ -294,7 +294,8 @@ def test_prototypes_are_training_images_and_calibrate_nothing(bundle, other_came
     assert run(capsys, bundle.path, "--with", folder, "--out", tmp_path / "two")[0] == 0
     shutil.copytree(bundle.path, folder / "sub" / "b")
     listed = tmp_path / "list.txt"
-    listed.write_text("".join(f"{path}\n" for path in sorted(folder.rglob("*.png"))))
+    pictures = sorted(path for path in folder.rglob("*") if path.suffix in (".jpg", ".png"))
+    listed.write_text("".join(f"{path}\n" for path in pictures))
     for source in (folder, listed):
         code, _, err = run(capsys, bundle.path, "--with", source, "--out", tmp_path / "three")
         assert code == 1
