@@ -220,7 +220,7 @@ def test_a_slow_network_and_the_callers_deadline(played: PlayedTriton, played_ur
 
         played.before = slow
         assert fails(lambda: stub.Classify(ask(), timeout=0.5)).code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        assert 0 < left[0] <= 0.5, "the deadline goes along"
+        assert 0 < left[0] < 0.6, "the deadline goes along; clocks differ by a fraction of a millisecond"
         assert gone.wait(10), "and Triton is told that nobody waits any more"
 
 
