@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.page import put, table_head, table_row
-from benchmarks.record import RESULTS, place_of, read_kept, save
+from benchmarks.record import RESULTS, read_kept, result_file, save
 from bundle.errors import OptionError, printable
 from bundle.false_alarms import false_alarms
 from bundle.folder import Bundle
@@ -43,7 +43,7 @@ def bench(
     """Measure how many clean images are flagged before and after a calibration on others of the same source."""
     if not name.startswith("calibrate"):
         raise OptionError(f"{name!r} would not stand in the table", hint="Let the name begin with 'calibrate'.")
-    place_of(name)
+    result_file(name)
     result = measure_flags(Bundle.open(bundle), images, count=count, seed=seed)
     console = Console()
     table = Table("network", "alpha", "flagged before", "after", f"{INTERVAL:.0%} of calibrations give")

@@ -88,7 +88,7 @@ def summed_up(reports: Path, backbone: str, seeds: int) -> dict[str, Any]:
             files = [reports / f"{system}-{backbone}{fast}-{seed}" / JSON for seed in range(seeds)]
             documents = {file: read_kept(file, "run", "heads") for file in files if file.is_file()}
             if documents:
-                with understood(next(iter(documents)).parents[1]):
+                with understood(*documents):
                     heads = [document["heads"][head] for document in documents.values()]
                     pooled = _pooled(heads, list(documents.values()))
                 rows.append({"row": f"{system}-{backbone}{fast}", "head": head, "label": label} | pooled)

@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import place_of, save
+from benchmarks.record import result_file, save
 from bundle.errors import OptionError
 from bundle.false_alarms import wilson
 from robustness.pointing import ANY, MEASURES, RADIUS, SHOWN, TELLING, pointing
@@ -33,7 +33,7 @@ def bench(
     name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json")] = "pointing",
 ) -> None:
     """Measure every run on the same images, print a table and keep the result with device, versions and commit."""
-    place_of(name)
+    result_file(name)
     if not runs:
         study = (STUDY.glob(f"{system}-small{fast}-[0-9]") for system in SYSTEMS for fast in ("", "-fast"))
         runs = [run for found in study for run in sorted(found) if Run(run).finished]

@@ -52,12 +52,12 @@ def _version(package: str) -> str | None:
 
 def save(name: str, result: dict[str, Any], folder: Path | None = None) -> Path:
     """Write benchmarks/results/NAME.json, or FOLDER/NAME.json of what is no result."""
-    path = (folder or RESULTS) / place_of(name).name
+    path = (folder or RESULTS) / result_file(name).name
     write_text(path, json.dumps({"environment": environment(), **result}, indent=2, allow_nan=False) + "\n")
     return path
 
 
-def place_of(name: str) -> Path:
+def result_file(name: str) -> Path:
     """benchmarks/results/NAME.json; whoever measures for long asks before."""
     path = RESULTS / f"{name}.json"
     if path.parent != RESULTS:
@@ -79,13 +79,13 @@ def read_kept(path: Path, *keys: str) -> dict[str, Any]:
 
 
 @contextmanager
-def understood(path: Path) -> Iterator[None]:
+def understood(*paths: Path) -> Iterator[None]:
     """Whoever takes apart what `read_kept` has read: where it is not as it was written, that is said, and of what."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as problem:
         raise OptionError(
-            f"{path} is not as it was written ({type(problem).__name__}: {first_line(problem)})",
+            f"{' or '.join(map(str, paths))} is not as it was written ({type(problem).__name__}: {first_line(problem)})",
             hint="Remove it; what it told is measured again.",
         ) from None
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.page import interval, put, table_head, table_row
-from benchmarks.record import place_of, read_kept, save, understood
+from benchmarks.record import read_kept, result_file, save, understood
 from benchmarks.study.place import Place
 from benchmarks.study.tables import ORDER
 from bundle import tensors
@@ -105,7 +105,7 @@ def bench(
         forecast(runs, data, effort)
         return
     if name is not None:
-        place_of(name)
+        result_file(name)
     if name is None and (write or out is None):
         folders = {run.resolve().parent for run in runs}
         if len(folders) > 1:

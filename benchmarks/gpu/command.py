@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks.gpu.runtimes import compare_runtimes
 from benchmarks.page import put, table_head, table_row
-from benchmarks.record import place_of, save
+from benchmarks.record import result_file, save
 from benchmarks.sr5 import attacks_in, kept_rows
 from benchmarks.study.pictures import MAIN
 from benchmarks.study.tables import TITLES
@@ -122,7 +122,7 @@ def bench(
     """Measure everything that needs a GPU within the time, and write it down as it goes."""
     if not rehearse and not torch.cuda.is_available():
         raise OptionError("PyTorch sees no GPU here", hint="Rehearse on this machine: --rehearse.")
-    place_of(name)
+    result_file(name)
     size, console = TINY if rehearse else Size(), Console()
     out.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import place_of, save
+from benchmarks.record import result_file, save
 from benchmarks.rivals.preprocessing import nudge, squeeze
 from benchmarks.rivals.selection import columns_of, select_layers
 from bundle import tensors
@@ -321,7 +321,7 @@ def bench(
     name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json")] = "rivals",
 ) -> None:
     """Compare every detector on every head of these runs, by AUROC of attacks that were left out."""
-    place_of(name)
+    result_file(name)
     setup, console = replace(Setup(), test=test), Console()
     chosen = {run.resolve().name: (run, data) for run in runs} if runs else _usual_runs(data)
     if runs and len(chosen) < len(runs):
