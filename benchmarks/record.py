@@ -84,8 +84,9 @@ def understood(*paths: Path) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as problem:
+        named, why = " or ".join(map(str, paths)), f"{type(problem).__name__}: {first_line(problem)}"
         raise OptionError(
-            f"{' or '.join(map(str, paths))} is not as it was written ({type(problem).__name__}: {first_line(problem)})",
+            f"{named} is not as it was written ({why})",
             hint="Remove it; what it told is measured again.",
         ) from None
 

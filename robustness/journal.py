@@ -44,9 +44,7 @@ class Journal:
             if any(set(bits) - set("01") for key, bits in self.done.items() if not key.startswith(CHOSEN)):
                 raise ValueError("outcomes are no text of 0 and 1")
         except (OSError, ValueError, AttributeError, RecursionError) as problem:
-            raise OptionError(
-                f"the progress in {path} cannot be read ({first_line(problem)})", hint="Remove it."
-            ) from None
+            raise self._unreadable(problem) from None
 
     def close(self) -> None:
         """All is told elsewhere by now; what killed writers left goes too."""
@@ -78,9 +76,10 @@ class Journal:
             plain: Any = {name: tuple(each) if isinstance(each, list) else each for name, each in kept.items()}
             return Suite(**plain)
         except (ValueError, TypeError, AttributeError, RecursionError) as problem:
-            raise OptionError(
-                f"the progress in {self.path} cannot be read ({first_line(problem)})", hint="Remove it."
-            ) from None
+            raise self._unreadable(problem) from None
+
+    def _unreadable(self, problem: BaseException) -> OptionError:
+        return OptionError(f"the progress in {self.path} cannot be read ({first_line(problem)})", hint="Remove it.")
 
     def _keep(self, key: str, value: str) -> None:
         self.done[key] = value
