@@ -3,7 +3,8 @@
 Four parts, each with its share of the time: every system on every dataset, trained and attacked, one seed; attacks that
 know the detector, 1,000 steps; graphs and engines, built, compared and timed; the same graph in PyTorch, ONNX Runtime
 and TensorRT for RTX. What does not fit is stopped and named; the result is written after every step, so that whatever
-ends the machine leaves what is finished. `--rehearse` does all of it at a tiny size on a processor.
+ends the machine leaves what is finished. `--rehearse` does all of it at a tiny size on a processor; `--part` does some
+of it, in a folder whose earlier parts are there.
 """
 
 import json
@@ -118,11 +119,17 @@ def bench(
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="At a tiny size, on a processor; the result stays in OUT.")
     ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--part", help=f"Only this of {', '.join(SHARES)}; repeat for more.")
+    ] = None,
 ) -> None:
     """Measure everything that needs a GPU within the time, and write it down as it goes."""
     if not rehearse and not torch.cuda.is_available():
         raise OptionError("PyTorch sees no GPU here", hint="Rehearse on this machine: --rehearse.")
     result_file(name)
+    asked = {part: share for part, share in SHARES.items() if part in (only or SHARES)}
+    if unknown := sorted(set(only or ()) - set(SHARES)):
+        raise OptionError(f"there is no part {unknown[0]!r}", hint=f"Choose of: {', '.join(SHARES)}.")
     size, console = TINY if rehearse else Size(), Console()
     out.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -134,12 +141,12 @@ def bench(
         save(name, document, out if rehearse else None)
 
     begun, share_so_far = time.monotonic(), 0.0
-    for part, how in PARTS.items():
-        share_so_far += SHARES[part]
+    for part in asked:
+        share_so_far += asked[part] / sum(asked.values())
         allowed = Part(end=begun + 60 * minutes * share_so_far)  # what an earlier part leaves, a later one has
         console.rule(f"[bold]{part}[/], at most {duration(allowed.left)}", align="left")
         started = time.monotonic()
-        how(allowed, size, (data, weights, out), lambda part=part, **found: keep(part, **found))
+        PARTS[part](allowed, size, (data, weights, out), lambda part=part, **found: keep(part, **found))
         keep(part, seconds=round(time.monotonic() - started, 1), stopped=allowed.stopped)
         for each in allowed.stopped:
             say(console, each)
@@ -217,17 +224,18 @@ def engines(part: Part, size: Size, given: Given, keep: Keep) -> None:
 
 
 def runtimes(part: Part, size: Size, given: Given, keep: Keep) -> None:
-    """The same graph in PyTorch and in ONNX Runtime; the engines' own times stand in their part."""
+    """The same graph in PyTorch and, of every precision, in ONNX Runtime; engines' own times stand in their part."""
     data, _, out = given
-    run, bundle = out / f"{_slug(data[0])}-maxsep", out / "bundle-fp32"
-    if not (bundle / "manifest.json").is_file():
+    run, bundles = out / f"{_slug(data[0])}-maxsep", [out / f"bundle-{precision}" for precision in size.precisions]
+    bundles = [bundle for bundle in bundles if (bundle / "manifest.json").is_file()]
+    if not bundles:
         part.stopped.append("no bundle was exported to time")
         return
     for batch in size.batches:
         if part.left <= 0:
             part.stopped.append(f"batch {batch}: no time left")
             continue
-        keep(**{f"batch{batch}": compare_runtimes(run, bundle, batch, seconds=min(part.left, 15.0))})
+        keep(**{f"batch{batch}": compare_runtimes(run, bundles, batch, seconds=min(part.left, 15.0))})
 
 
 PARTS: dict[str, Callable[[Part, Size, Given, Keep], None]] = {

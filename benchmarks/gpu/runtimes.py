@@ -1,7 +1,8 @@
 """One served graph in PyTorch and in ONNX Runtime on the device that is there: the same images, turn by turn."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from training.run import Run
 WARMUP, MOST_ROUNDS = 3, 50
 
 
-def compare_runtimes(run: Path, bundle: Path, batch: int, *, seconds: float) -> dict[str, Any]:
-    """Milliseconds of the main network by runtime, PyTorch first; about so many `seconds` in all. Images go to the
-    device and answers come back, as a server has it.
+def compare_runtimes(run: Path, bundles: Sequence[Path], batch: int, *, seconds: float) -> dict[str, Any]:
+    """Milliseconds of the main network by runtime, PyTorch first, then each of the `bundles` of this run; about so many
+    `seconds` in all. Images go to the device and answers come back, as a server has it.
     """
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundles[0])
     head = opened.manifest.main_network
     detector = Detector.load(opened.file(opened.manifest.networks[head].detector.file))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,7 +31,6 @@ def compare_runtimes(run: Path, bundle: Path, batch: int, *, seconds: float) -> 
     module = ServedNetwork(network, head, detector).eval().to(device)
     spec = opened.manifest.image
     images = np.random.default_rng(0).integers(0, 256, (batch, spec.height, spec.width, 3), dtype=np.uint8)
-    inference = LocalInference(opened)
 
     @torch.no_grad()
     def eager() -> None:
@@ -43,15 +43,13 @@ def compare_runtimes(run: Path, bundle: Path, batch: int, *, seconds: float) -> 
             for output in module.forward(torch.from_numpy(images).to(device)):
                 output.cpu()
 
-    def onnxruntime() -> None:
-        inference.infer(images, head)
-
-    provider = inference.providers[0].removesuffix("ExecutionProvider")
-    calls: dict[str, Callable[[], None]] = {
-        f"torch {device}": eager,
-        f"torch {device} bf16": half,
-        f"onnxruntime {provider}": onnxruntime,
-    }
+    calls: dict[str, Callable[[], Any]] = {f"torch {device}": eager, f"torch {device} bf16": half}
+    for bundle in bundles:
+        inference = LocalInference(Bundle.open(bundle))
+        provider = inference.provider(head).removesuffix("ExecutionProvider")
+        calls[f"onnxruntime {provider} {inference.manifest.networks[head].precision}"] = partial(
+            inference.infer, images, head
+        )
     for call in calls.values():  # the first call compiles and loads
         call()
     started = time.perf_counter()

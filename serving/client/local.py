@@ -55,6 +55,11 @@ class LocalInference:
             ) from None
         return dict(zip(names, values, strict=True))
 
+    def provider(self, network: str) -> str:
+        """The execution provider that computes `network`: ONNX Runtime falls back where one of `providers` fails."""
+        first: str = self._session(network).get_providers()[0]
+        return first
+
     def _session(self, network: str) -> Any:
         with self._lock:
             if network not in self._sessions:

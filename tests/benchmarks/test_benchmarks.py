@@ -595,6 +595,8 @@ def test_without_a_gpu_only_a_rehearsal_runs(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(OptionError, match=r"PyTorch sees no GPU here.*--rehearse"):
         gpu.bench([tmp_path], "none", 1.0, tmp_path / "out", "x", False, False)
+    with pytest.raises(OptionError, match=r"there is no part 'engine'.*tables, adaptive, engines, runtimes"):
+        gpu.bench([tmp_path], "none", 1.0, tmp_path / "out", "x", False, True, ["engine"])
     assert not (tmp_path / "out").exists()
 
 
@@ -616,6 +618,10 @@ def test_everything_that_a_gpu_is_needed_for_is_rehearsed_without_one(
     }
     assert parts["engines"]["precisions"]["fp32"]
     assert {"batch1", "batch4"} <= parts["runtimes"].keys()
+    assert list(parts["runtimes"]["batch4"]) == ["rounds", "torch cpu", "torch cpu bf16", "onnxruntime CPU fp32"]
+
+    gpu.bench([tmp_path / "birds"], "none", 10.0, tmp_path / "out", "again", True, True, ["runtimes"])
+    assert list(json.loads((tmp_path / "out" / "again.json").read_text())["parts"]) == ["runtimes"]
 
 
 def test_a_part_stops_what_takes_too_long_says_what_failed_and_goes_on() -> None:
