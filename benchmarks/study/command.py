@@ -7,6 +7,7 @@ is not done again; the tables are written after every run, from whatever is ther
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -79,6 +80,9 @@ def bench(
     image_size: Annotated[
         int | None, typer.Option(help="Input side in pixels; the preset's, 48 for the built-in birds.")
     ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="As 'fieldmark train --set', in every row; repeat for more.")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="'imagenet', 'none' or a file, instead of the preset's.")] = None,
     precision: Annotated[str, typer.Option(help="Of training; evaluation is in float32.")] = "bf16-mixed",
     count: Annotated[int, typer.Option(min=1, help="Test images under every attack.")] = 100,
@@ -112,7 +116,8 @@ def bench(
         raise OptionError(f"there is no dataset at {data}", hint="Name CUB, Cars, class folders or a manifest.")
     if backbone == "small" and (image_size or 64) > 128:
         raise OptionError("the small backbone is for images of at most 128 pixels", hint="Choose another --backbone.")
-    _rehearse(backbone, {"image_size": image_size, "weights": weights}, epochs, fast_epochs)
+    settings = settings or []
+    _rehearse(backbone, {"image_size": image_size, "weights": weights}, settings, epochs, fast_epochs)
     Devices(precision=precision).fabric()
     if data is not None and classes is not None:
         data = first_classes(data, classes, out)
@@ -125,6 +130,7 @@ def bench(
     options: dict[str, Any] = {"data": str(data), "epochs": epochs, "fast_epochs": fast_epochs, "weights": weights}
     options |= {"image_size": image_size, "precision": precision, "count": count, "autoattack": autoattack_count}
     options |= {"apgd": True} if apgd else {}  # a study of an earlier version has none
+    options |= {"settings": settings} if settings else {}
     same_options(place.folder / "options.json", options)
     common = ["--precision", precision]
     common += [] if weights is None else ["--weights", weights]
@@ -140,7 +146,7 @@ def bench(
     def finish(seed: int, row: Row) -> None:
         run, evaluation = place.run(row.name, seed), _evaluation(place, row, seed)
         console.rule(f"[bold]{row.name}[/], seed {seed}: {work}", align="left")
-        words = [*common, *row.options, "--epochs", str(_length(row, epochs, fast_epochs))]
+        words = [*common, *_set(settings), *row.options, "--epochs", str(_length(row, epochs, fast_epochs))]
         words += ["--preset", row.preset, "--seed", str(seed), "--resume"]
         fieldmark("train", data, "--out", run, *words, threads=threads)
         classes = len(Run(run).read_record().labels)
@@ -149,11 +155,11 @@ def bench(
         told = ("--data", data, "--seed", str(seed), "--out", evaluation)
         fieldmark("evaluate", run, *how, *told, threads=threads)
         with collecting:
-            write_page(_save(place, seeds), place.mark)
+            write_page(_save(place, seeds, settings), place.mark)
             work.advance()
 
     side_by_side(at_once, [partial(finish, *each) for each in ahead])
-    result = _save(place, seeds)
+    result = _save(place, seeds, settings)
     write_page(result, place.mark)
     console.print(f"tables: {result}, in {PAGE}", highlight=False, markup=False, soft_wrap=True)
     if pictures:
@@ -169,17 +175,23 @@ def _evaluation(place: Place, row: Row, seed: int) -> Path:
     return place.folder / f"{row.name}-{seed}.json"
 
 
+def _set(settings: Iterable[str]) -> list[str]:
+    return [word for text in settings for word in ("--set", text)]
+
+
 def _length(row: Row, epochs: int | None, fast_epochs: int | None) -> int:
     length = (fast_epochs if row.fast else epochs) or preset(row.preset).epochs
     return 2 * length if row.longer else length
 
 
-def _rehearse(backbone: str, changes: dict[str, Any], epochs: int | None, fast_epochs: int | None) -> None:
+def _rehearse(
+    backbone: str, changes: dict[str, Any], settings: list[str], epochs: int | None, fast_epochs: int | None
+) -> None:
     """Make every row's config once: a setting that fits none must not be found after hours."""
     if changes["weights"] not in (None, "none"):
         check_weights(backbone.partition("-")[0], changes["weights"])
     for _, row in jobs(backbone, 1):
-        texts = [word for word in row.options if word != "--set"]
+        texts = [*settings, *(word for word in row.options if word != "--set")]
         preset(row.preset, texts=texts, epochs=_length(row, epochs, fast_epochs), **changes)
 
 
@@ -194,7 +206,7 @@ def _sources(data: Path, place: Place, common: list[str]) -> dict[str, Path]:
         options, name = list(common), f"gap-{network}{f'-{size}' if size else ''}"
         if architecture == "small":
             epochs, name = "10" if network == "vgg16" else "5", f"gap-{network}-reference"
-            options += [word for text in SHORT for word in ("--set", text)]
+            options += _set(SHORT)
             options += ["--epochs", epochs, "--weights", "none"]
             options += [] if "--image-size" in common else ["--image-size", "64"]
         fieldmark("train", data, "--out", runs[source], "--preset", name, *options, "--resume")
@@ -207,7 +219,7 @@ def _substitutes(architecture: str, common: list[str]) -> dict[str, str]:
     return {source: network for source, network in SOURCES.items() if fitting or network == architecture}
 
 
-def _save(place: Place, seeds: int) -> Path:
+def _save(place: Place, seeds: int, settings: Sequence[str] = ()) -> Path:
     """Collect every evaluation that is there; returns the file."""
     table = []
     for row in dict.fromkeys(row for _, row in jobs(place.backbone, 1)):
@@ -219,7 +231,9 @@ def _save(place: Place, seeds: int) -> Path:
                 {
                     "row": row.name,
                     "head": head,
-                    "command": " ".join(("fieldmark train DATA --out RUN --preset", row.preset, *row.options)),
+                    "command": " ".join(
+                        ("fieldmark train DATA --out RUN --preset", row.preset, *_set(settings), *row.options)
+                    ),
                     "seeds": [each["seed"] for each in found],
                     "right": {
                         column: [each["right"][head][column] for each in found]
@@ -241,6 +255,7 @@ def _save(place: Place, seeds: int) -> Path:
         "dataset": "built-in birds" if not place.dataset else table[0]["run"]["dataset"] if table else None,
         "backbone": place.backbone,
         "sources": sources,
+        **({"settings": list(settings)} if settings else {}),
         "rows": table,
     }
     write_text(path, json.dumps(document, indent=1) + "\n")

@@ -114,9 +114,10 @@ def _origin(study: dict[str, Any]) -> str:
     seeds = sorted({len(row["seeds"]) for row in rows})
     fast = next((row["run"]["config"]["epochs"] for row in rows if row["row"].endswith("-fast")), None)
     longer = "" if fast is None else f", {fast} with adversarial training"
+    changed = "".join(f"; every row with `--set {text}`" for text in study.get("settings", ()))
     return (
         f"Dataset: {study['dataset']}; backbone `{study['backbone']}` at {config['image_size']} px; {config['epochs']} "
-        f"epochs{longer}; {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} "
+        f"epochs{longer}{changed}; {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} "
         f"seed{'s' * (seeds[-1] > 1)}; "
         f"{accuracy['clean']['images']} test images a seed, {auto} under AutoAttack. {where.get('gpu', where['cpu'])}, "
         f"{where['cores']} cores, torch {where['packages']['torch']}, commit {where['commit'][:12]}. Percent of images "

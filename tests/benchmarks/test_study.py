@@ -51,6 +51,8 @@ def test_options_that_fit_no_row_are_told_before_anything_is_trained(tmp_path: P
         ({"backbone": "vgg16", "image_size": 2000, "data": tmp_path}, "image size 2000"),
         ({"image_size": 9, "data": tmp_path}, "image size 9"),
         ({"weights": "imagenet", "data": tmp_path}, "small backbone takes no weights"),
+        ({"settings": ["loss.cluser=1"]}, "cluser"),
+        ({"settings": ["loss.cluster"]}, "NAME=VALUE"),
         ({"weights": "nowhere.pt", "backbone": "vgg16", "data": tmp_path}, "no weights file at nowhere"),
     ):
         given = {name: default for name, default in _defaults().items() if name != "out"}
