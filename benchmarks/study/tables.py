@@ -26,8 +26,8 @@ TITLES = {
     "worst-there": "worst there",
     "autoattack-8": "AutoAttack 8",
 }
-TOLD = ("clean", "worst-2", "pgd10-8", "worst", "worst-there", "autoattack-8")  # columns that get intervals
-PAIRED = ("clean", "worst-2", "worst")  # and those in which ours is held against the others image by image
+TOLD = ("clean", "worst-2", "apgd-2", "pgd10-8", "worst", "worst-there", "autoattack-8")  # columns that get intervals
+PAIRED = ("clean", "worst-2", "apgd-2", "worst")  # and those in which ours is held against the others image by image
 FULL, ATTENTION = tensors.FULL, tensors.ATTENTION_ONLY
 ORDER = (
     ("ap", ATTENTION, "AP"),
@@ -47,7 +47,7 @@ ABLATED = {
     "-fast": ("Table 3 again, with fast adversarial training", ("none", None, "strong")),
 }
 HEADS = ((ATTENTION, "Ours-A"), (FULL, "Ours-FR"))
-JUDGED = ("clean", "pgd10-2", "pgd10-8")  # as far as every row has them
+JUDGED = ("clean", "pgd10-2", "apgd-2", "pgd10-8")  # as far as every row has them
 
 
 def write_page(result: Path, mark: str) -> None:
@@ -59,15 +59,19 @@ def tables(study: dict[str, Any]) -> str:
     """Tables 1 to 3 and the recipes, in Markdown; rows that are not measured yet are left out."""
     backbone = study["backbone"]
     found = {(row["row"], row["head"]): row["accuracy"] for row in study["rows"]}
-    answers = {(row["row"], row["head"]): row["right"] for row in study["rows"] if "right" in row}
+    trained = {(row["row"], row["head"]): len(row["seeds"]) for row in study["rows"]}
+    answers = {
+        (row["row"], row["head"]): {
+            column: dict(zip(row["seeds"], each, strict=True)) for column, each in row["right"].items()
+        }
+        for row in study["rows"]
+        if "right" in row
+    }
     of_row = {row["row"]: row for row in study["rows"]}
     lines = [_origin(study), ""]
     for suffix, title in BLOCKS.items():
-        rows = [
-            (label, found[f"{system}-{backbone}{suffix}", head])
-            for system, head, label in ORDER
-            if (f"{system}-{backbone}{suffix}", head) in found
-        ]
+        there = {label: (f"{system}-{backbone}{suffix}", head) for system, head, label in ORDER}
+        rows = [(label, found[key]) for label, key in there.items() if key in found]
         if not rows:
             continue
         columns = [column for column in TITLES if any(column in accuracy for _, accuracy in rows)]
@@ -75,15 +79,11 @@ def tables(study: dict[str, Any]) -> str:
         lines += [table_row(label, [_mean(accuracy, column) for column in columns]) for label, accuracy in rows]
         lines += ["", "The same with 95 % intervals over seeds and images:", ""]
         told = [column for column in TOLD if column in columns]
-        lines += table_head(["system", *(TITLES[column] for column in told)])
-        lines += [table_row(label, [_interval(accuracy, column) for column in told]) for label, accuracy in rows] + [""]
-        lines += _pairs(
-            {
-                label: answers[f"{system}-{backbone}{suffix}", head]
-                for system, head, label in ORDER
-                if (f"{system}-{backbone}{suffix}", head) in answers
-            }
-        )
+        lines += table_head(["system", "seeds", *(TITLES[column] for column in told)])
+        for label, accuracy in rows:
+            cells = [str(trained[there[label]]), *(_interval(accuracy, column) for column in told)]
+            lines.append(table_row(label, cells))
+        lines += ["", *_pairs({label: answers[key] for label, key in there.items() if key in answers})]
     for suffix, (title, variants) in ABLATED.items():
         names = (f"maxsep-{'' if variant is None else variant + '-'}{backbone}{suffix}" for variant in variants)
         there = [name for name in names if name in of_row]
@@ -125,28 +125,38 @@ def _origin(study: dict[str, Any]) -> str:
     )
 
 
-def _pairs(right: dict[str, dict[str, list[str]]]) -> list[str]:
-    """Ours against AP and ProtoPNet on the same images: how many only one of them gets right, and how likely so uneven
-    a division is by chance (McNemar's test, exact; seeds pooled).
-    """
-    from scipy.stats import binomtest
+Answers = dict[str, dict[int, str]]  # by column and seed: which images were answered rightly
 
+
+def _pairs(right: dict[str, Answers]) -> list[str]:
+    """Ours against AP and ProtoPNet on the same images: how many only one of them gets right, and how likely so uneven
+    a division is by chance (McNemar's test, exact; the seeds that both have are pooled).
+    """
     pairs = [(ours, other) for _, ours in HEADS for other in ("AP", "ProtoPNet")]
     there = [(ours, other) for ours, other in pairs if f"**{ours}**" in right and other in right]
     if not there:
         return []
-    lines = ["Image by image, right in ours alone : in the other alone (McNemar, exact):", ""]
-    lines += table_head(["", *(TITLES[column] for column in PAIRED)])
-    for ours, other in there:
-        cells = []
-        for column in PAIRED:
-            both = zip("".join(right[f"**{ours}**"][column]), "".join(right[other][column]), strict=True)
-            split = [pair for pair in both if pair[0] != pair[1]]
-            mine = split.count(("1", "0"))
-            chance = f", p = {binomtest(mine, len(split)).pvalue:.2g}" if split else ""
-            cells.append(f"{mine} : {len(split) - mine}{chance}")
-        lines.append(table_row(f"{ours}, {other}", cells))
+    columns = [column for column in PAIRED if all(column in right[each] for pair in there for each in _keys(pair))]
+    lines = ["Image by image, right in ours alone : in the other alone (McNemar, exact; the seeds that both have):", ""]
+    lines += table_head(["", *(TITLES[column] for column in columns)])
+    for pair in there:
+        cells = [_split(*(right[each][column] for each in _keys(pair))) for column in columns]
+        lines.append(table_row(", ".join(pair), cells))
     return [*lines, ""]
+
+
+def _keys(pair: tuple[str, str]) -> tuple[str, str]:
+    return f"**{pair[0]}**", pair[1]
+
+
+def _split(ours: dict[int, str], other: dict[int, str]) -> str:
+    from scipy.stats import binomtest
+
+    both = [pair for seed in ours.keys() & other.keys() for pair in zip(ours[seed], other[seed], strict=True)]
+    split = [pair for pair in both if pair[0] != pair[1]]
+    mine = split.count(("1", "0"))
+    chance = f", p = {binomtest(mine, len(split)).pvalue:.2g}" if split else ""
+    return f"{mine} : {len(split) - mine}{chance}"
 
 
 Found = dict[tuple[str, str], dict[str, Any]]  # by row and head: accuracy by column
