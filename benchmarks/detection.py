@@ -104,6 +104,7 @@ def _pooled(heads: Sequence[dict[str, Any]], documents: Sequence[dict[str, Any]]
         "flagged_clean": _counted([head["clean"]["flagged"] for head in heads]),
         "flagged_right": _counted([head["clean"]["flagged_of_right"] for head in heads]),
         "flagged_wrong": _counted([head["clean"]["flagged_of_wrong"] for head in heads]),
+        "mistakes": _areas([head["clean"]["mistakes"]["auroc"] for head in heads]),
         "auroc": {name: _areas([head["detection"][name]["auroc"] for head in heads]) for name in names},
         "left_out": {name: _areas([head["left_out"][name]["left_out"]["auroc"] for head in heads]) for name in names},
         "family_left_out": {
@@ -167,16 +168,17 @@ def tables(result: dict[str, Any]) -> list[str]:
             f"### What a user meets, {trained}: wrong and not flagged at alpha {ALPHA:g}, in percent",
             "",
             f"With 95 % intervals for a seed's images (Wilson; {rows[0]['missed']['clean']['of']} under each attack), "
-            "widened to every seed.",
+            "widened to every seed. AUROC: clean images answered wrongly against those answered rightly.",
             "",
         ]
         lines += table_head(
-            ["system", "clean right", "clean flagged", "of right", "of wrong", *names, "knows the detector"]
+            ["system", "clean right", "clean flagged", "of right", "of wrong", "AUROC", *names, "knows the detector"]
         )
         for each in rows:
             flagged = [each[f"flagged_{which}"] for which in ("clean", "right", "wrong")]
-            shown = [each["clean"], *flagged, *(each["missed"][name] for name in names), each["adaptive"]]
-            lines.append(table_row(each["label"], [_share(value) for value in shown]))
+            before, after = [each["clean"], *flagged], [*(each["missed"][name] for name in names), each["adaptive"]]
+            cells = [*map(_share, before), _area(each["mistakes"]), *map(_share, after)]
+            lines.append(table_row(each["label"], cells))
         lines.append("")
     return lines[:-1]
 

@@ -251,8 +251,10 @@ def page(document: dict[str, Any]) -> str:
     parts = document["parts"]
     rows: Sequence[dict[str, Any]] = parts.get("tables", {}).get("rows", ())
     columns = [column for column in TITLES if any(column in row["accuracy"] for row in rows)]
-    lines = [f"### {document['device']}, {document['minutes']:g} minutes, one seed: percent answered rightly", ""]
-    lines += table_head(["run", "head", "images", *(TITLES[column] for column in columns)])
+    lines = [f"{document['device']}, at most {document['minutes']:g} minutes."]
+    if rows:
+        lines += ["", "### One seed: percent answered rightly", ""]
+        lines += table_head(["run", "head", "images", *(TITLES[column] for column in columns)])
     for row in rows:
         cells = [_cell(row["accuracy"].get(column)) for column in columns]
         lines.append(table_row(row["run"], [row["head"], str(row["accuracy"]["clean"]["of"]), *cells]))

@@ -70,8 +70,8 @@ def tables(study: dict[str, Any]) -> str:
     of_row = {row["row"]: row for row in study["rows"]}
     lines = [_origin(study), ""]
     for suffix, title in BLOCKS.items():
-        there = {label: (f"{system}-{backbone}{suffix}", head) for system, head, label in ORDER}
-        rows = [(label, found[key]) for label, key in there.items() if key in found]
+        keys = {label: (f"{system}-{backbone}{suffix}", head) for system, head, label in ORDER}
+        rows = [(label, found[key]) for label, key in keys.items() if key in found]
         if not rows:
             continue
         columns = [column for column in TITLES if any(column in accuracy for _, accuracy in rows)]
@@ -81,9 +81,9 @@ def tables(study: dict[str, Any]) -> str:
         told = [column for column in TOLD if column in columns]
         lines += table_head(["system", "seeds", *(TITLES[column] for column in told)])
         for label, accuracy in rows:
-            cells = [str(trained[there[label]]), *(_interval(accuracy, column) for column in told)]
+            cells = [str(trained[keys[label]]), *(_interval(accuracy, column) for column in told)]
             lines.append(table_row(label, cells))
-        lines += ["", *_pairs({label: answers[key] for label, key in there.items() if key in answers})]
+        lines += ["", *_pairs({label: answers[key] for label, key in keys.items() if key in answers})]
     for suffix, (title, variants) in ABLATED.items():
         names = (f"maxsep-{'' if variant is None else variant + '-'}{backbone}{suffix}" for variant in variants)
         there = [name for name in names if name in of_row]

@@ -436,6 +436,7 @@ def report_of(seed: int, auroc: float | None, missed: int) -> dict[str, Any]:
             "flagged": found(2),
             "flagged_of_right": found(1),
             "flagged_of_wrong": {"count": 1, "of": 1},
+            "mistakes": {"auroc": 0.6 + 0.1 * seed, "count": 1},
         },
         "detection": {"pgd10-8": areas, "noise": {"auroc": None}},
         "left_out": {"pgd10-8": {"left_out": areas, "family_left_out": areas, "attack_free": {"auroc": None}}},
@@ -464,7 +465,8 @@ def test_detection_is_summed_up_over_seeds_and_told_in_tables(tmp_path: Path) ->
     assert "75.0 (60 to 86)" in text
     assert "10.0 (0 to 21)" in text
     assert "each attack's family left out of the lessons, trained on clean images; 3 seeds, least to most" in text
-    assert "| 2.0 (0 to 10) | 100.0 (21 to 100) |" in text  # of right, of wrong
+    # Of right, of wrong, and these told apart.
+    assert "| 2.0 (0 to 10) | 100.0 (21 to 100) | 0.700 (0.60 to 0.80) |" in text
     for seed in (1, 2):
         (tmp_path / f"ap-small-{seed}" / "report.json").unlink()
     alone = "\n".join(detection.tables(detection.summed_up(tmp_path, "small", 3)))

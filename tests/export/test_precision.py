@@ -364,6 +364,15 @@ def test_flags_that_alpha_does_not_allow_are_refused(bundles, flagged):
         quality.check_quality("full", "fp16", {"fp32": wide, "fp16": narrow}, detector, 0.5)
 
 
+def test_flags_are_held_against_those_of_float32_where_validation_images_differ_from_calibration(bundles):
+    """Photographs of other shops: both precisions flag 18 % of them at alpha 0.05, and narrowing changed nothing."""
+    detector = Detector.load(bundles["fp32"].file("detector/full.npz"))  # alpha 0.1
+    wide, same, more = (Quality(images=600, accuracy=1.0, flagged=share, auroc={}) for share in (0.4, 0.405, 0.7))
+    quality.check_quality("full", "fp16", {"fp32": wide, "fp16": same}, detector, 0.5)
+    with pytest.raises(ExportError, match=r"full in fp16 flags 70\.0 % of 600 .*fp32 flags 40"):
+        quality.check_quality("full", "fp16", {"fp32": wide, "fp16": more}, detector, 0.5)
+
+
 def test_the_interval_of_flags_covers_what_calibration_gives():
     """By simulation: scores of one law, calibrated on n and counted on m others."""
     generator = np.random.default_rng(0)
