@@ -37,7 +37,12 @@ def train(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    preset: Annotated[str, typer.Option(help="Starting point of all settings; an unknown name lists them.")] = "small",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Starting point of all settings: small, vgg16-96, ap-resnet34-fast; docs/own-images.md has all."
+        ),
+    ] = "small",
     system: Annotated[
         str | None, typer.Option(help="maxsep (default), ap, ap-triplet, ap-pcl, protopnet, gap.")
     ] = None,

@@ -8,13 +8,18 @@ of it, in a folder whose earlier parts are there.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any
 
 import torch
@@ -54,6 +59,7 @@ class Size:
     target: str = "local"
     precisions: tuple[str, ...] = ("fp32", "fp16")
     batches: tuple[int, ...] = (1, 8, 64)
+    at_once: int = max(1, len(os.sched_getaffinity(0)) // 2)  # trainings: each leaves the GPU idle for half of its time
 
 
 TINY = Size(
@@ -67,6 +73,7 @@ TINY = Size(
     target="sm_86",
     precisions=("fp32",),
     batches=(1, 4),
+    at_once=2,
 )
 
 
@@ -77,6 +84,8 @@ class Part:
     end: float
     clock: Callable[[], float] = time.monotonic
     stopped: list[str] = field(default_factory=list)
+    at_once: int = 1  # of what runs in it, which then shares the processors
+    running: set[subprocess.Popen[str]] = field(default_factory=set)
 
     @property
     def left(self) -> float:
@@ -88,9 +97,15 @@ class Part:
         if self.left <= 0:
             self.stopped.append(f"{what}: no time left")
             return None
-        process = subprocess.Popen([sys.executable, "-m", *map(str, words)], stdout=subprocess.PIPE, text=True)
+        threads = str(max(1, len(os.sched_getaffinity(0)) // self.at_once))
+        environment = os.environ | (
+            {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} if self.at_once > 1 else {}
+        )
+        command = [sys.executable, "-m", *map(str, words)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        self.running.add(process)
         try:
-            told, _ = process.communicate(timeout=self.left)
+            told, _ = process.communicate(timeout=max(self.left, 0.0))
         except subprocess.TimeoutExpired:
             process.terminate()
             try:
@@ -103,10 +118,24 @@ class Part:
         except BaseException:
             process.terminate()
             raise
+        finally:
+            self.running.discard(process)
         if process.returncode:
             self.stopped.append(f"{what}: ended with exit code {process.returncode}")
             return None
         return told
+
+    def side_by_side(self, works: Sequence[Callable[[], None]]) -> None:
+        """Do these in their order, `at_once` at a time; who stops this stops what runs."""
+        with ThreadPoolExecutor(self.at_once) as pool:
+            try:
+                for each in as_completed([pool.submit(work) for work in works]):
+                    each.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list(self.running):
+                    process.terminate()
+                raise
 
 
 def bench(
@@ -122,6 +151,9 @@ def bench(
     only: Annotated[
         list[str] | None, typer.Option("--part", help=f"Only this of {', '.join(SHARES)}; repeat for more.")
     ] = None,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="Trainings side by side; one for every two processors.")
+    ] = None,
 ) -> None:
     """Measure everything that needs a GPU within the time, and write it down as it goes."""
     if not rehearse and not torch.cuda.is_available():
@@ -131,6 +163,7 @@ def bench(
     if unknown := sorted(set(only or ()) - set(SHARES)):
         raise OptionError(f"there is no part {unknown[0]!r}", hint=f"Choose of: {', '.join(SHARES)}.")
     size, console = TINY if rehearse else Size(), Console()
+    size = replace(size, at_once=at_once or size.at_once)
     out.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     parts: dict[str, Any] = {}
@@ -162,22 +195,26 @@ Keep = Callable[..., None]
 def tables(part: Part, size: Size, given: Given, keep: Keep) -> None:
     """Tables 1 and 2 on every dataset: all clean trainings before the first adversarial one."""
     rows: list[dict[str, Any]] = []
+    part.at_once, keeping = size.at_once, Lock()
     data, weights, out = given
-    for fast in ("", "-fast"):
-        for place in data:
-            for system in MAIN:
-                run = out / f"{_slug(place)}-{system}{fast}"
-                words = ["--preset", f"{system}-{size.backbone}{fast}", "--epochs", str(size.epochs), *size.options]
-                words += [] if size.backbone == "small" else ["--weights", weights]
-                if part.run(run.name, "fieldmark", "train", place, "--out", run, *words, "--resume", "--json") is None:
-                    continue
-                able = len(Run(run).read_record().labels) >= AUTO_CLASSES
-                judged = ["--attacks", ",".join([*PAPER, *([APGD] * able)]), "--count", str(size.count)]
-                judged += ["--autoattack-count", str(size.autoattack), "--minutes", str(max(part.left, 1) / 60)]
-                told = part.run(f"{run.name} under attack", "fieldmark", "evaluate", run, *judged, "--json")
-                if told is not None:
-                    rows += _rows(run.name, place, json.loads(told))
-                keep(rows=rows)
+
+    def finish(fast: str, place: Path, system: str) -> None:
+        run = out / f"{_slug(place)}-{system}{fast}"
+        words = ["--preset", f"{system}-{size.backbone}{fast}", "--epochs", str(size.epochs), *size.options]
+        words += [] if size.backbone == "small" else ["--weights", weights]
+        if part.run(run.name, "fieldmark", "train", place, "--out", run, *words, "--resume", "--json") is None:
+            return
+        able = len(Run(run).read_record().labels) >= AUTO_CLASSES
+        judged = ["--attacks", ",".join([*PAPER, *([APGD] * able)]), "--count", str(size.count)]
+        judged += ["--autoattack-count", str(size.autoattack), "--minutes", str(max(part.left, 1) / 60)]
+        told = part.run(f"{run.name} under attack", "fieldmark", "evaluate", run, *judged, "--json")
+        with keeping:
+            if told is not None:
+                rows.extend(_rows(run.name, place, json.loads(told)))
+            keep(rows=sorted(rows, key=lambda row: str(row["run"])))
+
+    part.side_by_side([partial(finish, *each) for each in product(("", "-fast"), data, MAIN)])
+    part.at_once = 1
 
 
 def _rows(run: str, place: Path, told: dict[str, Any]) -> list[dict[str, Any]]:

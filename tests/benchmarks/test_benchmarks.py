@@ -641,6 +641,20 @@ def test_a_part_stops_what_takes_too_long_says_what_failed_and_goes_on() -> None
     ]
 
 
+def test_whoever_stops_a_part_stops_all_that_runs_side_by_side_in_it() -> None:
+    part = gpu.Part(end=time.monotonic() + 60, at_once=2)
+
+    def stop() -> None:
+        while not part.running:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        part.side_by_side([lambda: part.run("a server", "http.server", "0"), stop])
+    assert not part.running
+    assert part.stopped[0].startswith("a server: ended with exit code")
+
+
 def test_what_is_measured_on_a_gpu_is_told_in_tables() -> None:
     told = {
         "right": {"full": {"clean": "1110", "pgd10-8": "0000"}, "attention": {"clean": "1100", "pgd10-8": "1000"}},
