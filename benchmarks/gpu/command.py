@@ -38,6 +38,7 @@ from bundle.progress import duration
 from robustness.metrics import share
 from robustness.suites import PAPER
 from training.attacks.names import AUTO_CLASSES
+from training.presets import preset
 from training.run import Run
 
 SHARES = {"tables": 0.55, "adaptive": 0.2, "engines": 0.17, "runtimes": 0.08}  # of the time
@@ -154,6 +155,9 @@ def bench(
     at_once: Annotated[
         int | None, typer.Option(min=1, help="Trainings side by side; one for every two processors.")
     ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="As in a preset's name, with the input side if it is another: vgg16-96.")
+    ] = None,
 ) -> None:
     """Measure everything that needs a GPU within the time, and write it down as it goes."""
     if not rehearse and not torch.cuda.is_available():
@@ -163,7 +167,9 @@ def bench(
     if unknown := sorted(set(only or ()) - set(SHARES)):
         raise OptionError(f"there is no part {unknown[0]!r}", hint=f"Choose of: {', '.join(SHARES)}.")
     size, console = TINY if rehearse else Size(), Console()
-    size = replace(size, at_once=at_once or size.at_once)
+    size = replace(size, at_once=at_once or size.at_once, backbone=backbone or size.backbone)
+    for system in MAIN:
+        preset(f"{system}-{size.backbone}")
     out.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     parts: dict[str, Any] = {}

@@ -599,6 +599,8 @@ def test_without_a_gpu_only_a_rehearsal_runs(tmp_path: Path, monkeypatch: pytest
         gpu.bench([tmp_path], "none", 1.0, tmp_path / "out", "x", False, False)
     with pytest.raises(OptionError, match=r"there is no part 'engine'.*tables, adaptive, engines, runtimes"):
         gpu.bench([tmp_path], "none", 1.0, tmp_path / "out", "x", False, True, ["engine"])
+    with pytest.raises(OptionError, match="unknown preset 'ap-vgg61'"):
+        gpu.bench([tmp_path], "none", 1.0, tmp_path / "out", "x", False, True, None, None, "vgg61")
     assert not (tmp_path / "out").exists()
 
 
