@@ -31,7 +31,8 @@ def fallen(warmed: Row, now: Row, *, ended: bool) -> list[str]:
     """
     return [
         f"{head} got worse than its warm-up ({now[head]:.1%} of validation after {share:.1%}): the backbone learns too "
-        "fast (--set learning_rate_backbone=...), or the heads warmed up for too short a time"
+        "fast (--set learning_rate_backbone=...), the heads warmed up for too short a time, or what regularises them "
+        "begins too early (--set regularise_from=0.5)"
         for head, share in warmed.items()
         if head in now and now[head] < (share - SLACK if ended else DIP * share)
     ]

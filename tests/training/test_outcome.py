@@ -44,7 +44,8 @@ def test_the_warm_up_has_another_objective_and_does_not_count():
 def test_a_head_below_its_warm_up_is_named():
     assert fallen({"full": 0.126, "attention": 0.3}, {"full": 0.017, "attention": 0.31}, ended=False) == [
         "full got worse than its warm-up (1.7% of validation after 12.6%): the backbone learns too fast "
-        "(--set learning_rate_backbone=...), or the heads warmed up for too short a time"
+        "(--set learning_rate_backbone=...), the heads warmed up for too short a time, or what regularises them begins "
+        "too early (--set regularise_from=0.5)"
     ]
     assert fallen({"full": 0.27}, {"full": 0.203}, ended=False) == []  # the rates are still high; it comes back
     assert len(fallen({"full": 0.27}, {"full": 0.203}, ended=True)) == 1
