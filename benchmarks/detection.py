@@ -104,7 +104,7 @@ def _pooled(heads: Sequence[dict[str, Any]], documents: Sequence[dict[str, Any]]
         "flagged_clean": _counted([head["clean"]["flagged"] for head in heads]),
         "flagged_right": _counted([head["clean"]["flagged_of_right"] for head in heads]),
         "flagged_wrong": _counted([head["clean"]["flagged_of_wrong"] for head in heads]),
-        "mistakes": _areas([head["clean"]["mistakes"]["auroc"] for head in heads]),
+        "mistakes": _areas([head["clean"].get("mistakes", {}).get("auroc") for head in heads]),  # earlier reports
         "auroc": {name: _areas([head["detection"][name]["auroc"] for head in heads]) for name in names},
         "left_out": {name: _areas([head["left_out"][name]["left_out"]["auroc"] for head in heads]) for name in names},
         "family_left_out": {
@@ -154,6 +154,8 @@ def tables(result: dict[str, Any]) -> list[str]:
             ("family_left_out", "The same, each attack's family left out of the lessons"),
             ("attack_free", "The same, without any attack in the lessons"),
         ):
+            if any(key not in each for each in rows):  # results of an earlier version have fewer
+                continue
             lines += [
                 f"### {title}, {trained}; {count}",
                 "",
@@ -168,16 +170,25 @@ def tables(result: dict[str, Any]) -> list[str]:
             f"### What a user meets, {trained}: wrong and not flagged at alpha {ALPHA:g}, in percent",
             "",
             f"With 95 % intervals for a seed's images (Wilson; {rows[0]['missed']['clean']['of']} under each attack), "
-            "widened to every seed. AUROC: clean images answered wrongly against those answered rightly.",
+            "widened to every seed. Mistakes: clean images answered wrongly against those answered rightly.",
             "",
         ]
         lines += table_head(
-            ["system", "clean right", "clean flagged", "of right", "of wrong", "AUROC", *names, "knows the detector"]
+            [
+                "system",
+                "clean right",
+                "clean flagged",
+                "of right",
+                "of wrong",
+                "AUROC, mistakes",
+                *names,
+                "knows the detector",
+            ]
         )
         for each in rows:
-            flagged = [each[f"flagged_{which}"] for which in ("clean", "right", "wrong")]
-            before, after = [each["clean"], *flagged], [*(each["missed"][name] for name in names), each["adaptive"]]
-            cells = [*map(_share, before), _area(each["mistakes"]), *map(_share, after)]
+            flagged = [each.get(f"flagged_{which}", {"mean": None}) for which in ("clean", "right", "wrong")]
+            missed = [*(each["missed"][name] for name in names), each["adaptive"]]
+            cells = [_share(each["clean"]), *map(_share, flagged), _area(each.get("mistakes")), *map(_share, missed)]
             lines.append(table_row(each["label"], cells))
         lines.append("")
     return lines[:-1]

@@ -99,7 +99,8 @@ def same_options(path: Path, options: Mapping[str, Any]) -> None:
             if made.get(key) != value:
                 raise OptionError(
                     f"{path.parent} holds results with {key} {made.get(key)!r}, not {value!r}",
-                    hint="Repeat its options (--no-apgd where a study has no apgd), or choose another --out.",
+                    hint="Repeat its options (--no-apgd where a study has no apgd, --set as it was), or choose another "
+                    "--out.",
                 )
     write_text(path, json.dumps(options) + "\n")
 

@@ -46,7 +46,7 @@ class Trial:
 def check_quality(head: str, precision: str, found: Mapping[str, Quality], detector: Detector, max_loss: float) -> None:
     """Raise ExportError if `precision` loses more than `max_loss` percentage points of float32's accuracy, or flags a
     share of clean images that the detector's alpha does not allow. Where validation images are not as the calibration
-    images were, float32 is off too: then what it flags may be missed by as much as alpha may.
+    images were, float32 is off too: on that side its own share is allowed, and half the interval more.
     """
     wide, narrow = found[FP32], found[precision]
     loss = 100 * (wide.accuracy - narrow.accuracy)
@@ -58,12 +58,15 @@ def check_quality(head: str, precision: str, found: Mapping[str, Quality], detec
             hint="No bundle was written. Take another --precision, or allow more: --max-accuracy-loss POINTS.",
         )
     low, high = flagged_interval(_groups(detector, narrow.images), detector.alpha)
-    allowed = min(low, wide.flagged - (detector.alpha - low)), max(high, wide.flagged + (high - detector.alpha))
-    if not allowed[0] <= narrow.flagged <= allowed[1]:
+    slack = (high - low) / 2
+    least = wide.flagged - slack if wide.flagged < low else low
+    most = wide.flagged + slack if wide.flagged > high else high
+    if not least <= narrow.flagged <= most:
         raise ExportError(
             f"{head} in {precision} flags {100 * narrow.flagged:.1f} % of {narrow.images} clean validation images, "
             f"and alpha = {detector.alpha:g} gives {100 * low:.1f} to {100 * high:.1f} % ({INTERVAL:.0%} interval; "
-            f"{FP32} flags {100 * wide.flagged:.1f} %)",
+            f"{FP32} flags {100 * wide.flagged:.1f} %, so that {100 * max(0.0, least):.1f} to {100 * most:.1f} % are "
+            "allowed)",
             hint="No bundle was written. Take another --precision.",
         )
 

@@ -4,7 +4,7 @@ Four parts, each with its share of the time: every system on every dataset, trai
 know the detector, 1,000 steps; graphs and engines, built, compared and timed; the same graph in PyTorch, ONNX Runtime
 and TensorRT for RTX. What does not fit is stopped and named; the result is written after every step, so that whatever
 ends the machine leaves what is finished. `--rehearse` does all of it at a tiny size on a processor; `--part` does some
-of it, in a folder whose earlier parts are there.
+of it, in a folder whose earlier parts are there, beside what was found of them.
 """
 
 import json
@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,12 +28,13 @@ from rich.console import Console
 
 from benchmarks.gpu.runtimes import compare_runtimes
 from benchmarks.page import put, table_head, table_row
-from benchmarks.record import result_file, save
+from benchmarks.record import RESULTS, read_kept, result_file, save
 from benchmarks.sr5 import attacks_in, kept_rows
 from benchmarks.study.pictures import MAIN
 from benchmarks.study.tables import TITLES
 from bundle.console import say
-from bundle.errors import OptionError
+from bundle.errors import FieldmarkError, OptionError, first_line
+from bundle.manifest import MANIFEST
 from bundle.progress import duration
 from robustness.metrics import share
 from robustness.suites import PAPER
@@ -163,24 +164,26 @@ def bench(
     if not rehearse and not torch.cuda.is_available():
         raise OptionError("PyTorch sees no GPU here", hint="Rehearse on this machine: --rehearse.")
     result_file(name)
-    asked = {part: share for part, share in SHARES.items() if part in (only or SHARES)}
     if unknown := sorted(set(only or ()) - set(SHARES)):
         raise OptionError(f"there is no part {unknown[0]!r}", hint=f"Choose of: {', '.join(SHARES)}.")
+    asked = {part: share for part, share in SHARES.items() if part in (only or SHARES)}
     size, console = TINY if rehearse else Size(), Console()
     size = replace(size, at_once=at_once or size.at_once, backbone=backbone or size.backbone)
     for system in MAIN:
         preset(f"{system}-{size.backbone}")
     out.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    parts: dict[str, Any] = {}
-    document = {"device": device, "rehearsal": rehearse, "minutes": minutes, "parts": parts}
+    told = {"device": device, "rehearsal": rehearse, "backbone": size.backbone}
+    parts = _earlier((out if rehearse else RESULTS) / f"{name}.json", told) if only else {}
+    document = {**told, "parts": parts}
 
     def keep(part: str, **found: Any) -> None:
-        parts.setdefault(part, {}).update(found)
+        parts[part] = parts.get(part, {}) | found
         save(name, document, out if rehearse else None)
 
     begun, share_so_far = time.monotonic(), 0.0
     for part in asked:
+        parts[part] = {"minutes": minutes}
         share_so_far += asked[part] / sum(asked.values())
         allowed = Part(end=begun + 60 * minutes * share_so_far)  # what an earlier part leaves, a later one has
         console.rule(f"[bold]{part}[/], at most {duration(allowed.left)}", align="left")
@@ -192,6 +195,20 @@ def bench(
     say(console, f"-> {save(name, document, out if rehearse else None)}")
     if write and not rehearse:
         put(name, page(document))
+
+
+def _earlier(kept: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts that an earlier call has measured of the same."""
+    if not kept.is_file():
+        return {}
+    document = read_kept(kept, *told, "parts")
+    for key, value in told.items():
+        if document[key] != value:
+            raise OptionError(
+                f"{kept} is of {key} {document[key]!r}, not {value!r}", hint="Choose another --name, or all parts."
+            )
+    found: dict[str, Any] = document["parts"]
+    return found
 
 
 Given = tuple[list[Path], str, Path]
@@ -242,6 +259,7 @@ def adaptive(part: Part, size: Size, given: Given, keep: Keep) -> None:
     names = [f"{_slug(data[0])}-{system}{fast}" for fast in ("-fast", "") for system in ("maxsep", "ap")]
     for name in names:
         if not (out / name / "model.pt").is_file():
+            part.stopped.append(f"SR@5 of {name}: it was not trained")
             continue
         words = ["--steps", str(size.steps), "--count", str(size.adaptive_count)]
         words += ["--no-page", "--out", str(out / "sr5")]
@@ -269,16 +287,23 @@ def engines(part: Part, size: Size, given: Given, keep: Keep) -> None:
 def runtimes(part: Part, size: Size, given: Given, keep: Keep) -> None:
     """The same graph in PyTorch and, of every precision, in ONNX Runtime; engines' own times stand in their part."""
     data, _, out = given
-    run, bundles = out / f"{_slug(data[0])}-maxsep", [out / f"bundle-{precision}" for precision in size.precisions]
-    bundles = [bundle for bundle in bundles if (bundle / "manifest.json").is_file()]
+    run, bundles = out / f"{_slug(data[0])}-maxsep", []
+    for precision in size.precisions:
+        bundle = out / f"bundle-{precision}"
+        if (bundle / MANIFEST).is_file():
+            bundles.append(bundle)
+        else:
+            part.stopped.append(f"{precision}: no bundle was exported to time")
     if not bundles:
-        part.stopped.append("no bundle was exported to time")
         return
     for batch in size.batches:
         if part.left <= 0:
             part.stopped.append(f"batch {batch}: no time left")
             continue
-        keep(**{f"batch{batch}": compare_runtimes(run, bundles, batch, seconds=min(part.left, 15.0))})
+        try:
+            keep(**{f"batch{batch}": compare_runtimes(run, bundles, batch, seconds=min(part.left, 15.0))})
+        except (FieldmarkError, RuntimeError) as problem:  # PyTorch's of memory that ran out is a RuntimeError
+            part.stopped.append(f"batch {batch}: {first_line(problem)}")
 
 
 PARTS: dict[str, Callable[[Part, Size, Given, Keep], None]] = {
@@ -294,7 +319,8 @@ def page(document: dict[str, Any]) -> str:
     parts = document["parts"]
     rows: Sequence[dict[str, Any]] = parts.get("tables", {}).get("rows", ())
     columns = [column for column in TITLES if any(column in row["accuracy"] for row in rows)]
-    lines = [f"{document['device']}, at most {document['minutes']:g} minutes."]
+    asked = ", ".join(f"{part} {found['minutes']:g}" for part, found in parts.items())
+    lines = [f"{document['device']}, `{document['backbone']}`; minutes of the call that measured each: {asked}."]
     if rows:
         lines += ["", "### One seed: percent answered rightly", ""]
         lines += table_head(["run", "head", "images", *(TITLES[column] for column in columns)])

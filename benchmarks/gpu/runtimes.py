@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from benchmarks.record import side_by_side
+from bundle.errors import OptionError
+from bundle.files import sha256_of
 from bundle.folder import Bundle
 from detector.model import Detector
 from export.served import ServedNetwork
@@ -23,7 +25,7 @@ def compare_runtimes(run: Path, bundles: Sequence[Path], batch: int, *, seconds:
     """Milliseconds of the main network by runtime, PyTorch first, then each of the `bundles` of this run; about so many
     `seconds` in all. Images go to the device and answers come back, as a server has it.
     """
-    opened = Bundle.open(bundles[0])
+    opened, weights = Bundle.open(bundles[0]), sha256_of(run / "model.pt")
     head = opened.manifest.main_network
     detector = Detector.load(opened.file(opened.manifest.networks[head].detector.file))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,6 +48,8 @@ def compare_runtimes(run: Path, bundles: Sequence[Path], batch: int, *, seconds:
     calls: dict[str, Callable[[], Any]] = {f"torch {device}": eager, f"torch {device} bf16": half}
     for bundle in bundles:
         inference = LocalInference(Bundle.open(bundle))
+        if inference.manifest.training.get("weights_sha256") != weights:
+            raise OptionError(f"{bundle} is of other weights than {run}", hint="Remove it, and export it anew.")
         provider = inference.provider(head).removesuffix("ExecutionProvider")
         calls[f"onnxruntime {provider} {inference.manifest.networks[head].precision}"] = partial(
             inference.infer, images, head

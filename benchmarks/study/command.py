@@ -52,6 +52,15 @@ SHORT = (
 WORST_THERE = "worst-there"  # of the columns before it, on AutoAttack's images
 WORST_WEAK = "worst-2"  # of the paper's white-box columns at 2/255; APGD at 2/255 stands beside it
 RESAMPLES = 2000
+OWN = {
+    "seed": "Say how many: --seeds.",
+    "epochs": "Take --epochs and --fast-epochs.",
+    "image_size": "Take --image-size, or a --backbone such as vgg16-96.",
+    "weights": "Take --weights.",
+    "backbone": "Take --backbone.",
+    "system": "Every row has its own.",
+    "adversarial": "Every row has its own.",
+}
 
 
 def bench(
@@ -81,7 +90,8 @@ def bench(
         int | None, typer.Option(help="Input side in pixels; the preset's, 48 for the built-in birds.")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="As 'fieldmark train --set', in every row; repeat for more.")
+        list[str] | None,
+        typer.Option("--set", help="As 'fieldmark train --set', in every row but the substitutes; repeat for more."),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="'imagenet', 'none' or a file, instead of the preset's.")] = None,
     precision: Annotated[str, typer.Option(help="Of training; evaluation is in float32.")] = "bf16-mixed",
@@ -116,7 +126,8 @@ def bench(
         raise OptionError(f"there is no dataset at {data}", hint="Name CUB, Cars, class folders or a manifest.")
     if backbone == "small" and (image_size or 64) > 128:
         raise OptionError("the small backbone is for images of at most 128 pixels", hint="Choose another --backbone.")
-    settings = settings or []
+    settings = sorted({text.strip() for text in settings or ()})
+    _check_free(settings)
     _rehearse(backbone, {"image_size": image_size, "weights": weights}, settings, epochs, fast_epochs)
     Devices(precision=precision).fabric()
     if data is not None and classes is not None:
@@ -175,6 +186,13 @@ def _evaluation(place: Place, row: Row, seed: int) -> Path:
     return place.folder / f"{row.name}-{seed}.json"
 
 
+def _check_free(settings: Iterable[str]) -> None:
+    """What the study sets itself is no setting: its substitutes, columns and folders go by it."""
+    for name in (text.partition("=")[0].strip() for text in settings):
+        if name in OWN:
+            raise OptionError(f"--set {name} is not for a study", hint=OWN[name])
+
+
 def _set(settings: Iterable[str]) -> list[str]:
     return [word for text in settings for word in ("--set", text)]
 
@@ -219,14 +237,18 @@ def _substitutes(architecture: str, common: list[str]) -> dict[str, str]:
     return {source: network for source, network in SOURCES.items() if fitting or network == architecture}
 
 
-def _save(place: Place, seeds: int, settings: Sequence[str] = ()) -> Path:
+def _save(place: Place, seeds: int, settings: Sequence[str]) -> Path:
     """Collect every evaluation that is there; returns the file."""
-    table = []
+    table, images = [], None
     for row in dict.fromkeys(row for _, row in jobs(place.backbone, 1)):
         files = [_evaluation(place, row, seed) for seed in range(seeds)]
         found = [_evaluated(file) for file in files if file.is_file()]
-        _same_images(row.name, found)
-        for head in found[0]["right"] if found else ():
+        if not found:
+            continue
+        images = _same_images(row.name, images, found)
+        for head in found[0]["right"]:
+            every = [each["right"][head] for each in found]
+            columns = [column for column in every[0] if all(column in answers for answers in every)]
             table.append(
                 {
                     "row": row.name,
@@ -235,16 +257,9 @@ def _save(place: Place, seeds: int, settings: Sequence[str] = ()) -> Path:
                         ("fieldmark train DATA --out RUN --preset", row.preset, *_set(settings), *row.options)
                     ),
                     "seeds": [each["seed"] for each in found],
-                    "right": {
-                        column: [each["right"][head][column] for each in found]
-                        for column in PAIRED
-                        if column in found[0]["right"][head]
-                    },
+                    "right": {column: [answers[column] for answers in every] for column in PAIRED if column in columns},
                     "run": _run_facts(place.run(row.name, found[0]["seed"])),
-                    "accuracy": {
-                        column: _summary([each["right"][head][column] for each in found])
-                        for column in found[0]["right"][head]
-                    },
+                    "accuracy": {column: _summary([answers[column] for answers in every]) for column in columns},
                 }
             )
     path = RESULTS / f"{place.name('paper_tables')}.json"
@@ -262,13 +277,18 @@ def _save(place: Place, seeds: int, settings: Sequence[str] = ()) -> Path:
     return path
 
 
-def _same_images(row: str, evaluations: list[dict[str, Any]]) -> None:
-    """Seeds are resampled as trainings that were judged on the same images, so they must have been."""
-    if any(each["images"] != evaluations[0]["images"] for each in evaluations):
-        raise OptionError(
-            f"the seeds of {row} were judged on different images",
-            hint="They were trained with different divisions of the data; start anew with another --out.",
-        )
+def _same_images(row: str, images: list[str] | None, evaluations: list[dict[str, Any]]) -> list[str]:
+    """Seeds are resampled as trainings that were judged on the same images, and rows are held against each other on
+    them, so they must have been: those of the rows so far, which are returned.
+    """
+    for each in evaluations:
+        images = images or each["images"]
+        if each["images"] != images:
+            raise OptionError(
+                f"{row}, seed {each['seed']}, was judged on other images than what stands before it",
+                hint="It was trained with another division of the data; start anew with another --out.",
+            )
+    return images or []
 
 
 def _evaluated(file: Path) -> dict[str, Any]:

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from benchmarks.page import interval, put, table_head, table_row
 from bundle import tensors
 
@@ -114,7 +117,7 @@ def _origin(study: dict[str, Any]) -> str:
     seeds = sorted({len(row["seeds"]) for row in rows})
     fast = next((row["run"]["config"]["epochs"] for row in rows if row["row"].endswith("-fast")), None)
     longer = "" if fast is None else f", {fast} with adversarial training"
-    changed = "".join(f"; every row with `--set {text}`" for text in study.get("settings", ()))
+    changed = "".join(f"; every row, not the substitutes, with `--set {text}`" for text in study.get("settings", ()))
     return (
         f"Dataset: {study['dataset']}; backbone `{study['backbone']}` at {config['image_size']} px; {config['epochs']} "
         f"epochs{longer}{changed}; {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} "
@@ -129,34 +132,41 @@ Answers = dict[str, dict[int, str]]  # by column and seed: which images were ans
 
 
 def _pairs(right: dict[str, Answers]) -> list[str]:
-    """Ours against AP and ProtoPNet on the same images: how many only one of them gets right, and how likely so uneven
-    a division is by chance (McNemar's test, exact; the seeds that both have are pooled).
+    """Ours against AP and ProtoPNet on the same images: how many of them one gets right more often than the other, over
+    the seeds that both have, and how likely so uneven a division is by chance (the exact sign test over images, which
+    for one seed is McNemar's: the seeds of one image are no two images).
     """
     pairs = [(ours, other) for _, ours in HEADS for other in ("AP", "ProtoPNet")]
     there = [(ours, other) for ours, other in pairs if f"**{ours}**" in right and other in right]
-    if not there:
+    columns = [column for column in PAIRED if any(_both(right, pair, column) for pair in there)]
+    if not columns:
         return []
-    columns = [column for column in PAIRED if all(column in right[each] for pair in there for each in _keys(pair))]
-    lines = ["Image by image, right in ours alone : in the other alone (McNemar, exact; the seeds that both have):", ""]
+    lines = ["Image by image, right more often in ours : in the other (exact sign test; the seeds that both have):", ""]
     lines += table_head(["", *(TITLES[column] for column in columns)])
     for pair in there:
-        cells = [_split(*(right[each][column] for each in _keys(pair))) for column in columns]
-        lines.append(table_row(", ".join(pair), cells))
+        lines.append(table_row(", ".join(pair), [_split(_both(right, pair, column)) for column in columns]))
     return [*lines, ""]
 
 
-def _keys(pair: tuple[str, str]) -> tuple[str, str]:
-    return f"**{pair[0]}**", pair[1]
+def _both(right: dict[str, Answers], pair: tuple[str, str], column: str) -> list[tuple[str, str]]:
+    """What ours and the other answered rightly, by the seeds that both have."""
+    ours, other = right[f"**{pair[0]}**"].get(column, {}), right[pair[1]].get(column, {})
+    return [(ours[seed], other[seed]) for seed in sorted(ours.keys() & other.keys())]
 
 
-def _split(ours: dict[int, str], other: dict[int, str]) -> str:
+def _split(both: list[tuple[str, str]]) -> str:
     from scipy.stats import binomtest
 
-    both = [pair for seed in ours.keys() & other.keys() for pair in zip(ours[seed], other[seed], strict=True)]
-    split = [pair for pair in both if pair[0] != pair[1]]
-    mine = split.count(("1", "0"))
-    chance = f", p = {binomtest(mine, len(split)).pvalue:.2g}" if split else ""
-    return f"{mine} : {len(split) - mine}{chance}"
+    if not both:
+        return "–"
+    lead = np.sum([_bits(ours) - _bits(other) for ours, other in both], axis=0)  # (images,)
+    mine, theirs = int((lead > 0).sum()), int((lead < 0).sum())
+    chance = f", p = {binomtest(mine, mine + theirs).pvalue:.2g}" if mine + theirs else ""
+    return f"{mine} : {theirs}{chance}"
+
+
+def _bits(answers: str) -> npt.NDArray[np.int64]:
+    return np.array([int(each) for each in answers])
 
 
 Found = dict[tuple[str, str], dict[str, Any]]  # by row and head: accuracy by column

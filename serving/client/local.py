@@ -56,7 +56,7 @@ class LocalInference:
         return dict(zip(names, values, strict=True))
 
     def provider(self, network: str) -> str:
-        """The execution provider that computes `network`: ONNX Runtime falls back where one of `providers` fails."""
+        """The first execution provider that the session of `network` has: ONNX Runtime passes over those that fail."""
         first: str = self._session(network).get_providers()[0]
         return first
 

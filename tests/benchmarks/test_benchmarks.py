@@ -615,7 +615,9 @@ def test_everything_that_a_gpu_is_needed_for_is_rehearsed_without_one(
     gpu.bench([tmp_path / "birds"], "none", 10.0, tmp_path / "out", "rehearsed", True, True)
     assert not list(tmp_path.glob("*.json"))
     parts = json.loads((tmp_path / "out" / "rehearsed.json").read_text())["parts"]
-    assert {name: part["stopped"] for name, part in parts.items()} == {name: [] for name in gpu.PARTS}
+    untrained = [f"SR@5 of birds-ap{fast}: it was not trained" for fast in ("-fast", "")]
+    nothing: dict[str, list[str]] = {name: [] for name in gpu.PARTS}
+    assert {name: part["stopped"] for name, part in parts.items()} == nothing | {"adaptive": untrained}
     assert [row["run"] for row in parts["tables"]["rows"]] == ["birds-maxsep"] * 2 + ["birds-maxsep-fast"] * 2
     assert {(row["row"], row["head"]) for row in parts["adaptive"]["rows"]} == {
         (f"birds-maxsep{fast}", head) for fast in ("", "-fast") for head in ("full", "attention")
@@ -624,8 +626,29 @@ def test_everything_that_a_gpu_is_needed_for_is_rehearsed_without_one(
     assert {"batch1", "batch4"} <= parts["runtimes"].keys()
     assert list(parts["runtimes"]["batch4"]) == ["rounds", "torch cpu", "torch cpu bf16", "onnxruntime CPU fp32"]
 
-    gpu.bench([tmp_path / "birds"], "none", 10.0, tmp_path / "out", "again", True, True, ["runtimes"])
-    assert list(json.loads((tmp_path / "out" / "again.json").read_text())["parts"]) == ["runtimes"]
+    # A part alone is measured beside what was found of the others.
+    parts["runtimes"] = {}
+    result = tmp_path / "out" / "rehearsed.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"parts": parts}))
+    gpu.bench([tmp_path / "birds"], "none", 5.0, tmp_path / "out", "rehearsed", True, True, ["runtimes"])
+    again = json.loads((tmp_path / "out" / "rehearsed.json").read_text())["parts"]
+    assert {name: again[name] for name in ("tables", "adaptive", "engines")} == {
+        name: parts[name] for name in ("tables", "adaptive", "engines")
+    }
+    assert (again["runtimes"]["minutes"], again["tables"]["minutes"]) == (5.0, 10.0)
+    assert {"batch1", "batch4"} <= again["runtimes"].keys()
+    with pytest.raises(OptionError, match="is of backbone 'small', not 'vgg16-96'"):
+        gpu.bench(
+            [tmp_path / "birds"], "none", 5.0, tmp_path / "out", "rehearsed", True, True, ["runtimes"], None, "vgg16-96"
+        )
+
+    # Whatever of it fails is said, and the others go on.
+    (tmp_path / "out" / "bundle-fp32" / "full" / "model.onnx").write_bytes(b"x")
+    (tmp_path / "out" / "birds-maxsep-fast" / "model.pt").unlink()
+    gpu.bench([tmp_path / "birds"], "none", 5.0, tmp_path / "out", "b", True, True, ["runtimes", "adaptive"])
+    broken = json.loads((tmp_path / "out" / "b.json").read_text())["parts"]
+    assert broken["adaptive"]["stopped"] == ["SR@5 of birds-maxsep-fast: it was not trained", *untrained]
+    assert [each.partition(":")[0] for each in broken["runtimes"]["stopped"]] == ["batch 1", "batch 4"]
 
 
 def test_a_part_stops_what_takes_too_long_says_what_failed_and_goes_on() -> None:
@@ -666,12 +689,13 @@ def test_what_is_measured_on_a_gpu_is_told_in_tables() -> None:
     times = {"ms": {"p50": 2.0}, "ratio": 1.5}
     success = {"row": "cub-ap", "head": "attention", "images": 4, "success": {"any": {"share": 0.25}}}
     parts = {
-        "tables": {"rows": rows, "stopped": ["cars-ap: no time left"]},
-        "adaptive": {"steps": 1000, "rows": [success]},
-        "runtimes": {"batch8": {"rounds": 5, "torch cuda": times}, "seconds": 3.0, "stopped": []},
+        "tables": {"minutes": 12.0, "rows": rows, "stopped": ["cars-ap: no time left"]},
+        "adaptive": {"minutes": 12.0, "steps": 1000, "rows": [success]},
+        "runtimes": {"minutes": 2.0, "batch8": {"rounds": 5, "torch cuda": times}, "seconds": 3.0, "stopped": []},
     }
-    text = gpu.page({"device": "a GPU", "minutes": 12.0, "parts": parts})
+    text = gpu.page({"device": "a GPU", "backbone": "vgg16", "parts": parts})
     for line in (
+        "a GPU, `vgg16`; minutes of the call that measured each: tables 12, adaptive 12, runtimes 2.",
         "| cub-maxsep | full | 4 | 75.0 | 0.0 |",
         "| cub-maxsep | attention | 4 | 50.0 | 25.0 |",
         "### SR@5 at 1,000 steps, in percent",

@@ -13,9 +13,12 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as command
-from benchmarks import walkthrough
+from benchmarks import detection, sr5, walkthrough
 from benchmarks.catalogue import BENCHMARKS, NOTHING, Benchmark, load
+from benchmarks.gpu import command as gpu
+from benchmarks.page import PAGE
 from benchmarks.record import RESULTS
+from benchmarks.study import tables
 from bundle.errors import OptionError
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +158,27 @@ def test_every_result_is_named_by_a_page_and_is_there() -> None:
     kept = {file.name for file in RESULTS.glob("*.json")}
     linked = set(re.findall(r"benchmarks/results/([\w-]+\.json)", text))
     assert linked == kept
+
+
+WRITTEN: dict[str, Any] = {
+    "paper_tables_": tables.tables,
+    "detection_": lambda result: "\n".join(detection.tables(result)) + "\n\n",
+    "sr5_": sr5.page,
+    "gpu": gpu.page,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [(kind, file) for kind in WRITTEN for file in sorted(RESULTS.glob(f"{kind}*.json"))],
+    ids=lambda each: each if isinstance(each, str) else each.stem,
+)
+def test_the_tables_on_the_page_are_those_of_the_result(kind: str, file: Path) -> None:
+    """Also those of earlier versions, which may have fewer figures."""
+    mark = file.stem.removeprefix("paper_tables_").replace("_", " ")
+    found = re.search(f"<!-- begin: {mark} -->\n(.*?)<!-- end: {mark} -->", PAGE.read_text(), re.DOTALL)
+    assert found is not None, mark
+    assert found[1] == WRITTEN[kind](json.loads(file.read_text()))
 
 
 def test_every_result_says_with_what_it_was_measured() -> None:

@@ -52,6 +52,8 @@ def test_options_that_fit_no_row_are_told_before_anything_is_trained(tmp_path: P
         ({"image_size": 9, "data": tmp_path}, "image size 9"),
         ({"weights": "imagenet", "data": tmp_path}, "small backbone takes no weights"),
         ({"settings": ["loss.cluser=1"]}, "cluser"),
+        ({"settings": ["seed=7"]}, "--set seed is not for a study.*--seeds"),
+        ({"settings": ["image_size = 32"]}, "--set image_size is not for a study.*--image-size"),
         ({"settings": ["loss.cluster"]}, "NAME=VALUE"),
         ({"weights": "nowhere.pt", "backbone": "vgg16", "data": tmp_path}, "no weights file at nowhere"),
     ):
@@ -271,16 +273,88 @@ def test_the_page_gets_every_table_and_keeps_the_prose_around_them(
 
 
 def test_ours_is_held_against_the_others_image_by_image() -> None:
-    """On the same images an exact test sees what two intervals do not; a study in its midst has one row more often."""
-    ours = {0: "1" * 12 + "0" * 4, 1: "1" * 4 + "0" * 12}
-    other = {0: "0" * 12 + "1" * 2 + "0" * 2, 1: "1" * 4 + "0" * 12, 2: "1" * 16}
-    right = {"**Ours-A**": dict.fromkeys(tables.PAIRED, ours), "AP": dict.fromkeys(tables.PAIRED, other)}
+    """On the same images an exact test sees what two intervals do not. An image of two seeds is one image, and a study
+    in its midst has one row more often.
+    """
+    ours, other = "1" * 12 + "0" * 4, "0" * 12 + "1" * 2 + "0" * 2
+    right = {
+        "**Ours-A**": {column: {0: ours, 1: ours} for column in tables.PAIRED},
+        "AP": {column: {0: other, 1: other, 2: "1" * 16} for column in tables.PAIRED},
+    }
     lines = tables._pairs(right)
     assert lines[-2] == "| Ours-A, AP |" + " 12 : 2, p = 0.013 |" * len(tables.PAIRED)
     assert len(lines) == 2 + 2 + 1 + 1  # Ours-FR and ProtoPNet are not there
-    right["AP"] = {column: ours for column in tables.PAIRED if column != "apgd-2"}
-    assert tables._pairs(right)[-2] == "| Ours-A, AP | 0 : 0 | 0 : 0 | 0 : 0 |"
+    right["AP"]["clean"] = {0: ours, 1: other}
+    assert tables._pairs(right)[-2].startswith("| Ours-A, AP | 12 : 2, p = 0.013 |")
+    right["AP"]["clean"] = {0: ours, 1: ours[::-1]}  # 4 images better, 4 worse
+    assert tables._pairs(right)[-2].startswith("| Ours-A, AP | 4 : 4, p = 1 |")
+    right["ProtoPNet"] = {"clean": {0: ours}, "worst": {2: ours}}
+    assert tables._pairs(right)[-2] == "| Ours-A, ProtoPNet | 0 : 0 | – | – | – |"
     assert tables._pairs({"AP": right["AP"]}) == []
+
+
+def evaluation(images: list[str], seed: int, **right: str) -> dict[str, Any]:
+    """As 'fieldmark evaluate' writes it, of one head."""
+    return {"seed": seed, "images": images, "autoattack_images": [], "right": {"attention": right}}
+
+
+def test_settings_reach_every_row_and_what_is_told_of_it(
+    tiny_run: Path, tiny_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: dict[str, list[str]] = {}
+
+    def fieldmark(verb: str, *given: Any, threads: int | None = None) -> None:
+        words[verb] = [str(each) for each in given]
+        if verb == "evaluate":
+            out = Path(words[verb][words[verb].index("--out") + 1])
+            out.write_text(json.dumps(evaluation(["a", "b"], 0, clean="10", worst="00")))
+
+    monkeypatch.setattr(study, "fieldmark", fieldmark)
+    monkeypatch.setattr(study, "_sources", lambda *_: {})
+    monkeypatch.setattr(study, "jobs", lambda *_: [(0, Row(name="maxsep-small", preset="maxsep-small"))])
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr(page, "PAGE", tmp_path / "results.md")
+    (tmp_path / "results.md").write_text("# Results\n")
+    folder = tmp_path / "study" / f"{tiny_birds.name}-small"
+    folder.mkdir(parents=True)
+    (folder / "maxsep-small-0").symlink_to(tiny_run)
+    given = {**_defaults(), "data": tiny_birds, "image_size": 32, "out": tmp_path / "study"}
+    given |= {"pictures": False, "detectors": False, "settings": ["regularise_from=0.5", " ema=0.9"]}
+    study.bench(**given)
+    assert [words["train"][i + 1] for i, word in enumerate(words["train"]) if word == "--set"] == [
+        "ema=0.9",
+        "regularise_from=0.5",
+    ]
+    document = json.loads((tmp_path / f"paper_tables_{tiny_birds.name}_small.json").read_text())
+    assert document["settings"] == ["ema=0.9", "regularise_from=0.5"]
+    assert document["rows"][0]["command"].endswith("--set ema=0.9 --set regularise_from=0.5")
+    told = (tmp_path / "results.md").read_text()
+    assert "; every row, not the substitutes, with `--set ema=0.9`; every row, not the substitutes, with `--set" in told
+    study.bench(**given | {"settings": ["ema=0.9", "regularise_from=0.5"]})  # the same, in another order
+    with pytest.raises(OptionError, match=r"settings \['ema=0.9', .*--set as it was"):
+        study.bench(**given | {"settings": None})
+
+
+def test_seeds_of_a_row_are_summed_up_over_what_all_of_them_met(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was stopped before its last attack takes that column with it, and no more."""
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    place = Place(folder=tmp_path / "small", backbone="small")
+    place.folder.mkdir()
+    for seed, right in ((0, {"clean": "11", "apgd-2": "10"}), (1, {"clean": "10"})):
+        (place.folder / f"ap-small-{seed}.json").write_text(json.dumps(evaluation(["a", "b"], seed, **right)))
+        (place.folder / f"ap-small-{seed}").symlink_to(tiny_run)
+    (row,) = json.loads(study._save(place, 2, ()).read_text())["rows"]
+    assert (row["seeds"], row["accuracy"].keys(), row["right"]) == ([0, 1], {"clean"}, {"clean": ["11", "10"]})
+    one = json.loads(study._save(place, 1, ()).read_text())["rows"][0]
+    assert one["accuracy"].keys() == {"clean", "apgd-2"}
+    text = tables.tables(json.loads(study._save(place, 2, ()).read_text()))
+    assert "| AP | 2 | 75.0" in text
+    (place.folder / "maxsep-small-0.json").write_text(json.dumps(evaluation(["a", "c"], 0, clean="11")))
+    (place.folder / "maxsep-small-0").symlink_to(tiny_run)
+    with pytest.raises(OptionError, match="maxsep-small, seed 0, was judged on other images"):
+        study._save(place, 2, ())
 
 
 def test_the_worst_at_two_is_of_every_attack_there() -> None:
