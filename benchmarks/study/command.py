@@ -210,7 +210,10 @@ def _rehearse(
         check_weights(backbone.partition("-")[0], changes["weights"])
     for _, row in jobs(backbone, 1):
         texts = [*settings, *(word for word in row.options if word != "--set")]
-        preset(row.preset, texts=texts, epochs=_length(row, epochs, fast_epochs), **changes)
+        try:
+            preset(row.preset, texts=texts, epochs=_length(row, epochs, fast_epochs), **changes)
+        except OptionError as problem:
+            raise OptionError(f"{row.name}: {problem.what}", hint=problem.hint) from None
 
 
 def _sources(data: Path, place: Place, common: list[str]) -> dict[str, Path]:

@@ -52,6 +52,7 @@ def test_options_that_fit_no_row_are_told_before_anything_is_trained(tmp_path: P
         ({"image_size": 9, "data": tmp_path}, "image size 9"),
         ({"weights": "imagenet", "data": tmp_path}, "small backbone takes no weights"),
         ({"settings": ["loss.cluser=1"]}, "cluser"),
+        ({"settings": ["loss.cluster=5"]}, "maxsep-none-small: loss.cluster is set twice"),  # which Table 3 changes
         ({"settings": ["seed=7"]}, "--set seed is not for a study.*--seeds"),
         ({"settings": ["image_size = 32"]}, "--set image_size is not for a study.*--image-size"),
         ({"settings": ["loss.cluster"]}, "NAME=VALUE"),
