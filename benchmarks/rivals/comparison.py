@@ -39,6 +39,7 @@ from training.run import Run, image_spec
 Array = npt.NDArray[Any]
 Columns = Callable[["Answers"], Array]
 OURS = "nearest, predicted and overall (ours)"
+PREPROCESSED = "nearest class, input preprocessing (Lee et al. 2018)"
 NEIGHBOURS = 50  # k of kNN (Sun et al. 2022)
 STUDY, DEMO_RUN = Path("build/study/small"), Path("build/demo/run")
 
@@ -53,6 +54,7 @@ class Setup:
     resamples: int = 500
     alpha: float = DetectorSettings().alpha
     seed: int = 1
+    preprocessing: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,8 @@ def compare(network: Network, head: str, parts: Mapping[str, tuple[Array, Array]
     gaussians = {layer: fit_gaussians(values, labels, layer=layer) for layer, values in features.items()}
     attacker = Attackers(network=network, seed=setup.seed).on(head)
 
+    nudged = setup.preprocessing
+
     def answers(part: str, attack: str) -> Answers:
         images = attacked(attack, attacker, parts[part])
         measured, predicted = features_of(network, head, images)
@@ -112,7 +116,7 @@ def compare(network: Network, head: str, parts: Mapping[str, tuple[Array, Array]
             predicted=predicted,
             right=predicted == parts[part][1],
             squeezed=squeeze(network, head, images) if part != "calibration" else np.zeros((0, 1)),
-            nudged=nudge(network, head, images, gaussians) if part != "calibration" else np.zeros((0, 1)),
+            nudged=nudge(network, head, images, gaussians) if nudged and part != "calibration" else np.zeros((0, 1)),
         )
 
     names = (CLEAN, NOISE, *setup.attacks)
@@ -191,7 +195,7 @@ def _methods(
         "no attacks (ours)": (ratios, False),
         "nearest and predicted class": (lambda found: evidence(found)[:, classes], True),
         "nearest class (Lee et al. 2018)": (lambda found: evidence(found)[:, 0::3], True),
-        "nearest class, input preprocessing (Lee et al. 2018)": (lambda found: logarithms(found.nudged), True),
+        PREPROCESSED: (lambda found: logarithms(found.nudged), True),
         "predicted class": (lambda found: evidence(found)[:, 1::3], True),
         "class-agnostic": (lambda found: evidence(found)[:, 2::3], True),
         "relative (Ren et al. 2021)": (relative, True),
@@ -199,6 +203,8 @@ def _methods(
         "feature squeezing (Xu et al. 2018)": (lambda found: found.squeezed, False),
         "nearest neighbours (Sun et al. 2022)": (nearest_neighbours, False),
     }
+    if not len(taught[CLEAN].nudged):
+        del methods[PREPROCESSED]
     return methods, chosen
 
 
@@ -319,10 +325,14 @@ def bench(
     data: Annotated[Path | None, typer.Option(help="Their dataset, if it has moved since training.")] = None,
     test: Annotated[int, typer.Option(min=1, help="Test images at most, spread over the classes.")] = Setup().test,
     name: Annotated[str, typer.Option(help="benchmarks/results/NAME.json")] = "rivals",
+    preprocessing: Annotated[
+        bool,
+        typer.Option(help="Lee et al.'s, a pass backward for every layer: most of the time of a large network."),
+    ] = True,
 ) -> None:
     """Compare every detector on every head of these runs, by AUROC of attacks that were left out."""
     result_file(name)
-    setup, console = replace(Setup(), test=test), Console()
+    setup, console = replace(Setup(), test=test, preprocessing=preprocessing), Console()
     chosen = {run.resolve().name: (run, data) for run in runs} if runs else _usual_runs(data)
     if runs and len(chosen) < len(runs):
         raise OptionError("two of the runs have the same name", hint="The result tells them apart by it.")

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -385,6 +386,10 @@ def test_a_rehearsal_of_the_comparison_of_detectors(tiny_run: Path) -> None:
             assert set(areas) == {"fgsm-8", "pgd2-8", "mean"}
             assert all(0 <= low <= high <= 1 for _, low, high in areas.values())
     json.dumps(result)
+    shorter = rivals.measure_run(tiny_run, None, replace(setup, preprocessing=False))
+    for head in ("full", "attention"):
+        left = {name: found for name, found in result[head]["methods"].items() if name != rivals.PREPROCESSED}
+        assert shorter[head]["methods"] == left
 
 
 def test_a_run_without_a_head_is_summed_up_beside_those_that_have_it() -> None:
