@@ -23,7 +23,7 @@ from benchmarks.record import RESULTS, environment, read_kept, same_options, und
 from benchmarks.study.classes import first_classes
 from benchmarks.study.pictures import draw_pictures
 from benchmarks.study.place import Place
-from benchmarks.study.plan import Row, jobs, rows
+from benchmarks.study.plan import Row, jobs, rows, set_words
 from benchmarks.study.tables import PAIRED, write_page
 from bundle.errors import OptionError
 from bundle.false_alarms import wilson
@@ -127,7 +127,7 @@ def bench(
     if backbone == "small" and (image_size or 64) > 128:
         raise OptionError("the small backbone is for images of at most 128 pixels", hint="Choose another --backbone.")
     settings = sorted({text.strip() for text in settings or ()})
-    _check_free(settings)
+    _refuse_own(settings)
     _rehearse(backbone, {"image_size": image_size, "weights": weights}, settings, epochs, fast_epochs)
     Devices(precision=precision).fabric()
     if data is not None and classes is not None:
@@ -157,7 +157,7 @@ def bench(
     def finish(seed: int, row: Row) -> None:
         run, evaluation = place.run(row.name, seed), _evaluation(place, row, seed)
         console.rule(f"[bold]{row.name}[/], seed {seed}: {work}", align="left")
-        words = [*common, *_set(settings), *row.options, "--epochs", str(_length(row, epochs, fast_epochs))]
+        words = [*common, *set_words(settings), *row.options, "--epochs", str(_length(row, epochs, fast_epochs))]
         words += ["--preset", row.preset, "--seed", str(seed), "--resume"]
         fieldmark("train", data, "--out", run, *words, threads=threads)
         classes = len(Run(run).read_record().labels)
@@ -186,15 +186,11 @@ def _evaluation(place: Place, row: Row, seed: int) -> Path:
     return place.folder / f"{row.name}-{seed}.json"
 
 
-def _check_free(settings: Iterable[str]) -> None:
+def _refuse_own(settings: Iterable[str]) -> None:
     """What the study sets itself is no setting: its substitutes, columns and folders go by it."""
     for name in (text.partition("=")[0].strip() for text in settings):
         if name in OWN:
             raise OptionError(f"--set {name} is not for a study", hint=OWN[name])
-
-
-def _set(settings: Iterable[str]) -> list[str]:
-    return [word for text in settings for word in ("--set", text)]
 
 
 def _length(row: Row, epochs: int | None, fast_epochs: int | None) -> int:
@@ -227,7 +223,7 @@ def _sources(data: Path, place: Place, common: list[str]) -> dict[str, Path]:
         options, name = list(common), f"gap-{network}{f'-{size}' if size else ''}"
         if architecture == "small":
             epochs, name = "10" if network == "vgg16" else "5", f"gap-{network}-reference"
-            options += _set(SHORT)
+            options += set_words(SHORT)
             options += ["--epochs", epochs, "--weights", "none"]
             options += [] if "--image-size" in common else ["--image-size", "64"]
         fieldmark("train", data, "--out", runs[source], "--preset", name, *options, "--resume")
@@ -257,7 +253,7 @@ def _save(place: Place, seeds: int, settings: Sequence[str]) -> Path:
                     "row": row.name,
                     "head": head,
                     "command": " ".join(
-                        ("fieldmark train DATA --out RUN --preset", row.preset, *_set(settings), *row.options)
+                        ("fieldmark train DATA --out RUN --preset", row.preset, *set_words(settings), *row.options)
                     ),
                     "seeds": [each["seed"] for each in found],
                     "right": {column: [answers[column] for answers in every] for column in PAIRED if column in columns},

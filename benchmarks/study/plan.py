@@ -51,6 +51,11 @@ def rows(backbone: str, systems: tuple[str, ...] = (*MAIN, *OTHERS)) -> Iterator
             yield Row(name=name, preset=name, fast=fast)
 
 
+def set_words(settings: Iterable[str]) -> list[str]:
+    """NAME=VALUE texts as words of 'fieldmark train'."""
+    return [word for text in settings for word in ("--set", text)]
+
+
 def ablation(backbone: str) -> Iterator[Row]:
     """What Table 3 needs beside them, without and with fast adversarial training."""
     for suffix, variants in (("", ABLATION), ("-fast", FAST_ABLATION)):
@@ -58,7 +63,7 @@ def ablation(backbone: str) -> Iterator[Row]:
         loss = preset(base).loss
         for name, (cluster, separation) in variants.items():
             texts = (f"loss.cluster={loss.cluster * cluster:g}", f"loss.separation={loss.separation * separation:g}")
-            options = tuple(word for text in texts for word in ("--set", text))
+            options = tuple(set_words(texts))
             yield Row(name=f"maxsep-{name}-{base}", preset=base, options=options, fast=bool(suffix), attacks=ABLATED)
 
 
